@@ -1,0 +1,106 @@
+"""Pre-train SEED-LLaMA with LoRA on interleaved text and image codes (stage 1 of spec D.1 to D.3).
+
+    python -m seed_jax.main --config=configs/pretrain.py:tiny --workdir=/tmp/seed_tiny
+
+Variants
+    tiny  a laptop CPU, about a minute: photographs that come with scikit-image, an untrained tiny tokenizer, a 1 M parameter
+          LLaMA; shows that every part works together, not what SEED can do.
+    8b    SEED-LLaMA-8B (Vicuna-7B v1.1). The original used 64 A100-40G for 144 h including full fine-tuning.
+    14b   SEED-LLaMA-14B (LLaMA-2-Chat-13B).
+
+The real variants need `model.init` (made by `seed-jax import llama`), `data.vocabulary` (the folder of
+AILab-CVC/seed-tokenizer-2 with tokenizer.model and added_tokens.json) and the shards of `data.parts`
+(made by `seed-jax data build`).
+"""
+
+import ml_collections
+
+from seed_jax.errors import UserError
+
+VARIANTS = ("8b", "14b", "tiny")
+
+
+def get_config(variant: str = "8b") -> ml_collections.ConfigDict:
+    """Return the config of a variant."""
+    if variant not in VARIANTS:
+        raise UserError(f"configs/pretrain.py has no variant {variant!r}: expected one of {', '.join(VARIANTS)}.")
+    config = _official()
+    config.model.sizes = {"8b": "seed_8b", "14b": "seed_14b", "tiny": "tiny"}[variant]
+    if variant == "tiny":
+        _shrink(config)
+    return config
+
+
+def _official() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.stage = "pretrain"
+    config.seed = 42
+    config.steps = 30_000  # spec D.2
+    config.log_every = 10
+
+    config.model = ml_collections.ConfigDict()
+    config.model.sizes = "seed_8b"  # a classmethod of LlamaConfig; ignored where `init` is given
+    config.model.init = "pretrained/vicuna-7b-v1.1"  # a model directory; "" starts from random weights
+    config.model.remat = "full"
+    config.model.attention = "xla"
+
+    # Spec D.1: beside the adapters, embeddings, head and norms are trained whole.
+    config.lora = ml_collections.ConfigDict({"rank": 16, "alpha": 32.0, "dropout": 0.05})
+    config.precision = ml_collections.ConfigDict({"frozen": "bfloat16", "compute": "bfloat16"})
+
+    config.data = ml_collections.ConfigDict()
+    config.data.demo = False  # make a small data set from embedded photographs below the workdir
+    config.data.vocabulary = "pretrained/seed-tokenizer-2"
+    config.data.sequence_length = 2048
+    # The original's batches hold about 23k padded tokens per GPU, x 4 accumulation, of which about 40 % are useful.
+    config.data.batch_size = 256
+    config.data.prefetch = 4
+    # Weights are the original's (spec D.3): shares of samples here, because packing has no batches of a pipe.
+    config.data.parts = (
+        _part("data/cc3m_unsplash_coco", "image_text_pair", 0.5, max_length=200),
+        _part("data/laion_coco", "image_text_pair", 5.0, max_length=140),
+        _part("data/mmc4", "interleaved", 2.0, max_length=1024),
+        _part("data/obelics", "interleaved", 1.0, max_length=1024, reverse_ratio=0.0),
+        _part("data/webvid", "video_caption", 0.5, max_length=200),
+        _part("data/wikipedia", "text", 1.0, max_length=1024),
+    )
+
+    # Spec D.2, row "pretrain (LoRA)".
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "peak_lr": 1.5e-4,
+            "min_lr_ratio": 0.05,
+            "warmup_ratio": 0.03,
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-5,
+            "weight_decay": 0.05,
+            "clip_norm": 1.0,
+            "accumulation": 4,
+        }
+    )
+    config.loss_chunk = 1024  # tokens whose logits are held at once
+    config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
+    config.checkpoint = ml_collections.ConfigDict({"every_steps": 1000, "keep_last": 3, "keep_every": 10_000})
+    return config
+
+
+def _part(path: str, task: str, weight: float, **params) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict({"path": path, "task": task, "weight": weight, "params": params})
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+    config.steps = 150
+    config.log_every = 10
+    config.model.init = ""
+    config.model.remat = "none"
+    config.precision = ml_collections.ConfigDict({"frozen": "float32", "compute": "float32"})
+    config.data.demo = True
+    config.data.vocabulary = ""
+    config.data.sequence_length = 256
+    config.data.batch_size = 8
+    config.data.parts = ()
+    config.optimizer.peak_lr = 5e-3  # the smaller the model, the larger the step it stands
+    config.optimizer.accumulation = 1
+    config.loss_chunk = 512
+    config.checkpoint.every_steps = 50

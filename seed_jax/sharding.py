@@ -1,0 +1,179 @@
+"""Meshes, the one table from logical to mesh axes, and start-up on several hosts."""
+
+import logging
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import meta
+from flax.traverse_util import flatten_dict
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from seed_jax.errors import UserError
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH_AXES = ("replica", "fsdp")
+
+# Logical axis -> mesh axis. `embed` is every weight's model dimension: cut over fsdp, gathered where it is used.
+# Activations have names of their own (`act_*`), because a weight and an activation of one size are cut differently.
+RULES = (
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+    ("norm", None),
+    ("layers", None),
+    ("batch", BATCH_AXES),
+    ("sequence", None),
+    ("act_embed", None),
+    ("act_heads", "tensor"),
+    ("act_mlp", "tensor"),
+    ("act_vocab", "tensor"),
+)
+# A parameter above this size must not lie whole on every device unless a rule says so.
+WHOLE_LIMIT_BYTES = 1 << 20
+
+
+def initialize_distributed() -> None:
+    """Join the other hosts of a pod or cluster; does nothing on a single host.
+
+    Must run before any backend is touched. Several hosts are recognised by the environment that the TPU runtime, Slurm
+    or the launcher (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) sets.
+    """
+    import os
+
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]
+        if missing:
+            raise UserError(f"JAX_COORDINATOR_ADDRESS is set but {' and '.join(missing)} is not: set all three.")
+        jax.distributed.initialize(
+            os.environ["JAX_COORDINATOR_ADDRESS"],
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
+        )
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        jax.distributed.initialize()
+
+
+def make_mesh(shape: dict[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """Build the mesh over all devices.
+
+    Args:
+        shape: size per axis name; one size may be -1, "what is left"; an axis left out has size 1.
+    """
+    devices = jax.devices() if devices is None else devices
+    unknown = sorted(set(shape) - set(AXES))
+    if unknown:
+        raise UserError(f"mesh.{unknown[0]} is not a mesh axis: expected {', '.join(AXES)}.")
+    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    described = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"The mesh {described} is not valid: sizes are positive, and at most one is -1.")
+    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+        raise UserError(
+            f"The mesh {described} does not fit {len(devices)} device(s): the product of mesh.replica, mesh.fsdp and "
+            "mesh.tensor must equal the number of devices (one of them may be -1)."
+        )
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if devices[0].platform == "cpu":
+        grid = np.asarray(devices).reshape(sizes)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Return into how many parts a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Cut the leading axis over all data-parallel devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def local_rows(cut: NamedSharding, batch_size: int) -> list[int]:
+    """Return the rows of a global batch that this process's devices hold.
+
+    Where the tensor axis spans processes, several processes hold the same rows.
+    """
+    slices = cut.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (part,) in slices for row in range(*part.indices(batch_size))})
+
+
+def place(rows: dict[str, np.ndarray], cut: NamedSharding, batch_size: int) -> dict[str, jax.Array]:
+    """Lay this process's rows of a batch onto its devices."""
+    first = {row: index for index, row in enumerate(local_rows(cut, batch_size))}
+
+    def one(values: np.ndarray) -> jax.Array:
+        shape = (batch_size, *values.shape[1:])
+
+        def part(index):
+            start, stop, _ = index[0].indices(batch_size)
+            return values[first[start] : first[start] + stop - start]
+
+        return jax.make_array_from_callback(shape, cut, part)
+
+    return {name: one(values) for name, values in rows.items()}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Map a tree of parameters with logical names (as `init` returns it) to shardings.
+
+    An axis that its mesh axes do not divide is an error that names the tensor: a silent fallback would replicate it.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
+    shapes = meta.unbox(boxed)
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    flat_shapes, flat_shardings = flatten_dict(shapes, sep="/"), flatten_dict(shardings, sep="/")
+    problems = [p for name in flat_shapes if (p := _indivisible(name, flat_shapes[name].shape, flat_shardings[name]))]
+    if problems:
+        raise UserError(f"The mesh does not divide the model: {'; '.join(problems)}. Change mesh.* or the sizes.")
+    return shardings
+
+
+def _indivisible(name: str, shape: tuple[int, ...], sharding: NamedSharding) -> str | None:
+    for size, axes in zip(shape, sharding.spec, strict=False):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
+        if size % parts:
+            return f"{name} {shape} has {size}, not divisible by {'*'.join(axes)} = {parts}"
+    return None
+
+
+def describe(params: Any, shardings: Any) -> list[str]:
+    """Return one line a tensor: name, shape, how it is cut, MiB on each device."""
+    lines = []
+    flat = flatten_dict(shardings, sep="/")
+    for name, leaf in sorted(flatten_dict(params, sep="/").items()):
+        local = math.prod(flat[name].shard_shape(leaf.shape)) * leaf.dtype.itemsize / 2**20
+        lines.append(f"{name} {tuple(leaf.shape)} {leaf.dtype} {flat[name].spec} {local:.2f} MiB")
+    return lines
+
+
+def whole_tensors(params: Any, shardings: Any) -> list[str]:
+    """Return the names of tensors above 1 MiB that every device would hold whole although the mesh could cut them."""
+    flat = flatten_dict(shardings, sep="/")
+    return [
+        name
+        for name, leaf in sorted(flatten_dict(params, sep="/").items())
+        if leaf.size * leaf.dtype.itemsize > WHOLE_LIMIT_BYTES
+        and flat[name].mesh.size > 1
+        and flat[name].shard_shape(leaf.shape) == tuple(leaf.shape)
+    ]
+
+
+def log_shardings(params: Any, shardings: Any) -> None:
+    """Log the decision for every tensor."""
+    for line in describe(params, shardings):
+        logging.info("shard %s", line)

@@ -1,0 +1,67 @@
+"""Install seed_jax: `pip install -e .[test]` from a checkout."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Bounds: the lower ones were run together; upper ones stop where a release removed something we use.
+CORE = [
+    "jax>=0.10.0,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12.0,<0.13",
+    "tensorstore>=0.1.84,<0.2",
+    "grain>=0.2.15,<0.3",
+    "array-record>=0.8.1,<0.9",
+    "ml_collections>=1.0.0,<2",
+    "clu>=0.0.12,<0.1",
+    "tensorflow-datasets>=4.9.10,<5",
+    "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
+    "numpy>=2.0,<3",
+    "pillow>=10",
+    "safetensors>=0.5,<1",
+    "sentencepiece>=0.2.0,<0.3",
+    "etils[epath]>=1.9.1,<2",
+    "absl-py>=2.1,<3",
+    "msgpack>=1.0,<2",
+    "tensorboardX>=2.6.4,<3",
+    "jaxtyping>=0.3,<0.4",
+    "tqdm>=4.66,<5",
+]
+DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.10.0,<0.13", "gcsfs>=2024.1"],
+    "cuda": ["jax[cuda13]>=0.10.0,<0.13"],
+    "demo": ["scikit-image>=0.22,<1"],  # its bundled public-domain photographs feed the :tiny configs
+    "decoder": DECODER,
+    "torch": ["torch>=2.4,<3"],
+    "serve": ["gradio>=5,<7"],
+    "eval": ["pycocoevalcap>=1.2"],
+    "notebooks": ["jupyter>=1", "nbclient>=0.10", "matplotlib>=3.8"],
+}
+EXTRAS["test"] = [
+    *EXTRAS["demo"],
+    *DECODER,
+    # Exact: an open range makes pip fetch the CUDA build, several gigabytes.
+    "torch==2.13.0",
+    "transformers>=4.57.1,<6",
+    "beartype>=0.19",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "ruff>=0.8",
+]
+
+setup(
+    name="seed-jax",
+    version="0.1.0",
+    description="SEED and SEED-LLaMA in JAX: images as words for a language model",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["seed_jax", "seed_jax.*"]),
+    include_package_data=True,
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["seed-jax = seed_jax.cli:main"]},
+)

@@ -1,0 +1,106 @@
+"""Checkpoints survive kills, meshes and damage."""
+
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from seed_jax import sharding
+from seed_jax.checkpoint.store import Store
+from seed_jax.errors import UserError
+
+META = {"architecture": {"hidden": 8, "layers": 2}}
+
+
+def tree(mesh, value=0.0):
+    cut = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    return {"w": jax.device_put(value + jnp.arange(64.0).reshape(8, 8), cut)}
+
+
+def abstract(value):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), value)
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh({"fsdp": 4, "tensor": 2})
+
+
+def save(store, step, mesh, value=None):
+    params = tree(mesh, step if value is None else value)
+    store.save(step, params=params, optimizer={"m": params["w"]}, data={"lanes": {"0": [step, []]}}, meta=META)
+
+
+def test_restore_on_another_mesh(tmp_path, mesh):
+    store = Store(tmp_path)
+    save(store, 5, mesh)
+    store.close()
+    other = sharding.make_mesh({"fsdp": 2, "tensor": 4})
+    wanted = tree(other)
+    found = Store(tmp_path).restore(abstract(wanted), abstract({"m": wanted["w"]}), META)
+    assert found.step == 5
+    assert found.data == {"lanes": {"0": [5, []]}}
+    assert found.params["w"].sharding == wanted["w"].sharding
+    np.testing.assert_array_equal(found.params["w"], 5 + np.arange(64.0).reshape(8, 8))
+
+
+def test_keeps_the_last_and_every_nth(tmp_path, mesh):
+    store = Store(tmp_path, keep_last=2, keep_every=4)
+    for step in range(1, 9):
+        save(store, step, mesh)
+    store.wait()
+    assert store.steps() == [4, 7, 8]
+    store.close()
+
+
+def test_half_written_is_skipped_with_a_message(tmp_path, mesh, caplog):
+    store = Store(tmp_path)
+    save(store, 1, mesh)
+    store.close()
+    shutil.copytree(tmp_path / "checkpoints/1", tmp_path / "checkpoints/2.orbax-checkpoint-tmp-77")
+    with caplog.at_level(logging.WARNING):
+        store = Store(tmp_path)
+    assert store.steps() == [1]
+    assert "half-written checkpoint 2.orbax-checkpoint-tmp-77" in caplog.text
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("victim", ["params", "optimizer", "data", "meta"])
+def test_damaged_falls_back_to_an_older_one(tmp_path, mesh, caplog, victim):
+    store = Store(tmp_path)
+    save(store, 1, mesh)
+    save(store, 2, mesh)
+    store.close()
+    shutil.rmtree(tmp_path / "checkpoints/2" / victim)
+    store = Store(tmp_path)
+    like = tree(mesh)
+    found = store.restore(abstract(like), abstract({"m": like["w"]}), META)
+    assert found.step == 1
+    assert "damaged checkpoint 2" in caplog.text
+    store.drop_after(1)
+    assert store.steps() == [1]
+
+
+def test_only_damaged_ones_left(tmp_path, mesh):
+    store = Store(tmp_path)
+    save(store, 1, mesh)
+    store.close()
+    shutil.rmtree(tmp_path / "checkpoints/1/params")
+    like = tree(mesh)
+    with pytest.raises(UserError, match="damaged"):
+        Store(tmp_path).restore(abstract(like), abstract({"m": like["w"]}), META)
+
+
+def test_another_architecture_is_refused(tmp_path, mesh):
+    store = Store(tmp_path)
+    save(store, 1, mesh)
+    store.close()
+    like = tree(mesh)
+    with pytest.raises(UserError, match="hidden is 8 there and 16 in the config"):
+        Store(tmp_path).restore(
+            abstract(like), abstract({"m": like["w"]}), {"architecture": {"hidden": 16, "layers": 2}}
+        )
