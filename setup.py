@@ -61,6 +61,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["seed_jax", "seed_jax.*"]),
     include_package_data=True,
+    package_data={"seed_jax.data.templates": ["phrases.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["seed-jax = seed_jax.cli:main"]},
