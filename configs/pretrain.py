@@ -3,8 +3,8 @@
     python -m seed_jax.main --config=configs/pretrain.py:tiny --workdir=/tmp/seed_tiny
 
 Variants
-    tiny  a laptop CPU, about a minute: photographs that come with scikit-image, an untrained tiny tokenizer, a 1 M parameter
-          LLaMA; shows that every part works together, not what SEED can do.
+    tiny  a laptop CPU, a minute or two: photographs that come with scikit-image, an untrained tiny tokenizer, a LLaMA
+          of half a million parameters; shows that every part works together, not what SEED can do.
     8b    SEED-LLaMA-8B (Vicuna-7B v1.1). The original used 64 A100-40G for 144 h including full fine-tuning.
     14b   SEED-LLaMA-14B (LLaMA-2-Chat-13B).
 
@@ -51,6 +51,7 @@ def _official() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.demo = False  # make a small data set from embedded photographs below the workdir
     config.data.vocabulary = "pretrained/seed-tokenizer-2"
+    config.data.image_tokenizer = ""  # fingerprint of the image tokenizer whose codes are expected; "" takes any
     config.data.sequence_length = 2048
     # The original's batches hold about 23k padded tokens per GPU, x 4 accumulation, of which about 40 % are useful.
     config.data.batch_size = 256
@@ -79,14 +80,16 @@ def _official() -> ml_collections.ConfigDict:
             "accumulation": 4,
         }
     )
-    config.loss_chunk = 1024  # tokens whose logits are held at once
+    config.loss_chunk = 256  # positions of a row whose logits are held at once
     config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
     config.checkpoint = ml_collections.ConfigDict({"every_steps": 1000, "keep_last": 3, "keep_every": 10_000})
     return config
 
 
-def _part(path: str, task: str, weight: float, **params) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict({"path": path, "task": task, "weight": weight, "params": params})
+def _part(path: str, task: str, weight: float, **params) -> dict:
+    # An image is left out rather than cut in half, unlike the original.
+    params = {"whole_images": True, **params}
+    return {"path": path, "task": f"pretrain.{task}", "weight": weight, "params": params}
 
 
 def _shrink(config: ml_collections.ConfigDict) -> None:
@@ -102,5 +105,4 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
     config.data.parts = ()
     config.optimizer.peak_lr = 5e-3  # the smaller the model, the larger the step it stands
     config.optimizer.accumulation = 1
-    config.loss_chunk = 512
     config.checkpoint.every_steps = 50

@@ -125,13 +125,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def unbox(boxed: Any) -> Any:
+    """Strip logical names off a tree; unlike Flax's own, without placing sharding constraints on abstract values."""
+    is_box = lambda x: isinstance(x, meta.AxisMetadata)  # noqa: E731
+    return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
+
+
 def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Map a tree of parameters with logical names (as `init` returns it) to shardings.
 
     An axis that its mesh axes do not divide is an error that names the tensor: a silent fallback would replicate it.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
-    shapes = meta.unbox(boxed)
+    shapes = unbox(boxed)
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
     )

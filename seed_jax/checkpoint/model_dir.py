@@ -44,6 +44,12 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def check_vacant(directory: Path) -> None:
+    """Refuse a place where something lies: `save` would, but only after its caller's long work."""
+    if directory.is_file() or (directory.exists() and any(directory.iterdir())):
+        raise UserError(f"{directory} exists and is not empty: choose another --out or remove it.")
+
+
 def save(
     directory: str | Path,
     kind: str,
@@ -60,8 +66,7 @@ def save(
         files: name inside the directory -> file to copy there.
     """
     directory = Path(directory)
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} exists and is not empty: choose another --out or remove it.")
+    check_vacant(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

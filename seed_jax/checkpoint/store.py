@@ -97,12 +97,13 @@ class Store:
         return None
 
     def _skip(self, step: int, error: Exception) -> None:
+        reason = str(error).splitlines()[0]
         if step == self.steps()[0]:
+            path = self.directory / str(step)
             raise UserError(
-                f"Checkpoint {self.directory / str(step)} is damaged ({str(error).splitlines()[0]}) and no older one is left: "
-                "remove it to start again."
+                f"Checkpoint {path} is damaged ({reason}) and no older one is left: remove it to start again."
             ) from error
-        logging.warning("Skipping the damaged checkpoint %d (%s).", step, str(error).splitlines()[0])
+        logging.warning("Skipping the damaged checkpoint %d (%s).", step, reason)
 
     def drop_after(self, step: int) -> None:
         """Remove checkpoints newer than `step` (the damaged ones that `restore` skipped)."""

@@ -1,0 +1,53 @@
+"""Refuse a config that cannot work, naming every problem at once, before anything is built."""
+
+import ml_collections
+from jax.sharding import Mesh
+
+from seed_jax import sharding
+from seed_jax.errors import UserError
+from seed_jax.train import registry
+
+_POSITIVE = (
+    "steps",
+    "log_every",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "data.batch_size",
+    "optimizer.peak_lr",
+    "optimizer.accumulation",
+    "optimizer.clip_norm",
+)
+_RATIOS = ("optimizer.warmup_ratio", "optimizer.min_lr_ratio", "optimizer.b1", "optimizer.b2")
+_DTYPES = ("precision.frozen", "precision.compute")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise one UserError listing everything wrong with the values of `config`."""
+    problems = [f"{key} is {get(config, key)!r}, expected more than 0" for key in _POSITIVE if get(config, key) <= 0]
+    problems += [f"{key} is {get(config, key)!r}, expected 0 to 1" for key in _RATIOS if not 0 <= get(config, key) <= 1]
+    problems += [
+        f"{key} is {get(config, key)!r}, expected float32 or bfloat16"
+        for key in _DTYPES
+        if get(config, key) not in ("float32", "bfloat16")
+    ]
+    if config.stage not in registry.STAGES:
+        problems.append(f"stage is {config.stage!r}, expected one of {', '.join(registry.STAGES)}")
+    if problems:
+        raise UserError(f"The config cannot be run: {'; '.join(problems)}.")
+
+
+def get(config: ml_collections.ConfigDict, key: str) -> object:
+    """Read a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raise if the global batch cannot be cut over the mesh and into microbatches."""
+    parts = sharding.batch_shards(mesh)
+    if batch_size % (parts * accumulation):
+        raise UserError(
+            f"data.batch_size is {batch_size}, expected a multiple of {parts * accumulation} "
+            f"(mesh.replica * mesh.fsdp = {parts} times optimizer.accumulation = {accumulation})."
+        )

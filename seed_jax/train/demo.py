@@ -1,0 +1,144 @@
+"""The embedded default data: photographs that come with scikit-image, captions written for them.
+
+It makes, below a workdir, what a user would bring: pictures with captions, a vocabulary, an image tokenizer and shards,
+through the ordinary commands' functions. The image tokenizer is untrained: its codes are a fixed hash of a picture,
+enough to show every part work together, not to show what SEED can do.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from seed_jax import images, sharding
+from seed_jax.checkpoint import model_dir
+from seed_jax.data import build
+from seed_jax.data.build_settings import Settings
+from seed_jax.data.sources import open_source
+from seed_jax.data.vocab import train_small
+from seed_jax.errors import UserError
+from seed_jax.inference.image_tokenizer import KIND, ImageTokenizer
+from seed_jax.models.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
+
+# File in skimage.data -> captions of it. All are photographs in the public domain or under CC0.
+CAPTIONS = {
+    "astronaut.png": ("an astronaut in an orange suit smiles", "a woman in a space suit before a flag"),
+    "camera.png": ("a man with a camera on a tripod", "a photographer stands on the grass"),
+    "chelsea.png": ("a tabby cat looks to the side", "the face of a striped cat"),
+    "coffee.png": ("a cup of coffee on a saucer", "coffee and a spoon on a wooden table"),
+    "coins.png": ("old coins laid out in rows", "greek coins on a dark ground"),
+    "rocket.jpg": ("a rocket stands on the launch pad at night", "a rocket lit up before its launch"),
+    "moon.png": ("craters on the surface of the moon", "the grey moon seen from above"),
+    "hubble_deep_field.jpg": ("many galaxies in the dark sky", "distant galaxies seen by a telescope"),
+    "grass.png": ("a lawn of short grass seen from above", "blades of grass"),
+    "gravel.png": ("small stones lying on the ground", "a bed of gravel"),
+    "brick.png": ("a wall of bricks", "rows of bricks in a wall"),
+    "motorcycle_left.png": ("a motorcycle parked in a garage", "a motorbike between tools in a workshop"),
+}
+CROPS = 6  # of every photograph; one more is held back
+PICTURE_SIZE = 128
+VOCABULARY_SIZE = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Where the parts of the embedded data lie."""
+
+    directory: Path
+
+    @property
+    def vocabulary(self) -> Path:
+        return self.directory / "vocabulary"
+
+    @property
+    def image_tokenizer(self) -> Path:
+        return self.directory / "image_tokenizer"
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Return `data.parts` of a config."""
+        path, params = str(self.directory / "shards"), {"max_length": 128}
+        return [{"path": path, "task": "pretrain.image_text_pair", "weight": 1.0, "params": params}]
+
+    def held(self) -> list[dict[str, str]]:
+        """Return {"image", "caption"} of pictures that are not trained on."""
+        text = (self.directory / "held" / "captions.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def prepare(directory: Path, seed: int) -> Demo:
+    """Make the data in `directory`, or use what an earlier run left there whole."""
+    demo = Demo(directory)
+    if directory.exists():
+        return demo
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    logging.info("Making the embedded data set in %s.", directory)
+    draft = Demo(temporary)
+    _write_pictures(temporary)
+    captions = [caption for several in CAPTIONS.values() for caption in several]
+    train_small(captions, draft.vocabulary, vocab_size=VOCABULARY_SIZE, num_codes=SeedTokenizerConfig.tiny().num_codes)
+    _write_image_tokenizer(draft, seed)
+    _write_shards(draft)
+    temporary.rename(directory)
+    return demo
+
+
+def _write_pictures(directory: Path) -> None:
+    try:
+        import skimage.data as photographs
+    except ImportError:
+        raise UserError(
+            "The :tiny data are photographs that come with scikit-image, which is not installed: "
+            "pip install 'seed-jax[demo]'."
+        ) from None
+    rng = np.random.default_rng(0)
+    lines = {"pictures": [], "held": []}
+    for folder in lines:
+        (directory / folder).mkdir(parents=True)
+    for name, captions in CAPTIONS.items():
+        photograph = images.load(Path(photographs.__file__).parent / name)
+        for crop in range(CROPS + 1):
+            folder = "held" if crop == CROPS else "pictures"
+            target = f"{Path(name).stem}_{crop}.png"
+            _crop(photograph, rng).save(directory / folder / target)
+            lines[folder].append({"image": target, "caption": captions[crop % len(captions)]})
+    for folder, rows in lines.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (directory / folder / "captions.jsonl").write_text(text, encoding="utf-8")
+
+
+def _crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Cut out a square of at least 80 % of the shorter side."""
+    side = int(min(photograph.size) * rng.uniform(0.8, 1.0))
+    left, top = (int(rng.integers(0, extent - side + 1)) for extent in photograph.size)
+    square = photograph.crop((left, top, left + side, top + side))
+    return square.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BICUBIC)
+
+
+def _write_image_tokenizer(demo: Demo, seed: int) -> None:
+    """Write random weights, with a codebook drawn from the pictures' own vectors, so that their codes differ."""
+    config = SeedTokenizerConfig.tiny()
+    model = SeedTokenizer(config)
+    paths = sorted((demo.directory / "pictures").glob("*.png"))
+    batch = jnp.stack([images.preprocess(images.load(path), config.image_size) for path in paths])
+    variables = sharding.unbox(jax.jit(model.init)(jax.random.key(seed), batch[:1]))
+    latents = jax.jit(lambda v, x: model.apply(v, x, method="encode").latents)(variables, batch)
+    flat = np.asarray(latents).reshape(-1, latents.shape[-1])
+    rows = np.random.default_rng(seed).choice(len(flat), config.num_codes, replace=False)
+    params = {**variables["params"], "codebook": jnp.asarray(flat[rows])}
+    provenance = {"made_by": "the embedded default data; untrained"}
+    model_dir.save(demo.image_tokenizer, KIND, {"sizes": config.to_dict()}, params, provenance=provenance)
+
+
+def _write_shards(demo: Demo) -> None:
+    tokenizer = ImageTokenizer.load(demo.image_tokenizer)
+    source = open_source("folder", [demo.directory / "pictures"])
+    build.build(source, demo.directory / "shards", encoder=tokenizer, settings=Settings(progress=False))

@@ -1,0 +1,71 @@
+"""One optimizer step: microbatches summed exactly, one division at the end."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from seed_jax.train.stages import LossOutput, Stage
+from seed_jax.train.state import TrainState, Tree, join
+
+Batch = dict[str, Array]
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """Reshape [G, ...] to [count, G / count, ...] so that every device keeps its own rows."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch)
+
+
+def gradients(
+    stage: Stage, trained: Tree, frozen: Tree, batch: Batch, key: Key[Array, ""], accumulation: int
+) -> tuple[Tree, LossOutput]:
+    """Return d(mean loss)/d(trained) and the summed losses of the whole batch.
+
+    Sums and weights are added over microbatches before dividing, so unequal masks weigh as in one large batch.
+    """
+
+    def loss(trained, batch, key):
+        output = stage.loss(join(trained, frozen), batch, key)
+        return output.total.sum, output
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    if accumulation == 1:
+        (_, output), grads = grad(trained, batch, key)
+    else:
+
+        def one(index, rows):
+            (_, output), grads = grad(trained, rows, jax.random.fold_in(key, index))
+            return grads, output
+
+        def body(carry, indexed):
+            return jax.tree.map(jnp.add, carry, one(*indexed)), None
+
+        parts = microbatches(batch, accumulation)
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0, jax.tree.map(lambda x: x[0], parts))
+        )
+        (grads, output), _ = jax.lax.scan(body, zero, (jnp.arange(accumulation), parts))
+    weight = jnp.maximum(output.total.weight, 1.0)
+    return jax.tree.map(lambda g: g / weight, grads), output
+
+
+def make_step(
+    stage: Stage, tx: optax.GradientTransformation, schedule: optax.Schedule, accumulation: int, seed: int
+) -> Callable[..., Any]:
+    """Return the pure `(state, frozen, batch) -> (state, metrics)`; metrics are scalars on the device."""
+
+    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, output = gradients(stage, state.trained, frozen, batch, key, accumulation)
+        updates, optimizer = tx.update(grads, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        if stage.after_step is not None:
+            trained = stage.after_step(state.trained, trained, output.observed)
+        metrics = {"loss": output.total.mean, **{name: value.mean for name, value in output.metrics.items()}}
+        metrics |= {"tokens": output.total.weight, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+        return TrainState(state.step + 1, trained, optimizer), metrics
+
+    return step
