@@ -51,8 +51,9 @@ def attend(
         mask: True where a query may see a key. Combined with `causal` and `segment_ids`.
         segment_ids: packed sequences; a position sees only its own segment (self-attention: T == S).
         scale: factor on the scores, by default D ** -0.5.
-        implementation: "xla" (any device), "cudnn" (GPU, 16-bit) or "chunked" (any device; a block of queries at a time,
-            so that T x S scores never exist at once, in the backward pass neither).
+        implementation: "xla" (any device), "cudnn" (GPU, 16-bit) or "chunked" (any device; a block of queries at a
+            time, so that T x S scores never exist at once, in the backward pass neither).
+        dropout: share of the attention weights dropped where `dropout_rng` is given (always "xla", and K == H).
 
     K key-value heads may be fewer than the H query heads if K divides H.
     """

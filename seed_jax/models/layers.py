@@ -1,7 +1,7 @@
 """Layers that several models share.
 
-Parameters carry logical axis names (`embed`, `mlp`, `heads`, `vocab`, ...), which `seed_jax.sharding` maps to mesh axes.
-A 2-D kernel is stored (in, out), the transpose of PyTorch's.
+Parameters carry logical axis names (`embed`, `mlp`, `heads`, `vocab`, ...), which `seed_jax.sharding` maps to mesh
+axes. A 2-D kernel is stored (in, out), the transpose of PyTorch's.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from seed_jax.models.lora import LoraSpec, delta
@@ -22,7 +23,7 @@ def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
     return jax.nn.gelu(x, approximate=False)
 
 
-def align_last(vector: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float[Array, "... D"]:
+def align_last(vector: Float[Array | np.ndarray, " D"], x: Float[Array, "*B D"]) -> Float[Array | np.ndarray, "... D"]:
     """Give `vector` leading axes of size 1 so that it broadcasts over `x` without implicit rank promotion."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
@@ -95,7 +96,7 @@ class Mlp(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Scale to unit root mean square (in float32), as LLaMA does."""
+    """Scale to unit root mean square, as LLaMA does: statistics of the input in float32, rounded only then."""
 
     epsilon: float
     precision: Precision = Precision()
@@ -106,4 +107,8 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", init, (x.shape[-1],), self.precision.param_dtype)
         x = x.astype(jnp.float32)
         y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        # The original rounds to the compute dtype before it scales (spec I.A.26). A pair of casts would say the same,
+        # but XLA may take it away.
+        kept = jnp.finfo(self.precision.compute_dtype)
+        y = jax.lax.reduce_precision(y, kept.nexp, kept.nmant)
         return (y * align_last(scale.astype(jnp.float32), y)).astype(self.precision.compute_dtype)

@@ -1,0 +1,101 @@
+"""A key table: which foreign tensor is which of our parameters, readable in both directions."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from seed_jax.convert.tensors import Shape, Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a foreign tensor is laid out: `lead` axes of size 1 in front, and an order of axes that differs from ours."""
+
+    axes: tuple[int, ...] | None = None  # ours = theirs.transpose(axes)
+    lead: int = 0
+
+    def to_ours(self, theirs: np.ndarray) -> np.ndarray:
+        ours = theirs.reshape(theirs.shape[self.lead :])
+        return ours if self.axes is None else ours.transpose(self.axes)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        theirs = ours if self.axes is None else ours.transpose(np.argsort(self.axes))
+        return theirs.reshape((1,) * self.lead + theirs.shape)
+
+    def their_shape(self, ours: Shape) -> Shape:
+        return (1,) * self.lead + (ours if self.axes is None else tuple(ours[i] for i in np.argsort(self.axes)))
+
+
+SAME = Layout()
+MATRIX = Layout(axes=(1, 0))  # PyTorch's Linear is (out, in)
+CONV = Layout(axes=(2, 3, 1, 0))  # OIHW -> HWIO
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One of our parameters and its foreign name, or names: one a layer for a parameter that is stacked over layers.
+
+    `name` has `{}` where the layer's number stands; `layers` are the numbers in the order of the stack.
+    """
+
+    path: str  # "vit/blocks/layers/norm1/scale"
+    name: str
+    layout: Layout = SAME
+    layers: Sequence[int] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name] if self.layers is None else [self.name.format(layer) for layer in self.layers]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten_dict(tree, sep="/")
+
+
+def expected_shapes(table: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return name -> shape of every foreign tensor.
+
+    Args:
+        params: our parameters, arrays or abstract (`jax.eval_shape`); the table must cover them exactly.
+    """
+    flat = _flat(params)
+    if sorted(flat) != sorted(entry.path for entry in table):
+        odd = sorted(flat.keys() ^ {entry.path for entry in table})
+        raise ValueError(f"the key table and the model disagree about {odd}")
+    shapes = {}
+    for entry in table:
+        ours = tuple(flat[entry.path].shape)
+        theirs = entry.layout.their_shape(ours if entry.layers is None else ours[1:])
+        shapes.update(dict.fromkeys(entry.names, theirs))
+    return shapes
+
+
+def assemble(table: Sequence[Entry], tensors: Tensors, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Read foreign tensors into our tree of NumPy arrays; `params` gives shapes and number formats.
+
+    A stack of layers is filled in place, so that no more than one tensor exists twice at a time.
+    """
+    flat = _flat(params)
+    arrays = {}
+    for entry in table:
+        ours = np.empty(flat[entry.path].shape, flat[entry.path].dtype)
+        if entry.layers is None:
+            ours[...] = entry.layout.to_ours(tensors[entry.name].read())
+        else:
+            for index, name in enumerate(entry.names):
+                ours[index] = entry.layout.to_ours(tensors[name].read())
+        arrays[entry.path] = ours
+    return unflatten_dict(arrays, sep="/")
+
+
+def disassemble(table: Sequence[Entry], params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield our parameters under their foreign names, one tensor at a time."""
+    flat = _flat(params)
+    for entry in table:
+        ours = np.asarray(flat[entry.path])
+        parts = [ours] if entry.layers is None else ours
+        for name, part in zip(entry.names, parts, strict=True):
+            yield name, np.ascontiguousarray(entry.layout.to_theirs(part))

@@ -1,0 +1,122 @@
+"""Official names of the tokenizer's tensors (spec A.8.1) beside ours, read in both directions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from seed_jax.convert.table import CONV, MATRIX, SAME, Entry, Layout
+from seed_jax.models.qformer import QFormerConfig
+from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
+from seed_jax.models.vit import BlockConfig
+
+VIT = "visual_encoder."
+QFORMER = "Qformer.bert."
+REVERSE = "Reverse_Qformer.bert."
+
+
+def key_table(config: SeedTokenizerConfig) -> list[Entry]:
+    """Return the entry of every parameter of the tokenizer."""
+    entries = [
+        Entry("vit/cls_token", f"{VIT}cls_token", Layout(lead=2)),
+        Entry("vit/pos_embed", f"{VIT}pos_embed", Layout(lead=1)),
+        Entry("vit/patch_embed/kernel", f"{VIT}patch_embed.proj.weight", CONV),
+        Entry("vit/patch_embed/bias", f"{VIT}patch_embed.proj.bias"),
+        *blocks_entries("vit/blocks", f"{VIT}blocks", config.vit.blocks),
+        *_norm("ln_vision", "ln_vision"),
+        Entry("qformer/query_tokens", "query_tokens", Layout(lead=1)),
+        *qformer_entries("qformer", QFORMER, config.qformer),
+        *_dense("encode_task/fc1", "encode_task_layer.0"),
+        *_dense("encode_task/fc2", "encode_task_layer.2"),
+        Entry("codebook", "quantize.embedding.weight"),
+        *_dense("decode_task/fc1", "decode_task_layer.0"),
+        *_dense("decode_task/fc2", "decode_task_layer.2"),
+        Entry("recon_pos_embed", "pos_embed", Layout(lead=1)),
+        *blocks_entries("recon_blocks", "blocks", config.decoder),
+        Entry("image_pos_embed", "pos_embed_image", Layout(lead=1)),
+        *blocks_entries("image_blocks", "blocks_image", config.decoder),
+        *_dense("image_proj", "distill_image_proj"),
+    ]
+    if config.head == "mlp":
+        # Activations without weights stand between the layers of the official Sequential.
+        indices = range(len(config.image_down))
+        entries += [Entry(f"image_down_{i}/kernel", f"image_down.{2 * i}.weight", MATRIX) for i in indices]
+    else:
+        entries.append(Entry("reverse_qformer/query_tokens", "reverse_tokens", Layout(lead=1)))
+        entries += qformer_entries("reverse_qformer", REVERSE, config.reverse)
+    return entries
+
+
+def buffers(config: SeedTokenizerConfig) -> dict[str, np.ndarray]:
+    """Return the tensors of the official files that count positions and that nothing uses."""
+    found = {f"{QFORMER}embeddings.position_ids": np.arange(config.qformer.max_positions)[None]}
+    if config.head == "reverse_qformer":
+        found[f"{REVERSE}embeddings.position_ids"] = np.arange(config.reverse.max_positions)[None]
+    return found
+
+
+def blocks_entries(path: str, name: str, config: BlockConfig) -> list[Entry]:
+    """Return the entries of a stack of timm-style blocks."""
+    path, name, layers = f"{path}/layers", f"{name}.{{}}", range(config.depth)
+    entries = [
+        *_norm(f"{path}/norm1", f"{name}.norm1", layers),
+        *_norm(f"{path}/norm2", f"{name}.norm2", layers),
+        *_dense(f"{path}/attn/proj", f"{name}.attn.proj", layers),
+        *_dense(f"{path}/mlp/fc1", f"{name}.mlp.fc1", layers),
+        *_dense(f"{path}/mlp/fc2", f"{name}.mlp.fc2", layers),
+    ]
+    if config.key_bias:
+        return entries + _dense(f"{path}/attn/qkv", f"{name}.attn.qkv", layers)
+    return [
+        *entries,
+        Entry(f"{path}/attn/qkv/kernel", f"{name}.attn.qkv.weight", MATRIX, layers),
+        Entry(f"{path}/attn/q_bias", f"{name}.attn.q_bias", SAME, layers),
+        Entry(f"{path}/attn/v_bias", f"{name}.attn.v_bias", SAME, layers),
+    ]
+
+
+def qformer_entries(path: str, name: str, config: QFormerConfig) -> list[Entry]:
+    """Return the entries of a BERT with cross-attention, without its query tokens, which stand elsewhere."""
+    entries = _norm(f"{path}/embed_norm", f"{name}embeddings.LayerNorm")
+    if config.vocab_size:
+        for kind in ("word", "position"):
+            entries.append(Entry(f"{path}/{kind}_embeddings", f"{name}embeddings.{kind}_embeddings.weight"))
+    for member in range(config.cross_attention_every):
+        # Our layers are stacked group by group: member m of every group is one stack.
+        layers = range(member, config.depth, config.cross_attention_every)
+        ours, theirs = f"{path}/layers/layer_{member}", f"{name}encoder.layer.{{}}"
+        entries += _attention(f"{ours}/self_attention", f"{theirs}.attention", layers)
+        if member == 0:
+            entries += _attention(f"{ours}/cross_attention", f"{theirs}.crossattention", layers)
+        entries += _feed_forward(f"{ours}/query_ffn", f"{theirs}.{{}}_query", layers)
+        if config.vocab_size:
+            entries += _feed_forward(f"{ours}/text_ffn", f"{theirs}.{{}}", layers)
+    return entries
+
+
+def _attention(path: str, name: str, layers: Sequence[int]) -> list[Entry]:
+    entries = [e for part in ("query", "key", "value") for e in _dense(f"{path}/{part}", f"{name}.self.{part}", layers)]
+    entries += _dense(f"{path}/out", f"{name}.output.dense", layers)
+    return entries + _norm(f"{path}/norm", f"{name}.output.LayerNorm", layers)
+
+
+def _feed_forward(path: str, name: str, layers: Sequence[int]) -> list[Entry]:
+    widen, narrow = (name.format("{}", part) for part in ("intermediate", "output"))
+    return [
+        *_dense(f"{path}/mlp/fc1", f"{widen}.dense", layers),
+        *_dense(f"{path}/mlp/fc2", f"{narrow}.dense", layers),
+        *_norm(f"{path}/norm", f"{narrow}.LayerNorm", layers),
+    ]
+
+
+def _dense(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
+    return [
+        Entry(f"{path}/kernel", f"{name}.weight", MATRIX, layers),
+        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
+    ]
+
+
+def _norm(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
+    return [
+        Entry(f"{path}/scale", f"{name}.weight", SAME, layers),
+        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
+    ]

@@ -1,0 +1,208 @@
+"""Pictures to codes in batches, decoding ahead of the device; codes to generation embeddings."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from seed_jax import images
+from seed_jax.checkpoint import model_dir
+from seed_jax.errors import UserError
+from seed_jax.models.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig, abstract_params
+from seed_jax.precision import Precision
+
+KIND = "seed_tokenizer"  # of its model directory
+_GROUPS_AHEAD = 2  # batches that are decoded while one is on the device
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a square; the defaults made the original's corpora."""
+
+    interpolation: str = "bilinear"
+    keep_ratio: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """What became of one picture of a stream: its codes, or why there are none."""
+
+    key: Hashable
+    codes: Int[np.ndarray, " Q"] | None
+    error: str | None = None
+
+
+class ImageTokenizer:
+    """A tokenizer with its weights on the device, compiled once for batches of one size.
+
+    Args:
+        params: nested dict of arrays.
+        precision: float32 compute by default, because codes are stored for ever; bfloat16 changes near ties.
+        batch_size: pictures a step; with a `mesh`, rounded up to a multiple of its devices.
+        mesh: cut every batch over all axes; the weights are copied to each device.
+    """
+
+    def __init__(
+        self,
+        config: SeedTokenizerConfig,
+        params: dict[str, Any],
+        *,
+        precision: Precision = Precision(),
+        preprocessing: Preprocessing = Preprocessing(),
+        batch_size: int = 16,
+        mesh: Mesh | None = None,
+    ):
+        if batch_size < 1:
+            raise UserError(f"The batch size of the image tokenizer must be at least 1, found {batch_size}.")
+        if preprocessing.interpolation not in images.INTERPOLATIONS:
+            known = ", ".join(images.INTERPOLATIONS)
+            raise UserError(f"Unknown interpolation {preprocessing.interpolation!r}: expected one of {known}.")
+        model_dir.check_tree(params, abstract_params(config), "the image tokenizer")
+        devices = 1 if mesh is None else mesh.size
+        self.config, self.precision, self.preprocessing = config, precision, preprocessing
+        self.batch_size = -(-batch_size // devices) * devices
+        self._cut = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._weights = params
+        rounded = _round_kernels(params, precision)
+        if rounded is not params:
+            _ = self.fingerprint  # of the weights as stored, which need not be kept beside the rounded ones
+            self._weights = {}
+        self._params = jax.device_put(rounded, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+        model = SeedTokenizer(config, precision)
+
+        def encode(params, pixels):
+            return model.apply({"params": params}, images.normalize(pixels), method="encode").codes
+
+        def embed(params, codes):
+            return model.apply({"params": params}, codes, method="embed_codes").astype(np.float32)
+
+        self._encode, self._embed = jax.jit(encode), jax.jit(embed)
+
+    @classmethod
+    def load(cls, directory: str | Path, **options) -> "ImageTokenizer":
+        """Read a model directory; `options` as for the class."""
+        found = model_dir.load(directory, KIND)
+        where = str(found.directory / model_dir.CONFIG)
+        return cls(SeedTokenizerConfig.from_dict(found.config.get("sizes", {}), where), found.params, **options)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Return a hash of weights, sizes and preprocessing: equal fingerprints give equal codes up to rounding."""
+        digest = hashlib.sha256()
+        described = {"sizes": self.config.to_dict(), "preprocessing": dataclasses.asdict(self.preprocessing)}
+        digest.update(json.dumps(described, sort_keys=True).encode())
+        for name, leaf in sorted(flatten_dict(self._weights, sep="/").items()):
+            values = np.ascontiguousarray(leaf)
+            digest.update(f"{name} {values.dtype} {values.shape}".encode())
+            digest.update(values.view(np.uint8))
+        return digest.hexdigest()[:32]
+
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "S S 3"]:
+        """Resize a picture as this tokenizer wants it."""
+        return images.resize(image, self.config.image_size, **dataclasses.asdict(self.preprocessing))
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Int[np.ndarray, "N Q"]:
+        """Return the codes of pictures (`images.load`)."""
+        size = self.config.image_size
+        pixels = np.array([self.pixels(picture) for picture in pictures], np.uint8)
+        return self.encode_pixels(pixels.reshape(-1, size, size, 3))
+
+    def encode_pixels(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Int[np.ndarray, "N Q"]:
+        """Return the codes of what `pixels` made."""
+        batches = [self._start(batch) for batch in _batched(pixels, self.batch_size)]
+        codes = [np.asarray(batch) for batch in batches]
+        return np.concatenate([np.zeros((0, self.config.codes_per_image), np.int32), *codes])[: len(pixels)]
+
+    def encode_stream(
+        self, items: Iterable[tuple[Hashable, str | Path | bytes]], *, workers: int = 4
+    ) -> Iterator[Coded]:
+        """Encode pictures as they come, in order; an unreadable one comes back with its error instead of codes.
+
+        Args:
+            items: (key, path or encoded bytes); the key is what a message calls the picture.
+            workers: threads that decode ahead.
+        """
+        before: tuple[list[Coded], jax.Array] | None = None
+        for group in _batched(self._decode_ahead(items, workers), self.batch_size):
+            blank = np.zeros((self.config.image_size, self.config.image_size, 3), np.uint8)
+            started = self._start([blank if pixels is None else pixels for _, pixels in group])
+            # The results of a batch are fetched after the next one has been given to the device.
+            if before is not None:
+                yield from _finish(*before)
+            before = ([coded for coded, _ in group], started)
+        if before is not None:
+            yield from _finish(*before)
+
+    def embed_codes(self, codes: Int[np.ndarray, "N Q"]) -> Float[np.ndarray, "N E"]:
+        """Return the generation embeddings that the decoder draws from."""
+        codes = np.asarray(codes, np.int32)
+        expected, limit = self.config.codes_per_image, self.config.num_codes
+        if codes.shape[1:] != (expected,) or (codes.size and not 0 <= codes.min() <= codes.max() < limit):
+            raise UserError(
+                f"Codes of a picture are {expected} numbers from 0 to {limit - 1}: found shape {codes.shape}"
+                + (f", {codes.min()} to {codes.max()}." if codes.size else ".")
+            )
+        parts = [np.asarray(self._embed(self._params, self._place(part))) for part in _batched(codes, self.batch_size)]
+        return np.concatenate([np.zeros((0, self.config.embedding_width), np.float32), *parts])[: len(codes)]
+
+    def _start(self, pixels: list[np.ndarray]) -> jax.Array:
+        return self._encode(self._params, self._place(pixels))
+
+    def _place(self, rows: list[np.ndarray]) -> jax.Array:
+        """Fill a batch up, so that one compiled program serves, and bring it to the device or devices."""
+        batch = np.stack(rows)
+        padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        return jax.device_put(np.pad(batch, padding), self._cut)
+
+    def _decode_ahead(self, items, workers: int) -> Iterator[tuple[Coded, np.ndarray | None]]:
+        def decode(key, source):
+            try:
+                return Coded(key, None), self.pixels(images.load(source, str(key)))
+            except UserError as error:
+                return Coded(key, None, str(error)), None
+
+        items = iter(items)
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            submitted = (pool.submit(decode, *item) for item in items)
+            waiting = collections.deque(itertools.islice(submitted, _GROUPS_AHEAD * self.batch_size))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(itertools.islice(submitted, 1))
+
+
+def _finish(group: list[Coded], codes: jax.Array) -> Iterator[Coded]:
+    for coded, row in zip(group, np.asarray(codes), strict=False):
+        yield coded if coded.error else dataclasses.replace(coded, codes=row)
+
+
+def _batched(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _round_kernels(params: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    """Store matrices in the compute format once, instead of rounding them in every step; nothing else changes.
+
+    What the codes are chosen from stays float32.
+    """
+    if precision.compute_dtype == np.float32:
+        return params
+    flat = flatten_dict(params)
+    for path, leaf in flat.items():
+        if path[-1] == "kernel" and path[0] != "encode_task":
+            flat[path] = jax.numpy.asarray(leaf).astype(precision.compute_dtype)
+    return unflatten_dict(flat)
