@@ -9,6 +9,7 @@ import re
 import sys
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from seed_jax.errors import UserError
@@ -24,10 +25,18 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics
 
 def main(argv: list[str]) -> None:
     del argv
+    _set_up_log()
     from seed_jax.train import loop  # late: bad flags are reported without waiting for jax
 
     initialize_distributed()  # before any backend is touched; does nothing on a single host
     loop.run(_CONFIG.value, workdir=_WORKDIR.value)
+
+
+def _set_up_log() -> None:
+    """Show our own messages with the time of day; of the libraries that use absl's logger, warnings only."""
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -56,7 +65,6 @@ def _unknown_key(argv: list[str], message: str) -> str:
 
 def cli() -> None:
     """Run `main`, with one sentence and exit code 2 for bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     flags.mark_flags_as_required(["config", "workdir"])
     try:
         app.run(main, flags_parser=parse_flags)

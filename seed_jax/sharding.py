@@ -182,4 +182,4 @@ def whole_tensors(params: Any, shardings: Any) -> list[str]:
 def log_shardings(params: Any, shardings: Any) -> None:
     """Log the decision for every tensor."""
     for line in describe(params, shardings):
-        logging.info("shard %s", line)
+        logging.debug("shard %s", line)

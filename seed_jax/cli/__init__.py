@@ -10,7 +10,9 @@ from seed_jax.errors import UserError
 # Modules, imported only when the command line names them, so that `seed-jax --help` is quick.
 COMMANDS = {
     "import": ("import_", "official files to a model directory"),
+    "export": ("export", "a model directory to the PyTorch formats"),
     "tokenize": ("tokenize", "pictures to codes"),
+    "detokenize": ("detokenize", "codes to pictures"),
     "data": ("data", "build and look at shards"),
     "generate": ("generate", "answer a prompt with text and image codes"),
     "doctor": ("doctor", "versions, devices, what is installed and what is missing"),

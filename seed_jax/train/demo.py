@@ -25,6 +25,7 @@ from seed_jax.data.sources import open_source
 from seed_jax.data.vocab import train_small
 from seed_jax.errors import UserError
 from seed_jax.inference.image_tokenizer import KIND, ImageTokenizer
+from seed_jax.inference.picture_encoder import PictureEncoder
 from seed_jax.models.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
 
 # File in skimage.data -> captions of it. All are photographs in the public domain or under CC0.
@@ -82,7 +83,7 @@ def prepare(directory: Path, seed: int) -> Demo:
     shutil.rmtree(temporary, ignore_errors=True)
     logging.info("Making the embedded data set in %s.", directory)
     draft = Demo(temporary)
-    _write_pictures(temporary)
+    write_pictures(temporary)
     captions = [caption for several in CAPTIONS.values() for caption in several]
     train_small(captions, draft.vocabulary, vocab_size=VOCABULARY_SIZE, num_codes=SeedTokenizerConfig.tiny().num_codes)
     _write_image_tokenizer(draft, seed)
@@ -91,7 +92,7 @@ def prepare(directory: Path, seed: int) -> Demo:
     return demo
 
 
-def _write_pictures(directory: Path) -> None:
+def write_pictures(directory: Path) -> None:
     try:
         import skimage.data as photographs
     except ImportError:
@@ -130,7 +131,7 @@ def _write_image_tokenizer(demo: Demo, seed: int) -> None:
     paths = sorted((demo.directory / "pictures").glob("*.png"))
     batch = jnp.stack([images.preprocess(images.load(path), config.image_size) for path in paths])
     variables = sharding.unbox(jax.jit(model.init)(jax.random.key(seed), batch[:1]))
-    latents = jax.jit(lambda v, x: model.apply(v, x, method="encode").latents)(variables, batch)
+    latents = jax.jit(lambda v, x: model.apply(v, x, method="encode").prequant)(variables, batch)
     flat = np.asarray(latents).reshape(-1, latents.shape[-1])
     rows = np.random.default_rng(seed).choice(len(flat), config.num_codes, replace=False)
     params = {**variables["params"], "codebook": jnp.asarray(flat[rows])}
@@ -141,4 +142,4 @@ def _write_image_tokenizer(demo: Demo, seed: int) -> None:
 def _write_shards(demo: Demo) -> None:
     tokenizer = ImageTokenizer.load(demo.image_tokenizer)
     source = open_source("folder", [demo.directory / "pictures"])
-    build.build(source, demo.directory / "shards", encoder=tokenizer, settings=Settings(progress=False))
+    build.build(source, demo.directory / "shards", encoder=PictureEncoder(tokenizer), settings=Settings(progress=False))

@@ -44,13 +44,18 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     checks.check(config)
     with workdirs.locked(workdir), contextlib.closing(Preemption()) as preemption:
         mesh = sharding.make_mesh(config.mesh.to_dict())
+        stage = registry.build(config, workdir)
+        checks.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
         with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-            stage = registry.build(config, workdir)
-            checks.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
-            _train(config, workdir, mesh, stage, preemption)
+            variables = _train(config, workdir, mesh, stage, preemption)
+        # Outside the mesh: what a stage shows at the end are ordinary programs of their own.
+        stage.finish(variables, workdir)
 
 
-def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, stage: Stage, preemption: Preemption) -> None:
+def _train(
+    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, stage: Stage, preemption: Preemption
+) -> dict[str, Any]:
+    """Return the variables after the last step."""
     tx = make_optimizer(config.optimizer, config.steps)
     layout = make_layout(stage, tx, mesh, config.precision.frozen)
     _check_whole(layout)
@@ -68,13 +73,14 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, stage: 
                 _evaluate(stage, step, config.steps, state, frozen, progress)
                 stop = preemption.reached(step)
                 if stop or step == config.steps or step % config.checkpoint.every_steps == 0:
+                    progress.flush()  # a run that continues from here will not report this step again
                     with progress.saving():
                         _save(store, step, state, frozen, position, stage)
                 if stop and step < config.steps:
                     store.close()
                     logging.warning("SIGTERM: saved step %d; run the same command again to continue.", step)
                     raise SystemExit(EXIT_PREEMPTED)
-    stage.finish(join(state.trained, frozen), workdir)
+    return join(state.trained, frozen)
 
 
 def _steps(

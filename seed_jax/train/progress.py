@@ -78,7 +78,7 @@ class Progress:
         seconds, steps = max(now - self._since, 1e-9), step - self._reported
         rate = steps * self._stage.tokens_per_batch / seconds
         values |= {
-            "tokens_per_second": rate,
+            f"{self._stage.unit}_per_second": rate,
             "mfu": rate * self._stage.flops_per_token / self._peak,
             "data_wait_share": self._waited / seconds,
             "checkpoint_share": self._saved / seconds,
@@ -88,8 +88,17 @@ class Progress:
         left = (self._steps - step) * seconds / steps
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.startswith("loss"))
         logging.info(
-            "step %d/%d  %s  %.0f tokens/s  MFU %.1f %%  waiting for data %.0f %%  %s left",
-            *(step, self._steps, shown, rate, 100 * values["mfu"], 100 * values["data_wait_share"], _clock(left)),
+            "step %d/%d  %s  %.0f %s/s  MFU %.1f %%  waiting for data %.0f %%  %s left",
+            *(
+                step,
+                self._steps,
+                shown,
+                rate,
+                self._stage.unit,
+                100 * values["mfu"],
+                100 * values["data_wait_share"],
+                _clock(left),
+            ),
         )
         self._since, self._reported, self._waited, self._saved = now, step, 0.0, 0.0
 

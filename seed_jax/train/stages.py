@@ -65,6 +65,7 @@ class Stage:
         batch_size: rows of the global batch.
         row_spec: name -> shape and dtype of one row, so that the step is compiled before the first batch.
         tokens_per_batch: positions of a global batch (padding included), for throughput.
+        unit: what `tokens_per_batch` and `flops_per_token` count, if not tokens.
         flops_per_token: model FLOPs of a training step per position, for MFU.
         flops_convention: what `flops_per_token` counts.
         evaluators: measured while training and after the last step.
@@ -87,5 +88,6 @@ class Stage:
     flops_per_token: float
     flops_convention: str
     evaluators: tuple[Evaluator, ...] = ()
+    unit: str = "tokens"
     after_step: Callable[[dict[str, Any], dict[str, Any], Mapping[str, Array]], dict[str, Any]] | None = None
     finish: Callable[[dict[str, Any], Path], None] = lambda variables, workdir: None

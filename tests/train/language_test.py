@@ -116,7 +116,7 @@ def test_the_workdir_is_a_model_directory(shards, single):
 
 
 def test_no_big_parameter_lies_whole_on_every_device(shards, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         loop.run(config_for(shards, **{"mesh.fsdp": 4, "mesh.tensor": 2, "steps": 1}), tmp_path)
     lines = [line for line in caplog.messages if line.startswith("shard ")]
     assert any("mlp/gate_proj/kernel" in line and "'fsdp', 'tensor'" in line for line in lines)
