@@ -1,5 +1,7 @@
 """Meshes, rules and what they refuse."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ from jax.sharding import PartitionSpec
 
 from seed_jax import sharding
 from seed_jax.errors import UserError
+from seed_jax.models import lora
+from seed_jax.models.llama import Llama, LlamaConfig
 
 
 def boxed(shape, names):
@@ -73,3 +77,19 @@ def test_rows_are_placed_where_the_sharding_wants_them():
     placed = sharding.place({"x": jax.device_get(rows)}, cut, 8)["x"]
     assert placed.sharding == cut
     assert (placed == rows).all()
+
+
+@pytest.mark.parametrize("sizes", [LlamaConfig.seed_8b(), LlamaConfig.seed_14b()], ids=["8b", "14b"])
+def test_no_big_tensor_of_the_real_models_is_whole_on_a_device(sizes):
+    mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
+    model = Llama(sizes, lora=lora.LoraSpec())
+    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32))["params"]
+    tree = {"params": params, "lora": lora.abstract(params, model.lora)}
+    cut = sharding.tree_shardings(tree, mesh)
+    shapes = sharding.unbox(tree)
+    # The stacked norm scales (32 x 4096 float32, 0.5 MiB) are below 1 MiB; a rule leaves them whole.
+    assert sharding.whole_tensors(shapes, cut) == []
+    local = sum(math.prod(c.shard_shape(x.shape)) for x, c in zip(*map(jax.tree.leaves, (shapes, cut)), strict=True))
+    total = sum(x.size for x in jax.tree.leaves(shapes))
+    # An eighth of the model, and at most 2 % more for what is not cut in eight (adapters' ranks, norms).
+    assert local < 1.02 * total / 8 + 0.001 * total

@@ -8,6 +8,7 @@ A training workdir is read as a model directory too: its `model/` holds the same
 from the newest checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict
 
 from seed_jax.errors import UserError
@@ -145,15 +147,16 @@ def load(
 def restore_params(path: Path, *, dtype: str | None = None, shardings: Any = None) -> dict[str, Any]:
     """Read a parameter tree tensor by tensor into the given shardings."""
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+    # The handler, not a checkpointer: an item of a training checkpoint lacks the metadata file that one would miss.
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        tree = handler.metadata(epath.Path(path).absolute()).tree
         shardings = jax.tree.map(lambda _: local, tree) if shardings is None else shardings
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, _target(leaf.dtype, dtype), sharding=sharding),
             tree,
             shardings,
         )
-        return checkpointer.restore(path.absolute(), abstract)
+        return handler.restore(epath.Path(path).absolute(), args=ocp.args.StandardRestore(abstract))
 
 
 def _target(stored: np.dtype, wanted: str | None) -> np.dtype:

@@ -62,7 +62,7 @@ def _train(
     store = Store(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every or None)
     cut = sharding.batch_sharding(mesh)
     batches = stage.batches(sharding.local_rows(cut, stage.batch_size))
-    with contextlib.closing(store):
+    with contextlib.closing(store), contextlib.closing(batches):
         state, frozen = _restore_or_create(config, stage, tx, layout, store, batches)
         workdirs.prepare(workdir, config, stage)
         step_fn, compile_seconds = _compile(config, stage, tx, layout, cut)

@@ -27,7 +27,8 @@ class Progress:
         self._stage, self._writer, self._compile_seconds = stage, writer, compile_seconds
         peak, source = flops.device_peak(mesh.devices.flat[0])
         self._peak = peak * mesh.size
-        logging.info("MFU counts %s against %.3g FLOP/s (%s).", stage.flops_convention, self._peak, source)
+        convention = f"{stage.flops_convention}; peak {self._peak:.3g} FLOP/s ({source})"
+        writer.write_texts(0, {"MFU convention": convention})
         logging.info("The step compiled in %.1f s.", compile_seconds)
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._since, self._reported, self._waited, self._saved = time.perf_counter(), None, 0.0, 0.0

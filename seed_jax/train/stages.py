@@ -39,6 +39,8 @@ class Batches(Protocol):
 
     def set_state(self, state: dict[str, Any]) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
