@@ -1,0 +1,95 @@
+"""Read LoRA adapters as peft saves them: low-rank matrices, and whole copies of what was trained beside them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from seed_jax.convert.llama import read_json
+from seed_jax.convert.llama_table import PROJECTIONS, abstract_params, key_table
+from seed_jax.convert.table import MATRIX, Entry, assemble, expected_shapes
+from seed_jax.convert.tensors import check, open_tensors
+from seed_jax.errors import UserError
+from seed_jax.models import lora
+from seed_jax.models.llama import LlamaConfig
+from seed_jax.models.lora import LoraSpec
+
+PREFIX = "base_model.model."
+# Settings that would change the computation, and the values that mean "not used".
+_UNUSED = {
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "use_dora": (False,),
+    "use_rslora": (False,),
+    "rank_pattern": ({},),
+    "alpha_pattern": ({},),
+    "layers_to_transform": (None,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedAdapter:
+    """Adapters for a LLaMA, and the parameters (embeddings, head, norms) that replace its own."""
+
+    spec: LoraSpec
+    adapters: dict[str, Any]
+    replaced: dict[str, Any]
+
+    def adapt(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return `params` with the replaced ones; the adapters stay apart, for the collection `lora`."""
+        return unflatten_dict({**flatten_dict(params), **flatten_dict(self.replaced)})
+
+    def merge(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters of the one model that base and adapters make together."""
+        return lora.merge(self.adapt(params), self.adapters, self.spec)
+
+
+def adapter_table(config: LlamaConfig, spec: LoraSpec) -> list[Entry]:
+    """Return an entry for each low-rank matrix; peft's A is (rank, in) and B (out, rank), ours are transposed."""
+    layers = range(config.num_layers)
+    return [
+        Entry(f"layers/{ours}/{leaf}", f"{PREFIX}model.layers.{{}}.{theirs}.lora_{leaf.upper()}.weight", MATRIX, layers)
+        for ours, theirs in PROJECTIONS.items()
+        if ours.split("/")[-1] in spec.targets
+        for leaf in ("a", "b")
+    ]
+
+
+def replaced_table(config: LlamaConfig) -> list[Entry]:
+    """Return the base model's entries under the names of peft's whole copies (`modules_to_save`)."""
+    return [dataclasses.replace(entry, name=PREFIX + entry.name) for entry in key_table(config)]
+
+
+def import_adapter(directory: str | Path, config: LlamaConfig) -> ImportedAdapter:
+    """Read `adapter_config.json` and `adapter_model.safetensors` or `.bin` for a base model of these sizes."""
+    directory = Path(directory)
+    names = [name for name in ("adapter_model.safetensors", "adapter_model.bin") if (directory / name).is_file()]
+    if not names:
+        raise UserError(f"{directory} has neither adapter_model.safetensors nor adapter_model.bin: give a peft folder.")
+    spec, tensors = read_spec(directory / "adapter_config.json"), open_tensors(directory / names[0])
+    adapters, whole = adapter_table(config, spec), abstract_params(config)
+    # Any one tensor of a stack demands the others: a copy for some layers only is an error.
+    replaced = [entry for entry in replaced_table(config) if any(name in tensors for name in entry.names)]
+    flat = flatten_dict(whole, sep="/")
+    partial = unflatten_dict({entry.path: flat[entry.path] for entry in replaced}, sep="/")
+    low_rank = jax.eval_shape(lambda params: lora.init(params, spec, jax.random.key(0)), whole)
+    check({**expected_shapes(adapters, low_rank), **expected_shapes(replaced, partial)}, tensors)
+    return ImportedAdapter(spec, assemble(adapters, tensors, low_rank), assemble(replaced, tensors, partial))
+
+
+def read_spec(path: Path) -> LoraSpec:
+    """Read rank, alpha, dropout and targets; UserError for a kind of adapter other than plain LoRA."""
+    found = read_json(path)
+    missing = sorted({"r", "lora_alpha", "target_modules"} - found.keys())
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: it is not the config of a LoRA adapter.")
+    for name, values in _UNUSED.items():
+        if found.get(name) is not None and found[name] not in values:
+            raise UserError(f"{path} has {name} {found[name]!r}; only {values[0]!r} is supported.")
+    targets = tuple(name for name in lora.TARGETS if name in found["target_modules"])
+    foreign = sorted(set(found["target_modules"]) - set(targets))
+    if foreign:
+        raise UserError(f"{path} adapts {', '.join(foreign)}; only {', '.join(lora.TARGETS)} can be adapted.")
+    return LoraSpec(found["r"], float(found["lora_alpha"]), float(found.get("lora_dropout", 0.0)), targets)

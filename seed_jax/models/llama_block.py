@@ -1,0 +1,131 @@
+"""One block of LLaMA: rotary attention and SwiGLU, each after an RMSNorm and added to the residual stream."""
+
+import functools
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from seed_jax.models import remat
+from seed_jax.models.attention import attend
+from seed_jax.models.kv_cache import KVCache
+from seed_jax.models.layers import Dense, RMSNorm
+from seed_jax.models.llama_config import LlamaConfig
+from seed_jax.models.lora import LoraSpec
+from seed_jax.precision import Precision
+
+RESIDUAL = ("batch", "sequence", "act_embed")
+
+
+@flax.struct.dataclass
+class Window:
+    """What every layer must know about the T positions it is given.
+
+    Attributes:
+        cos, sin: of the rotary angles, for half a head.
+        segment_ids: packed sequences, or None for one sequence a row.
+        mask: which slots of the cache a position sees; None attends inside the window, causally.
+    """
+
+    positions: Int[Array, "B T"]
+    cos: Float[Array, "B T 1 F"]
+    sin: Float[Array, "B T 1 F"]
+    segment_ids: Int[Array, "B T"] | None = None
+    mask: Bool[Array, "B 1 T S"] | None = None
+    deterministic: bool = flax.struct.field(pytree_node=False, default=True)
+
+
+@flax.struct.dataclass
+class Stream:
+    """What goes from layer to layer: the residual stream, and the cache while decoding."""
+
+    x: Float[Array, "B T D"]
+    cache: KVCache | None = None
+
+
+def window(config: LlamaConfig, positions: Int[Array, "B T"], **rest) -> Window:
+    """Work out the rotary angles (float32) of `positions`, once for all layers."""
+    exponents = np.arange(0, config.head_size, 2, dtype=np.float32) / config.head_size
+    frequencies = 1.0 / np.float32(config.rope_theta) ** exponents
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
+    return Window(positions=positions, cos=jnp.cos(angles), sin=jnp.sin(angles), **rest)
+
+
+def rotate(x: Float[Array, "B T H D"], at: Window) -> Float[Array, "B T H D"]:
+    """Turn dimension i together with dimension i + D / 2 (the rotate-half layout), in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * at.cos - second * at.sin, second * at.cos + first * at.sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Attend causally, inside the window or to the cache; key-value heads may be fewer than heads."""
+
+    config: LlamaConfig
+    precision: Precision
+    lora: LoraSpec | None
+    implementation: str
+
+    @nn.compact
+    def __call__(self, stream: Stream, layer: Int[Array, ""], at: Window) -> Stream:
+        c, x, cache = self.config, stream.x, stream.cache
+        dense = functools.partial(Dense, use_bias=False, precision=self.precision, lora=self.lora)
+
+        def heads(name: str, count: int) -> Float[Array, "B T N D"]:
+            y = dense(count * c.head_size, ("embed", "heads"), name=name)(x, deterministic=at.deterministic)
+            return y.reshape(*x.shape[:2], count, c.head_size)
+
+        q = remat.name(rotate(heads("q_proj", c.num_heads), at), "query")
+        k = remat.name(rotate(heads("k_proj", c.num_kv_heads), at), "key")
+        v = remat.name(heads("v_proj", c.num_kv_heads), "value")
+        if cache is not None:
+            cache = cache.write(layer, k, v, None if at.mask is None else at.positions)
+        how = {"precision": self.precision, "implementation": self.implementation}
+        if at.mask is None:
+            context = attend(q, k, v, causal=True, segment_ids=at.segment_ids, **how)
+        else:
+            past = cache.read(layer)
+            context = attend(q, past.k, past.v, mask=at.mask, **how)
+        context = remat.name(context.reshape(x.shape), "context")
+        out = dense(c.hidden_size, ("heads", "embed"), name="o_proj")
+        return Stream(out(context, deterministic=at.deterministic), cache)
+
+
+class Mlp(nn.Module):
+    """Compute SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    config: LlamaConfig
+    precision: Precision
+    lora: LoraSpec | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], at: Window) -> Float[Array, "B T D"]:
+        dense = functools.partial(Dense, use_bias=False, precision=self.precision, lora=self.lora)
+        wide = functools.partial(dense, self.config.intermediate_size, ("embed", "mlp"))
+        gate = wide(name="gate_proj")(x, deterministic=at.deterministic)
+        up = wide(name="up_proj")(x, deterministic=at.deterministic)
+        down = dense(self.config.hidden_size, ("mlp", "embed"), name="down_proj")
+        return down(jax.nn.silu(gate) * up, deterministic=at.deterministic)
+
+
+class Block(nn.Module):
+    """Add attention, then the MLP; written as a scan's body. Sows `hidden`, the stream it leaves behind."""
+
+    config: LlamaConfig
+    precision: Precision
+    lora: LoraSpec | None
+    implementation: str
+
+    @nn.compact
+    def __call__(self, stream: Stream, layer: Int[Array, ""], at: Window) -> tuple[Stream, None]:
+        norm = functools.partial(RMSNorm, self.config.rms_norm_eps, self.precision)
+        attention = Attention(self.config, self.precision, self.lora, self.implementation, name="self_attn")
+        attended = attention(stream.replace(x=norm(name="input_layernorm")(stream.x)), layer, at)
+        x = stream.x + attended.x
+        x = x + Mlp(self.config, self.precision, self.lora, name="mlp")(norm(name="post_attention_layernorm")(x), at)
+        x = nn.with_logical_constraint(x, RESIDUAL)
+        self.sow("intermediates", "hidden", x)
+        return Stream(x, attended.cache), None
