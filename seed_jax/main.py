@@ -33,10 +33,11 @@ def main(argv: list[str]) -> None:
 
 
 def _set_up_log() -> None:
-    """Show our own messages with the time of day; of the libraries that use absl's logger, warnings only."""
+    """Show our own messages with the time of day; of the libraries, warnings only."""
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger().setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for library in ("absl", "jax"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; bad input gives one sentence and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for library in ("absl", "jax"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     wanted = next((word for word in argv if word in COMMANDS), None)
     args = build_parser(wanted).parse_args(argv)
     try:
