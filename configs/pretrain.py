@@ -41,6 +41,7 @@ def _official() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.sizes = "seed_8b"  # a classmethod of LlamaConfig; ignored where `init` is given
     config.model.init = "pretrained/vicuna-7b-v1.1"  # a model directory; "" starts from random weights
+    config.model.train = "lora"  # or "full": everything but the embedding table
     config.model.remat = "full"
     config.model.attention = "xla"
 

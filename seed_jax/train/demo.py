@@ -43,6 +43,7 @@ CAPTIONS = {
     "brick.png": ("a wall of bricks", "rows of bricks in a wall"),
     "motorcycle_left.png": ("a motorcycle parked in a garage", "a motorbike between tools in a workshop"),
 }
+QUESTION = "What does the picture show?"
 CROPS = 6  # of every photograph; one more is held back
 PICTURE_SIZE = 128
 VOCABULARY_SIZE = 400
@@ -62,11 +63,12 @@ class Demo:
     def image_tokenizer(self) -> Path:
         return self.directory / "image_tokenizer"
 
-    @property
-    def parts(self) -> list[dict[str, Any]]:
-        """Return `data.parts` of a config."""
-        path, params = str(self.directory / "shards"), {"max_length": 128}
-        return [{"path": path, "task": "pretrain.image_text_pair", "weight": 1.0, "params": params}]
+    def parts(self, stage: str) -> list[dict[str, Any]]:
+        """Return `data.parts` of a config: captions for pre-training, questions and answers for instruction tuning."""
+        folder, task = ("questions", "sft.qa") if stage == "sft" else ("captions", "pretrain.image_text_pair")
+        # Half of the questions ask for a picture instead of about one.
+        params = {"max_length": 128, "reverse_ratio": 0.5}
+        return [{"path": str(self.directory / "shards" / folder), "task": task, "weight": 1.0, "params": params}]
 
     def held(self) -> list[dict[str, str]]:
         """Return {"image", "caption"} of pictures that are not trained on."""
@@ -84,8 +86,9 @@ def prepare(directory: Path, seed: int) -> Demo:
     logging.info("Making the embedded data set in %s.", directory)
     draft = Demo(temporary)
     write_pictures(temporary)
-    captions = [caption for several in CAPTIONS.values() for caption in several]
-    train_small(captions, draft.vocabulary, vocab_size=VOCABULARY_SIZE, num_codes=SeedTokenizerConfig.tiny().num_codes)
+    texts = [caption for several in CAPTIONS.values() for caption in several]
+    texts += [f"USER: {QUESTION}\nASSISTANT: {caption}." for caption in texts]
+    train_small(texts, draft.vocabulary, vocab_size=VOCABULARY_SIZE, num_codes=SeedTokenizerConfig.tiny().num_codes)
     _write_image_tokenizer(draft, seed)
     _write_shards(draft)
     temporary.rename(directory)
@@ -112,8 +115,15 @@ def write_pictures(directory: Path) -> None:
             _crop(photograph, rng).save(directory / folder / target)
             lines[folder].append({"image": target, "caption": captions[crop % len(captions)]})
     for folder, rows in lines.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (directory / folder / "captions.jsonl").write_text(text, encoding="utf-8")
+        _write_lines(directory / folder / "captions.jsonl", rows)
+    # A line's other keys are metadata of its record, where the template finds the question.
+    _write_lines(
+        directory / "pictures" / "questions.jsonl", [{**row, "question": QUESTION} for row in lines["pictures"]]
+    )
+
+
+def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -140,6 +150,7 @@ def _write_image_tokenizer(demo: Demo, seed: int) -> None:
 
 
 def _write_shards(demo: Demo) -> None:
-    tokenizer = ImageTokenizer.load(demo.image_tokenizer)
-    source = open_source("folder", [demo.directory / "pictures"])
-    build.build(source, demo.directory / "shards", encoder=PictureEncoder(tokenizer), settings=Settings(progress=False))
+    encoder = PictureEncoder(ImageTokenizer.load(demo.image_tokenizer))
+    for name in ("captions", "questions"):
+        source = open_source("folder", [demo.directory / "pictures" / f"{name}.jsonl"])
+        build.build(source, demo.directory / "shards" / name, encoder=encoder, settings=Settings(progress=False))

@@ -1,10 +1,10 @@
 """Stages that train the language model: next-token prediction over packed text and image codes.
 
-`pretrain` trains LoRA adapters and, whole, embeddings, head and norms (spec D.1).
+`config.model.train` says what is trained: "lora" adapters and, whole, embeddings, head and norms (spec D.1); "full"
+everything but the embedding table (spec D.6: freezing it is the steadier choice).
 """
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Key
 
 from seed_jax import sharding
@@ -29,19 +29,37 @@ from seed_jax.models import lora
 from seed_jax.models.llama import Llama, LlamaConfig
 from seed_jax.precision import Precision
 from seed_jax.train import flops
+from seed_jax.train.language_start import KIND, abstract, start
 from seed_jax.train.stages import Batches, LossOutput, ParamPath, Stage
 
 Tree = dict[str, Any]
-KIND = "llama"
+TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def is_trained_with_lora(path: ParamPath) -> bool:
+    """Adapters, embeddings, head and norms train; the projections under the adapters are frozen (spec D.1)."""
+    return path[0] == "lora" or path[1] in ("embed_tokens", "lm_head") or path[-1] == "scale"
+
+
+def is_trained_in_full(path: ParamPath) -> bool:
+    """Everything but the embedding table trains (spec D.6)."""
+    return path[1] != "embed_tokens"
+
+
+# `config.model.train` -> which variables train
+TRAINED: dict[str, Callable[[ParamPath], bool]] = {"lora": is_trained_with_lora, "full": is_trained_in_full}
 
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
-    """Make the stage `pretrain`: LoRA with trained embeddings, head and norms."""
+    """Make a stage of the language model: pre-training with LoRA, full fine-tuning, or instruction tuning."""
+    if config.model.train not in TRAINED:
+        raise UserError(f"model.train is {config.model.train!r}, expected one of {', '.join(TRAINED)}.")
     prepared = _demo_data(config, workdir)
     vocabulary_dir = prepared.vocabulary if prepared else Path(config.data.vocabulary)
     vocabulary = Vocabulary.load(vocabulary_dir)
     sizes = _sizes(config, vocabulary)
-    spec = lora.LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout)
+    with_lora = config.model.train == "lora"
+    spec = lora.LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout) if with_lora else None
     model = Llama(
         sizes,
         precision=Precision("float32", config.precision.compute),
@@ -49,28 +67,29 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
         lora=spec,
         attention=config.model.attention,
     )
-    parts = prepared.parts if prepared else config.data.parts
-    image_tokenizer = _image_tokenizer(prepared, workdir)
-    files = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
+    parts = prepared.parts(config.stage) if prepared else config.data.parts
+    merged_dtype = config.precision.frozen if with_lora else "float32"
+    described = {"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout} if spec else None
+    trainable = TRAINED[config.model.train]
     return Stage(
         kind=KIND,
         model_config={
             "sizes": sizes.to_dict(),
-            "lora": {"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout},
-            "image_tokenizer": image_tokenizer,
+            "lora": described,
+            "image_tokenizer": _image_tokenizer(prepared, workdir),
         },
-        files={name: vocabulary_dir / name for name in files if (vocabulary_dir / name).exists()},
-        abstract=functools.partial(_abstract, model),
-        init=functools.partial(_init, config, model, vocabulary),
-        trainable=is_trained_with_lora,
+        files={name: vocabulary_dir / name for name in TOKENIZER_FILES if (vocabulary_dir / name).exists()},
+        abstract=functools.partial(abstract, model),
+        init=functools.partial(start, model, config.model.init, merged_dtype),
+        trainable=trainable,
         loss=functools.partial(_loss, model, vocabulary, config.loss_chunk),
         batches=functools.partial(_batches, config, parts, vocabulary),
         batch_size=config.data.batch_size,
         row_spec=_row_spec(config.data.sequence_length),
         tokens_per_batch=config.data.batch_size * config.data.sequence_length,
-        flops_per_token=_flops_per_token(sizes, spec, config.data.sequence_length),
+        flops_per_token=_flops_per_token(model, trainable, config.data.sequence_length),
         flops_convention="6 per trained and 4 per frozen matmul parameter and token, causal attention",
-        finish=_finish(prepared),
+        finish=_finish(prepared, config.stage),
     )
 
 
@@ -82,17 +101,12 @@ def _demo_data(config: ml_collections.ConfigDict, workdir: Path) -> Any:
     return demo.prepare(workdir / "demo", config.seed)
 
 
-def _finish(prepared: Any) -> Callable[[Tree, Path], None]:
+def _finish(prepared: Any, stage: str) -> Callable[[Tree, Path], None]:
     if prepared is None:
         return lambda variables, workdir: None
     from seed_jax.train import samples
 
-    return functools.partial(samples.show, prepared)
-
-
-def is_trained_with_lora(path: ParamPath) -> bool:
-    """Adapters, embeddings, head and norms train; the projections under the adapters are frozen (spec D.1)."""
-    return path[0] == "lora" or path[1] in ("embed_tokens", "lm_head") or path[-1] == "scale"
+    return functools.partial(samples.show, prepared, stage)
 
 
 def _sizes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> LlamaConfig:
@@ -143,60 +157,6 @@ def _image_tokenizer(prepared: Any, workdir: Path) -> str | None:
     return str(Path("..") / prepared.image_tokenizer.relative_to(workdir)) if prepared else None
 
 
-def _abstract(model: Llama) -> Tree:
-    """Return boxed shapes of {"params", "lora"}."""
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    return {"params": params, "lora": lora.abstract(params, model.lora)}
-
-
-def _init(config: ml_collections.ConfigDict, model: Llama, vocabulary: Vocabulary, key: Key[Array, ""], cut: Tree):
-    """Return variables: loaded from `model.init` or fresh; adapters are always fresh."""
-    key_params, key_lora, key_rows = jax.random.split(key, 3)
-
-    def fresh_params(key):
-        return sharding.unbox(model.init(key, jnp.zeros((1, 8), jnp.int32))["params"])
-
-    if config.model.init:
-        params = _load(config.model.init, model, vocabulary, key_rows, cut["params"])
-    else:
-        logging.info("model.init is empty: the language model starts from random weights.")
-        params = jax.jit(fresh_params, out_shardings=cut["params"])(key_params)
-    adapters = jax.jit(lambda params, key: lora.init(params, model.lora, key), out_shardings=cut["lora"])(
-        params, key_lora
-    )
-    return {"params": params, "lora": adapters}
-
-
-def _load(directory: str, model: Llama, vocabulary: Vocabulary, key: Key[Array, ""], cut: Tree) -> Tree:
-    """Read parameters; a base model without image tokens gets rows drawn from N(0, 0.02) for them (spec D.1)."""
-    _, stored = model_dir.read_config(directory, KIND)
-    rows = stored["sizes"]["vocab_size"]
-    if rows > vocabulary.size:
-        raise UserError(
-            f"{directory} has {rows} tokens but the vocabulary only {vocabulary.size}: use its own vocabulary."
-        )
-    if rows == vocabulary.size:
-        return model_dir.load(directory, KIND, shardings=cut).params
-    params = model_dir.load(directory, KIND).params
-    logging.info(
-        "%s has %d tokens: rows %d to %d are drawn from N(0, 0.02).", directory, rows, rows, vocabulary.size - 1
-    )
-    flat = flatten_dict(params)
-    key_embed, key_head = jax.random.split(key)
-    embed, head = ("embed_tokens", "embedding"), ("lm_head", "kernel")
-    flat[embed] = grow_rows(flat[embed], rows, vocabulary.size, model.config.padded_vocab_size, key_embed)
-    flat[head] = grow_rows(flat[head].T, rows, vocabulary.size, model.config.padded_vocab_size, key_head).T
-    return jax.tree.map(jax.device_put, unflatten_dict(flat), cut)
-
-
-def grow_rows(table: Array, rows: int, wanted: int, padded: int, key: Key[Array, ""], deviation: float = 0.02) -> Array:
-    """Return a [padded, D] table: the first `rows` of `table`, then normal rows up to `wanted`, then zeros."""
-    fresh = deviation * jax.random.normal(key, (wanted - rows, table.shape[1]), jnp.float32)
-    padding = jnp.zeros((padded - wanted, table.shape[1]), table.dtype)
-    return jnp.concatenate([table[:rows], fresh.astype(table.dtype), padding])
-
-
 def _loss(
     model: Llama, vocabulary: Vocabulary, chunk: int, variables: Tree, batch: dict[str, Array], key: Key[Array, ""]
 ) -> LossOutput:
@@ -226,13 +186,17 @@ def _loss(
     return LossOutput(losses.total, {"loss_text": losses.rest, "loss_image": losses.split, "packed_share": packed})
 
 
-def _flops_per_token(sizes: LlamaConfig, spec: lora.LoraSpec, length: int) -> float:
-    model = Llama(sizes, precision=Precision(), lora=spec)
-    flat = flatten_dict(sharding.unbox(_abstract(model)))
-    trained = sum(x.size for path, x in flat.items() if path[0] == "lora" or path[1] == "lm_head")
-    frozen = sum(
-        x.size for path, x in flat.items() if path[0] == "params" and path[-1] == "kernel" and path[1] == "layers"
-    )
+def _flops_per_token(model: Llama, trainable: Callable[[ParamPath], bool], length: int) -> float:
+    matrices = {
+        path: leaf.size
+        for path, leaf in flatten_dict(sharding.unbox(abstract(model))).items()
+        if path[-1] in ("kernel", "a", "b")
+    }
+    trained = sum(size for path, size in matrices.items() if trainable(path))
     return flops.transformer_flops_per_token(
-        trained_matmul=trained, frozen_matmul=frozen, layers=sizes.num_layers, hidden=sizes.hidden_size, length=length
+        trained_matmul=trained,
+        frozen_matmul=sum(matrices.values()) - trained,
+        layers=model.config.num_layers,
+        hidden=model.config.hidden_size,
+        length=length,
     )

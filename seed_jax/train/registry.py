@@ -8,7 +8,13 @@ import ml_collections
 from seed_jax.train.stages import Stage
 
 # name -> module with `build(config, workdir) -> Stage`
-STAGES = {"pretrain": "seed_jax.train.language"}
+STAGES = {
+    "pretrain": "seed_jax.train.language",
+    "pretrain_full": "seed_jax.train.language",
+    "sft": "seed_jax.train.language",
+    "qformer": "seed_jax.train.tokenizer_qformer",
+    "codebook": "seed_jax.train.tokenizer_codebook",
+}
 
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:

@@ -5,15 +5,19 @@ import logging
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import pretrain
 from seed_jax.checkpoint import model_dir
 from seed_jax.data.records import Record
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
+from seed_jax.inference.language_model import load_language_model
 from seed_jax.train import loop
+from seed_jax.train.language_start import grow_rows
 from tests import golden
 from tests.data import parts
 
@@ -113,6 +117,33 @@ def test_the_workdir_is_a_model_directory(shards, single):
     assert set(found.params) == {"params", "lora"}
     resaved = model_dir.load(single, "llama", dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(resaved.params)} == {"bfloat16"}
+
+
+def test_full_fine_tuning_goes_on_from_a_lora_run(shards, single, tmp_path):
+    """Adapters are merged exactly, everything but the embedding table moves, and no adapters are left."""
+    changes = {"stage": "pretrain_full", "model.train": "full", "model.init": str(single), "steps": 1}
+    loop.run(config_for(shards, **changes, **{"optimizer.warmup_ratio": 1.0, "data.batch_size": 16}), tmp_path)
+    merged = load_language_model(single).params
+    tuned = model_dir.load(tmp_path, "llama").params
+    assert set(tuned) == {"params"}
+    # The first step of the warm-up has learning rate 0, so what is saved is what training started from.
+    for path, leaf in flatten_dict(merged).items():
+        # 1e-6: the merge is one float32 product, summed in another order under jit.
+        np.testing.assert_allclose(flatten_dict(tuned["params"])[path], leaf, atol=1e-6, err_msg="/".join(path))
+    again = {**changes, "steps": 3, "optimizer.peak_lr": 1e-2}
+    loop.run(config_for(shards, **again), tmp_path / "again")
+    moved = flatten_dict(model_dir.load(tmp_path / "again", "llama").params["params"])
+    same = {path for path, leaf in flatten_dict(merged).items() if np.allclose(leaf, moved[path], atol=1e-6)}
+    assert same == {("embed_tokens", "embedding")}
+
+
+def test_a_vocabulary_without_image_tokens_grows():
+    """Rows of the base stay, new ones have standard deviation 0.02, padding is zero."""
+    table = jnp.arange(12.0).reshape(4, 3)
+    grown = grow_rows(table, rows=3, wanted=4003, padded=4096, key=jax.random.key(0))
+    np.testing.assert_array_equal(grown[:3], table[:3])
+    assert 0.0195 < float(grown[3:4003].std()) < 0.0205
+    np.testing.assert_array_equal(grown[4003:], 0)
 
 
 def test_no_big_parameter_lies_whole_on_every_device(shards, tmp_path, caplog):
