@@ -101,13 +101,10 @@ def test_killed_at_any_moment_it_continues_number_by_number(finished, tmp_path):
 def test_eight_devices_give_the_losses_of_one(finished, tmp_path):
     workdir = tmp_path / "eight"
     start_from(finished[0], workdir)
-    mesh = ["--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.steps=8"]
-    whole = tmp_path / "one"
-    start_from(finished[0], whole)
-    assert run(whole, "--config.steps=8").returncode == 0
-    assert run(workdir, *mesh, devices=8).returncode == 0
-    one, eight = ([row["loss"] for row in rows(folder)] for folder in (whole, workdir))
-    # 1e-5: float32 sums in another order; eight steps at a learning rate that moves the loss from 6.3 to 3.
+    done = run(workdir, "--config.mesh.fsdp=4", "--config.mesh.tensor=2", devices=8)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, eight = ([row["loss"] for row in rows(folder)] for folder in (finished[0], workdir))
+    # 1e-5: float32 sums in another order; at this learning rate the loss falls from 6.3 to 1.4 in these steps.
     np.testing.assert_allclose(eight, one, atol=1e-5)
 
 
