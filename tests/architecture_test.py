@@ -12,6 +12,7 @@ FLOORS = {
     "precision": 0,
     "images": 0,
     "models": 1,
+    "distributed": 2,
     "sharding": 2,
     "losses": 2,
     "tokenizer_losses": 2,
@@ -27,7 +28,12 @@ FLOORS = {
     "cli": 6,
 }
 # Where a package may be imported; inside functions anywhere else it would be loaded late, at top level nowhere.
-ROOMS_OF = {"diffusers": ("models/unclip", "convert/unclip_parity"), "skimage": ("train",), "torch": ("convert",), "transformers": ("convert",)}
+ROOMS_OF = {
+    "diffusers": ("models/unclip", "convert/unclip_parity"),
+    "skimage": ("train",),
+    "torch": ("convert",),
+    "transformers": ("convert",),
+}
 NEVER = ("tensorflow", "tensorflow_datasets.core.tf_compat")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
