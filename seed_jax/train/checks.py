@@ -15,16 +15,22 @@ _POSITIVE = (
     "data.batch_size",
     "optimizer.peak_lr",
     "optimizer.accumulation",
-    "optimizer.clip_norm",
 )
-_RATIOS = ("optimizer.warmup_ratio", "optimizer.min_lr_ratio", "optimizer.b1", "optimizer.b2")
+_NOT_NEGATIVE = ("optimizer.clip_norm",)  # 0 leaves clipping out
+_SCHEDULE_RATIOS = {"warmup_cosine": "optimizer.warmup_ratio", "epochs": "optimizer.warmup_start_ratio"}
+_RATIOS = ("optimizer.min_lr_ratio", "optimizer.b1", "optimizer.b2")
 _DTYPES = ("precision.frozen", "precision.compute")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raise one UserError listing everything wrong with the values of `config`."""
     problems = [f"{key} is {get(config, key)!r}, expected more than 0" for key in _POSITIVE if get(config, key) <= 0]
-    problems += [f"{key} is {get(config, key)!r}, expected 0 to 1" for key in _RATIOS if not 0 <= get(config, key) <= 1]
+    problems += [f"{key} is {get(config, key)!r}, expected 0 or more" for key in _NOT_NEGATIVE if get(config, key) < 0]
+    schedule = config.optimizer.get("schedule", "warmup_cosine")
+    if schedule not in _SCHEDULE_RATIOS:
+        problems.append(f"optimizer.schedule is {schedule!r}, expected one of {', '.join(_SCHEDULE_RATIOS)}")
+    ratios = [*_RATIOS, *([_SCHEDULE_RATIOS[schedule]] if schedule in _SCHEDULE_RATIOS else [])]
+    problems += [f"{key} is {get(config, key)!r}, expected 0 to 1" for key in ratios if not 0 <= get(config, key) <= 1]
     problems += [
         f"{key} is {get(config, key)!r}, expected float32 or bfloat16"
         for key in _DTYPES

@@ -17,11 +17,9 @@ from jaxtyping import Array, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
-from seed_jax.data import templates
-from seed_jax.data.fields import Renderer
 from seed_jax.data.packing import empty_batch
+from seed_jax.data.parts import make_parts
 from seed_jax.data.pipeline import packed_batches
-from seed_jax.data.stream import Part
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.losses import WeightedSum, next_token_loss
@@ -131,13 +129,9 @@ def _batches(
     """Open the shards and return the packed batches of this process's rows."""
     if not parts:
         raise UserError("data.parts is empty: name at least one folder of shards, or set data.demo=True.")
-    rendered = [
-        Part(part["path"], Renderer(templates.make(part["task"], part["params"], vocabulary)), part["weight"])
-        for part in parts
-    ]
     return iter(
         packed_batches(
-            rendered,
+            make_parts(parts, vocabulary, config.data.get("weight_by", "samples")),
             rows=config.data.batch_size,
             lanes=rows,
             length=config.data.sequence_length,

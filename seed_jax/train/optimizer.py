@@ -6,7 +6,6 @@ import ml_collections
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seed_jax.errors import UserError
 from seed_jax.train import schedules
 
 _UNDECAYED = ("bias", "scale", "q_bias", "v_bias", "temperature")
@@ -29,8 +28,6 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
             warmup_start_ratio=config.warmup_start_ratio,
             min_ratio=config.min_lr_ratio,
         )
-    if kind != "warmup_cosine":
-        raise UserError(f"optimizer.schedule is {kind!r}, expected 'warmup_cosine' or 'epochs'.")
     return schedules.warmup_cosine(config.peak_lr, steps, config.warmup_ratio, config.min_lr_ratio)
 
 

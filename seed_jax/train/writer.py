@@ -33,7 +33,7 @@ class MetricWriter:
         self._lines.write(json.dumps({"step": step, **row}) + "\n")
         self._lines.flush()
         for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add_scalar(name.replace("@", "_"), value, step)  # TensorBoard's names have no "@"
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         if self._active:

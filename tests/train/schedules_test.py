@@ -1,8 +1,12 @@
 """Learning rates of the original (spec D.2, K.6)."""
 
+import importlib
+
 import pytest
 
+from seed_jax.train.optimizer import make_schedule
 from seed_jax.train.schedules import warmup_cosine
+from tests import golden
 
 
 @pytest.mark.parametrize(
@@ -18,3 +22,16 @@ def test_official_curves(peak, steps, warmup, floor, warm_step):
     assert float(schedule((steps + warm_step) // 2)) == pytest.approx(peak * (1 + floor) / 2, rel=1e-5)
     assert float(schedule(steps)) == pytest.approx(peak * floor, rel=1e-5)
     assert float(schedule(steps + 10)) == pytest.approx(peak * floor, rel=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "module"), [("pretrain_qformer", "qformer"), ("pretrain_codebook", "codebook")])
+def test_epochs_of_the_tokenizer_s_stages(stage, module):
+    """The full configs give the original's rates at every recorded (epoch, step)."""
+    recorded = golden.load_json("tokenizer_train_tiny/lr_schedule.json")[stage]
+    config = importlib.import_module(f"configs.tokenizer_{module}").get_config("full")
+    schedule = make_schedule(config.optimizer, config.steps)
+    for epoch, step, rate in recorded["rows_epoch_step_lr"]:
+        found = float(schedule(epoch * recorded["iters_per_epoch"] + step))
+        # Relative 1e-5: float32 evaluates the cosine.
+        assert found == pytest.approx(rate, rel=1e-5), (epoch, step)
+    assert config.steps == recorded["max_epoch"] * recorded["iters_per_epoch"]
