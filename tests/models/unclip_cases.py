@@ -1,0 +1,59 @@
+"""The tiny decoder of the goldens and its recorded inputs, for several tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seed_jax.convert.unclip import ImportedUnclip, abstract_params, import_unclip
+from seed_jax.models.unclip import Unclip, UnclipConfig
+from tests import golden
+
+FOLDER = "unclip_tiny/diffusion_model"
+
+
+@functools.cache
+def imported() -> ImportedUnclip:
+    return import_unclip(golden.path(FOLDER))
+
+
+@functools.cache
+def decoder() -> tuple[Unclip, dict]:
+    """Return the decoder and its parameters on the device."""
+    return Unclip(imported().config), jax.tree.map(jnp.asarray, imported().params)
+
+
+def random_decoder(config: UnclipConfig, **options) -> tuple[Unclip, dict]:
+    """Return a decoder with parameters that keep a signal's size, none of them zero or one."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        name = path[-1].key
+        if name == "kernel":
+            return noise / np.prod(leaf.shape[:-1] if leaf.ndim == 4 else leaf.shape[-2:-1]) ** 0.5
+        return 1 + 0.2 * noise if name in ("scale", "std") else 0.2 * noise
+
+    params = jax.tree_util.tree_map_with_path(fill, abstract_params(config))
+    return Unclip(config, **options), jax.tree.map(jnp.asarray, params)
+
+
+def quick_jit(function):
+    """Compile without XLA's optimisations: at these sizes they save nothing and take half of a test's time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def tensors(name: str) -> dict[str, jax.Array]:
+    """Return recorded numbers, pictures and latents channels last."""
+    recorded = golden.tensors(f"unclip_tiny/{name}.safetensors")
+    return {key: jnp.asarray(value if key == "image" else channels_last(value)) for key, value in recorded.items()}
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+    return np.moveaxis(x, -3, -1) if x.ndim >= 4 else x
+
+
+def error(ours, recorded) -> float:
+    return float(np.abs(np.asarray(ours) - np.asarray(recorded)).max())
