@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+from seed_jax.checkpoint import lazy
 from seed_jax.errors import UserError
 from seed_jax.precision import dtype as dtype_of
 
@@ -52,6 +54,25 @@ def check_vacant(directory: Path) -> None:
         raise UserError(f"{directory} exists and is not empty: choose another --out or remove it.")
 
 
+@contextlib.contextmanager
+def new_directory(directory: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `directory` when the block ends, and vanishes when it fails."""
+    directory = Path(directory)
+    check_vacant(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def save(
     directory: str | Path,
     kind: str,
@@ -64,26 +85,17 @@ def save(
     """Write a model directory; it appears whole or not at all.
 
     Args:
-        params: nested dict of arrays, or None for the `model/` folder of a training workdir.
+        params: nested dict of arrays, lazy ones (`checkpoint.lazy`) too, or None for the `model/` folder of a workdir.
         files: name inside the directory -> file to copy there.
     """
-    directory = Path(directory)
-    check_vacant(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, source in (files or {}).items():
-        shutil.copyfile(source, temporary / name)
-    head = {"kind": kind, "format": FORMAT, **config, "provenance": provenance or {}}
-    write_json(temporary / CONFIG, head)
-    if params is not None:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((temporary / PARAMS).absolute(), params)
-    if directory.exists():
-        directory.rmdir()
-    temporary.rename(directory)
-    return directory
+    with new_directory(directory) as temporary:
+        for name, source in (files or {}).items():
+            shutil.copyfile(source, temporary / name)
+        head = {"kind": kind, "format": FORMAT, **config, "provenance": provenance or {}}
+        write_json(temporary / CONFIG, head)
+        if params is not None:
+            lazy.write_arrays(temporary / PARAMS, params)
+    return Path(directory)
 
 
 def read_config(directory: str | Path, kind: str | None = None) -> tuple[Path, dict[str, Any]]:
@@ -142,6 +154,16 @@ def load(
     except (OSError, ValueError) as error:
         raise UserError(f"The parameters in {path} cannot be read ({error}): copy or import them again.") from error
     return ModelDir(config["kind"], config, params, folder)
+
+
+def open_lazily(directory: str | Path, kind: str | None = None) -> ModelDir:
+    """Read a model directory or the newest checkpoint of a workdir; its arrays stay on disk until they are indexed."""
+    folder, config = read_config(directory, kind)
+    path = params_path(Path(directory))
+    try:
+        return ModelDir(config["kind"], config, lazy.open_arrays(path), folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The parameters in {path} cannot be read ({error}): copy or import them again.") from error
 
 
 def restore_params(path: Path, *, dtype: str | None = None, shardings: Any = None) -> dict[str, Any]:

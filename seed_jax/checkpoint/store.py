@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from seed_jax.checkpoint import lazy
 from seed_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -60,7 +61,7 @@ class Store:
     def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start writing a checkpoint; returns once the values are off the device (training may change them)."""
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
+            params=ocp.args.StandardSave(params, save_args=lazy.chunks(params)),
             optimizer=ocp.args.StandardSave(optimizer),
             data=ocp.args.JsonSave(data),
             meta=ocp.args.JsonSave(meta),

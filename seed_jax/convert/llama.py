@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.llama_table import abstract_params, key_table, rotary_buffers
-from seed_jax.convert.table import assemble, expected_shapes
-from seed_jax.convert.tensors import check, open_tensors
+from seed_jax.convert.rounding import widest
+from seed_jax.convert.table import assemble_lazily, expected_shapes
+from seed_jax.convert.tensors import Tensors, check, open_tensors
 from seed_jax.errors import UserError
 from seed_jax.models.llama import LlamaConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
-_SIZES = {
+SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -33,30 +35,39 @@ _FIXED = {
     "quantization_config": None,
 }
 # The official 8B config has 0, 1 and -1 here, and generation then never ends (spec I.A.1).
-_TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportedLlama:
-    """A language model read from Hugging Face files; `params` are NumPy arrays in the number format of the files."""
+    """A language model in Hugging Face files; `params` are arrays, NumPy's or lazy ones."""
 
     config: LlamaConfig
     params: dict[str, Any]
+    tensors: Tensors  # what the files hold
 
 
 def import_llama(directory: str | Path, dtype: str | None = None) -> ImportedLlama:
-    """Read config and weights, checking every name and shape before the first tensor is read.
+    """Read config and weights into NumPy arrays; see `open_llama`."""
+    found = open_llama(directory, dtype)
+    return dataclasses.replace(found, params=materialize(found.params))
+
+
+def open_llama(directory: str | Path, dtype: str | None = None) -> ImportedLlama:
+    """Read the config and check every tensor's name and shape; weights are read when they are asked for.
 
     Args:
-        dtype: number format of the parameters; by default that of the embedding table in the files.
+        dtype: number format of the parameters; by default the files' (the widest where there are several).
     """
     directory = Path(directory)
     config = read_config(directory / "config.json")
     tensors = open_tensors(weight_files(directory))
     table = key_table(config)
-    check(expected_shapes(table, abstract_params(config)), tensors, ignore=rotary_buffers(config))
-    stored = str(tensors["model.embed_tokens.weight"].dtype)
-    return ImportedLlama(config, assemble(table, tensors, abstract_params(config, dtype or stored)))
+    expected = expected_shapes(table, abstract_params(config))
+    check(expected, tensors, ignore=rotary_buffers(config))
+    stored = str(widest(tensors[name].dtype for name in expected))
+    params = assemble_lazily(table, tensors, abstract_params(config, dtype or stored))
+    return ImportedLlama(config, params, tensors)
 
 
 def read_config(path: Path) -> LlamaConfig:
@@ -64,21 +75,21 @@ def read_config(path: Path) -> LlamaConfig:
     found = read_json(path)
     if ARCHITECTURE not in (found.get("architectures") or []):
         raise UserError(f"{path} has architectures {found.get('architectures')}, expected [{ARCHITECTURE!r}].")
-    missing = sorted(name for name in _SIZES.values() if name not in found)
+    missing = sorted(name for name in SIZES.values() if name not in found)
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: it is not the config of a LLaMA.")
     for name, value in _FIXED.items():
         if found.get(name, value) not in (value, None):
             raise UserError(f"{path} has {name} {found[name]!r}; only {value!r} is supported.")
-    values = {ours: found[theirs] for ours, theirs in _SIZES.items()}
+    values = {ours: found[theirs] for ours, theirs in SIZES.items()}
     heads = found.get("num_key_value_heads") or found["num_attention_heads"]
     sizes = {**values, "num_kv_heads": heads, "rope_theta": _rope_theta(found, path)}
     config = LlamaConfig.from_dict(sizes, str(path))
     if found.get("head_dim") not in (None, config.head_size):
         raise UserError(f"{path} has head_dim {found['head_dim']}; only hidden_size / heads is supported.")
-    wrong = {name: found[name] for name, value in _TOKEN_IDS.items() if found.get(name) not in (None, value)}
+    wrong = {name: found[name] for name, value in TOKEN_IDS.items() if found.get(name) not in (None, value)}
     if wrong:
-        right = ", ".join(f"{name} {_TOKEN_IDS[name]}" for name in wrong)
+        right = ", ".join(f"{name} {TOKEN_IDS[name]}" for name in wrong)
         logging.info("%s has %s: the tokenizer's %s are used instead.", path, wrong, right)
     return config
 

@@ -1,22 +1,28 @@
 """Read LoRA adapters as peft saves them: low-rank matrices, and whole copies of what was trained beside them."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seed_jax.convert.llama import read_json
 from seed_jax.convert.llama_table import PROJECTIONS, abstract_params, key_table
+from seed_jax.convert.merging import converted, merged
 from seed_jax.convert.table import MATRIX, Entry, assemble, expected_shapes
-from seed_jax.convert.tensors import check, open_tensors
+from seed_jax.convert.tensors import Tensors, check, open_tensors
 from seed_jax.errors import UserError
 from seed_jax.models import lora
 from seed_jax.models.llama import LlamaConfig
 from seed_jax.models.lora import LoraSpec
+from seed_jax.precision import dtype as dtype_of
 
 PREFIX = "base_model.model."
+_ADAPTED = re.compile(r".*\.(\w+)\.lora_[AB]\.weight")
+_VOCABULARY = tuple(f"{PREFIX}{name}.weight" for name in ("model.embed_tokens", "lm_head"))
 # Settings that would change the computation, and the values that mean "not used".
 _UNUSED = {
     "bias": ("none",),
@@ -33,6 +39,7 @@ _UNUSED = {
 class ImportedAdapter:
     """Adapters for a LLaMA, and the parameters (embeddings, head, norms) that replace its own."""
 
+    config: LlamaConfig  # of base and adapter together: replaced embeddings and head may have more tokens
     spec: LoraSpec
     adapters: dict[str, Any]
     replaced: dict[str, Any]
@@ -41,9 +48,14 @@ class ImportedAdapter:
         """Return `params` with the replaced ones; the adapters stay apart, for the collection `lora`."""
         return unflatten_dict({**flatten_dict(params), **flatten_dict(self.replaced)})
 
-    def merge(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters of the one model that base and adapters make together."""
-        return lora.merge(self.adapt(params), self.adapters, self.spec)
+    def merge(self, params: dict[str, Any], dtype: str | None = None) -> dict[str, Any]:
+        """Return the parameters of the one model that base and adapters make together: lazy arrays.
+
+        Args:
+            dtype: number format to round the sums, which are float32, to; by default those of `params`.
+        """
+        formats = {p: dtype_of(dtype) if dtype else np.dtype(leaf.dtype) for p, leaf in flatten_dict(params).items()}
+        return converted(merged(self.adapt(params), self.adapters, self.spec), formats)
 
 
 def adapter_table(config: LlamaConfig, spec: LoraSpec) -> list[Entry]:
@@ -68,19 +80,38 @@ def import_adapter(directory: str | Path, config: LlamaConfig) -> ImportedAdapte
     names = [name for name in ("adapter_model.safetensors", "adapter_model.bin") if (directory / name).is_file()]
     if not names:
         raise UserError(f"{directory} has neither adapter_model.safetensors nor adapter_model.bin: give a peft folder.")
-    spec, tensors = read_spec(directory / "adapter_config.json"), open_tensors(directory / names[0])
+    path, tensors = directory / "adapter_config.json", open_tensors(directory / names[0])
+    spec, config = read_spec(path, tensors), _grown(config, tensors)
     adapters, whole = adapter_table(config, spec), abstract_params(config)
     # Any one tensor of a stack demands the others: a copy for some layers only is an error.
     replaced = [entry for entry in replaced_table(config) if any(name in tensors for name in entry.names)]
     flat = flatten_dict(whole, sep="/")
     partial = unflatten_dict({entry.path: flat[entry.path] for entry in replaced}, sep="/")
     low_rank = jax.eval_shape(lambda params: lora.init(params, spec, jax.random.key(0)), whole)
-    check({**expected_shapes(adapters, low_rank), **expected_shapes(replaced, partial)}, tensors)
-    return ImportedAdapter(spec, assemble(adapters, tensors, low_rank), assemble(replaced, tensors, partial))
+    try:
+        check({**expected_shapes(adapters, low_rank), **expected_shapes(replaced, partial)}, tensors)
+    except UserError as error:
+        base = read_json(path).get("base_model_name_or_path")
+        named = f" (its config names {base!r})" if base else ""
+        raise UserError(
+            f"{directory} is an adapter for another base model{named} or of other settings: {error}"
+        ) from error
+    return ImportedAdapter(config, spec, assemble(adapters, tensors, low_rank), assemble(replaced, tensors, partial))
 
 
-def read_spec(path: Path) -> LoraSpec:
-    """Read rank, alpha, dropout and targets; UserError for a kind of adapter other than plain LoRA."""
+def _grown(config: LlamaConfig, tensors: Tensors) -> LlamaConfig:
+    """Return the sizes with the adapter's own vocabulary, where it replaces both embeddings and head."""
+    rows = {tensors[name].shape[0] for name in _VOCABULARY if name in tensors}
+    both = all(name in tensors for name in _VOCABULARY)
+    return dataclasses.replace(config, vocab_size=rows.pop()) if both and len(rows) == 1 else config
+
+
+def read_spec(path: Path, tensors: Tensors) -> LoraSpec:
+    """Read rank, alpha, dropout and targets; UserError for a kind of adapter other than plain LoRA.
+
+    Args:
+        tensors: of the adapter, whose names tell the targets where the config has a pattern instead of a list.
+    """
     found = read_json(path)
     missing = sorted({"r", "lora_alpha", "target_modules"} - found.keys())
     if missing:
@@ -88,8 +119,11 @@ def read_spec(path: Path) -> LoraSpec:
     for name, values in _UNUSED.items():
         if found.get(name) is not None and found[name] not in values:
             raise UserError(f"{path} has {name} {found[name]!r}; only {values[0]!r} is supported.")
-    targets = tuple(name for name in lora.TARGETS if name in found["target_modules"])
-    foreign = sorted(set(found["target_modules"]) - set(targets))
+    names = found["target_modules"]
+    if isinstance(names, str):
+        names = [match[1] for match in map(_ADAPTED.fullmatch, tensors) if match]
+    foreign = sorted(set(names) - set(lora.TARGETS))
     if foreign:
-        raise UserError(f"{path} adapts {', '.join(foreign)}; only {', '.join(lora.TARGETS)} can be adapted.")
+        raise UserError(f"{path.parent} adapts {', '.join(foreign)}; only {', '.join(lora.TARGETS)} can be adapted.")
+    targets = tuple(name for name in lora.TARGETS if name in names)
     return LoraSpec(found["r"], float(found["lora_alpha"]), float(found.get("lora_dropout", 0.0)), targets)

@@ -1,13 +1,16 @@
 """A key table: which foreign tensor is which of our parameters, readable in both directions."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seed_jax.convert.tensors import Shape, Tensors
+from seed_jax.checkpoint.lazy import LazyArray, materialize
+from seed_jax.convert.rounding import rounded
+from seed_jax.convert.tensors import Shape, Tensor, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,24 +81,56 @@ def assemble(table: Sequence[Entry], tensors: Tensors, params: Mapping[str, Any]
 
     A stack of layers is filled in place, so that no more than one tensor exists twice at a time.
     """
+    return materialize(assemble_lazily(table, tensors, params))
+
+
+def assemble_lazily(table: Sequence[Entry], tensors: Tensors, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our tree of lazy arrays, each of which reads its foreign tensors when it is asked for."""
     flat = _flat(params)
-    arrays = {}
-    for entry in table:
-        ours = np.empty(flat[entry.path].shape, flat[entry.path].dtype)
+    return unflatten_dict({entry.path: _ours(entry, tensors, flat[entry.path]) for entry in table}, sep="/")
+
+
+def _ours(entry: Entry, tensors: Tensors, like: Any) -> LazyArray:
+    def part(name: str) -> np.ndarray:
+        return rounded(name, entry.layout.to_ours(tensors[name].read()), np.dtype(like.dtype))
+
+    def read(index: Any) -> np.ndarray:
+        if index is not ...:
+            return part(entry.name)[index] if entry.layers is None else part(entry.names[index])
+        ours = np.empty(like.shape, like.dtype)
         if entry.layers is None:
-            ours[...] = entry.layout.to_ours(tensors[entry.name].read())
+            ours[...] = part(entry.name)
         else:
-            for index, name in enumerate(entry.names):
-                ours[index] = entry.layout.to_ours(tensors[name].read())
-        arrays[entry.path] = ours
-    return unflatten_dict(arrays, sep="/")
+            for layer, name in enumerate(entry.names):
+                ours[layer] = part(name)
+        return ours
+
+    return LazyArray(tuple(like.shape), np.dtype(like.dtype), read)
+
+
+def open_ours(table: Sequence[Entry], params: Mapping[str, Any], where: str) -> Tensors:
+    """Return our parameters (arrays, lazy ones too) as foreign tensors, each read when it is asked for.
+
+    Args:
+        where: what to call them in a message.
+    """
+    flat = _flat(params)
+    shapes = expected_shapes(table, params)
+    found = {}
+    for entry in table:
+        ours = flat[entry.path]
+        for index, name in enumerate(entry.names):
+            read = functools.partial(_theirs, entry, ours, ... if entry.layers is None else index)
+            found[name] = Tensor(shapes[name], np.dtype(ours.dtype), read)
+    return Tensors(found, where)
+
+
+def _theirs(entry: Entry, ours: Any, index: Any) -> np.ndarray:
+    ours = ours if isinstance(ours, LazyArray) else np.asarray(ours)  # at once: JAX would compile the indexing
+    return np.asarray(entry.layout.to_theirs(ours[index]), order="C")
 
 
 def disassemble(table: Sequence[Entry], params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield our parameters under their foreign names, one tensor at a time."""
-    flat = _flat(params)
-    for entry in table:
-        ours = np.asarray(flat[entry.path])
-        parts = [ours] if entry.layers is None else ours
-        for name, part in zip(entry.names, parts, strict=True):
-            yield name, np.ascontiguousarray(entry.layout.to_theirs(part))
+    for name, tensor in open_ours(table, params, "the parameters").items():
+        yield name, tensor.read()

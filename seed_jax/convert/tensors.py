@@ -4,6 +4,7 @@ Nothing is read before it is asked for, so that a model can be converted in litt
 """
 
 import dataclasses
+import functools
 import json
 import re
 import struct
@@ -13,16 +14,16 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from seed_jax.convert.torch_file import TorchFile, numpy_dtype
 from seed_jax.errors import UserError
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # safetensors' own reader knows bfloat16 in its newest releases only; the format is an index and plain bytes.
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-_WRAPPERS = ("model", "module", "state_dict")
 Shape = tuple[int, ...]
 
 
@@ -108,14 +109,14 @@ def check(
     problems += [f"misshapen: {'; '.join(misshapen)}"] if misshapen else []
     if problems:
         raise UserError(f"The tensors in {found.where} do not fit the model: {'; '.join(problems)}.")
-    return sorted(unexpected, key=_natural)
+    return sorted(unexpected, key=natural)
 
 
 def listed(names: Iterable[str]) -> str:
     """Write down every name, those that differ in their first number only (a layer's) as one with ranges."""
     groups: dict[tuple[str, str], list[int]] = {}
     plain = []
-    for name in sorted(names, key=_natural):
+    for name in sorted(names, key=natural):
         parts = re.fullmatch(r"(.*?)(?<![^.])(\d+)(?![^.])(.*)", name)
         if parts:
             groups.setdefault((parts[1], parts[3]), []).append(int(parts[2]))
@@ -135,7 +136,8 @@ def _ranges(numbers: list[int]) -> str:
     return text if len(numbers) == 1 else f"{{{text}}}"
 
 
-def _natural(name: str) -> list:
+def natural(name: str) -> list:
+    """Return a key that sorts layer 2 before layer 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -156,7 +158,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _safetensor(path: Path, size: int, start: int, entry: dict) -> Tensor:
-    dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    dtype, shape = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     count = int(np.prod(shape, dtype=np.int64))
     if end - begin != count * dtype.itemsize or start + end > size:
@@ -169,40 +171,8 @@ def _safetensor(path: Path, size: int, start: int, entry: dict) -> Tensor:
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"Reading {path} needs PyTorch: pip install 'seed-jax[torch]', or convert the file to safetensors."
-        ) from None
-    state = _load_torch(torch, path)
-    while isinstance(state, dict) and (key := next((k for k in _WRAPPERS if isinstance(state.get(k), dict)), None)):
-        state = state[key]
-    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no dictionary of tensors: give a PyTorch state dict.")
-    return {name: _torch_tensor(torch, value) for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def _load_torch(torch, path: Path):
-    options = {"map_location": "cpu", "weights_only": True}
-    try:
-        try:
-            return torch.load(path, mmap=True, **options)
-        except RuntimeError:  # the format of before PyTorch 1.6 cannot be mapped
-            return torch.load(path, **options)
-    except Exception as error:  # torch raises errors of many kinds on files that are no checkpoints
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a PyTorch file of plain tensors ({reason}): it is truncated, of another kind, "
-            "or holds code, which is never run; download it again."
-        ) from error
-
-
-def _torch_tensor(torch, value) -> Tensor:
-    dtype = np.dtype(ml_dtypes.bfloat16 if value.dtype == torch.bfloat16 else str(value.dtype).removeprefix("torch."))
-
-    def read() -> np.ndarray:
-        plain = value.detach().contiguous()
-        return (plain.view(torch.int16) if value.dtype == torch.bfloat16 else plain).numpy().view(dtype)
-
-    return Tensor(tuple(value.shape), dtype, read)
+    file = TorchFile(path)
+    return {
+        name: Tensor(tuple(value.shape), numpy_dtype(value), functools.partial(file.read, name))
+        for name, value in file.tensors().items()
+    }

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert import table as tables
 from seed_jax.convert.tensors import Shape, Tensors, check, listed, open_tensors
 from seed_jax.convert.tokenizer_table import QFORMER, REVERSE, VIT, buffers, key_table
@@ -43,15 +44,22 @@ _PROBES = {
 
 @dataclasses.dataclass(frozen=True)
 class ImportedTokenizer:
-    """A tokenizer read from the original's files."""
+    """A tokenizer in the original's files; `params` are arrays, NumPy's or lazy ones."""
 
     config: SeedTokenizerConfig
-    params: dict[str, Any]  # NumPy arrays
+    params: dict[str, Any]
     extras: Tensors  # known tensors that the image tokenizer does not use
     unknown: list[str]  # names that nobody expects
+    tensors: Tensors  # everything, the image encoder's with their prefix
 
 
-def import_tokenizer(
+def import_tokenizer(quantizer: str | Path, vit: str | Path | None = None, **options: Any) -> ImportedTokenizer:
+    """Read the original's weights into NumPy arrays; see `open_tokenizer`."""
+    found = open_tokenizer(quantizer, vit, **options)
+    return dataclasses.replace(found, params=materialize(found.params))
+
+
+def open_tokenizer(
     quantizer: str | Path,
     vit: str | Path | None = None,
     *,
@@ -60,7 +68,7 @@ def import_tokenizer(
     decoder_heads: int = 12,
     text: bool = False,
 ) -> ImportedTokenizer:
-    """Read the original's weights, in float32, checking every name and shape; sizes come from the shapes.
+    """Check every tensor's name and shape; sizes come from the shapes, weights are read (as float32) when asked for.
 
     Args:
         quantizer: `seed_quantizer.pt`, or a safetensors file with the same names.
@@ -78,7 +86,7 @@ def import_tokenizer(
     if unknown:
         logging.warning("Ignored %d tensors that nobody expects: %s", len(unknown), listed(unknown))
     kept = Tensors({name: tensors[name] for name in extras if not name.endswith(_BUFFERS)}, tensors.where)
-    return ImportedTokenizer(config, tables.assemble(table, tensors, abstract), kept, unknown)
+    return ImportedTokenizer(config, tables.assemble_lazily(table, tensors, abstract), kept, unknown, tensors)
 
 
 def infer_config(
@@ -117,12 +125,18 @@ def infer_config(
 def _open(quantizer: str | Path, vit: str | Path | None) -> Tensors:
     tensors = open_tensors(quantizer)
     if vit is not None:
-        encoder = open_tensors(vit)
-        prefixed = any(name.startswith(VIT) for name in encoder)
-        return tensors.merged(encoder if prefixed else encoder.with_prefix(VIT))
+        return with_vit(tensors, open_tensors(vit))
     if not any(name.startswith(VIT) for name in tensors):
         raise UserError(f"{quantizer} does not hold the image encoder: give its file (eva_vit_g.pth) with --vit.")
     return tensors
+
+
+def with_vit(tensors: Tensors, encoder: Tensors | None = None) -> Tensors:
+    """Return the tensors of both files, the image encoder's with their prefix, which its own file lacks."""
+    if encoder is None:
+        return tensors
+    prefixed = any(name.startswith(VIT) for name in encoder)
+    return tensors.merged(encoder if prefixed else encoder.with_prefix(VIT))
 
 
 def _qformer_config(tensors, prefix: str, heads: int, shape: dict[str, Shape], queries: int, *, text: bool = False):

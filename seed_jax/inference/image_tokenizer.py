@@ -96,7 +96,9 @@ class ImageTokenizer:
         """Read a model directory; `options` as for the class."""
         found = model_dir.load(directory, KIND)
         where = str(found.directory / model_dir.CONFIG)
-        return cls(SeedTokenizerConfig.from_dict(found.config.get("sizes", {}), where), found.params, **options)
+        # A training workdir holds further collections (teachers, statistics) beside the parameters.
+        params = found.params.get("params", found.params)
+        return cls(SeedTokenizerConfig.from_dict(found.config.get("sizes", {}), where), params, **options)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -125,6 +127,10 @@ class ImageTokenizer:
         batches = [self._start(batch) for batch in _batched(pixels, self.batch_size)]
         codes = [np.asarray(batch) for batch in batches]
         return np.concatenate([np.zeros((0, self.config.codes_per_image), np.int32), *codes])[: len(pixels)]
+
+    def start_pixels(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> jax.Array:
+        """Give up to `batch_size` of what `pixels` made to the device; the first N rows of the result are the codes."""
+        return self._start(pixels)
 
     def encode_stream(
         self, items: Iterable[tuple[Hashable, str | Path | bytes]], *, workers: int = 4
@@ -158,10 +164,10 @@ class ImageTokenizer:
         parts = [np.asarray(self._embed(self._params, self._place(part))) for part in _batched(codes, self.batch_size)]
         return np.concatenate([np.zeros((0, self.config.embedding_width), np.float32), *parts])[: len(codes)]
 
-    def _start(self, pixels: list[np.ndarray]) -> jax.Array:
+    def _start(self, pixels: Sequence[np.ndarray] | np.ndarray) -> jax.Array:
         return self._encode(self._params, self._place(pixels))
 
-    def _place(self, rows: list[np.ndarray]) -> jax.Array:
+    def _place(self, rows: Sequence[np.ndarray] | np.ndarray) -> jax.Array:
         """Fill a batch up, so that one compiled program serves, and bring it to the device or devices."""
         batch = np.stack(rows)
         padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.lazy import materialize
 from seed_jax.cli import main
 from seed_jax.convert.llama import import_llama, read_config
 from seed_jax.convert.llama_table import key_table
@@ -183,7 +184,7 @@ def test_adapter_equals_the_recorded_run(source, adapter):
         checked += 1
     assert checked == 51
 
-    merged = lora.merge(imported.params)
+    merged = materialize(lora.merge(imported.params))
     logits = jax.jit(Llama(GOLDEN).apply)({"params": merged}, tokens)
     np.testing.assert_allclose(logits[valid], expected["merged_logits"][valid], atol=1e-4, rtol=0)
     recorded = golden.tensors("llama_tiny/lora.merged_weights.safetensors")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from seed_jax.convert import torch_file
 from seed_jax.convert.tensors import Tensor, Tensors, check, listed, open_tensors
 from seed_jax.errors import UserError
 
@@ -50,6 +51,20 @@ def test_torch_files_are_unwrapped(tmp_path, torch, wrapper, old):
     assert set(tensors) == {"a", "n"}
     assert tensors["a"].shape == (3, 2)
     np.testing.assert_array_equal(tensors["a"].read(), A.T)
+
+
+@pytest.mark.parametrize(("old", "loads"), [(False, 4), (True, 2)], ids=["zip", "legacy"])
+def test_a_mapped_file_is_mapped_anew_so_that_its_pages_are_let_go(tmp_path, torch, monkeypatch, old, loads):
+    state = {name: torch.full((3,), float(i)) for i, name in enumerate("abc")}
+    torch.save(state, tmp_path / "m.pth", _use_new_zipfile_serialization=not old)
+    monkeypatch.setattr(torch_file, "_REMAP_AFTER", 0)
+    calls, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: calls.append(1) or load(*args, **options))
+    tensors = open_tensors(tmp_path / "m.pth")
+    found = [tensors[name].read() for name in "abca"]
+    np.testing.assert_array_equal(found, [[0.0] * 3, [1.0] * 3, [2.0] * 3, [0.0] * 3])
+    # The old format cannot be mapped: it is tried, then read whole, once.
+    assert len(calls) == loads
 
 
 def test_several_files_are_one_model(tmp_path):
