@@ -24,6 +24,7 @@ CORE = [
     "etils[epath]>=1.9.1,<2",
     "absl-py>=2.1,<3",
     "msgpack>=1.0,<2",
+    "pyarrow>=16,<28",  # tensorflow-datasets needs it too
     "tensorboardX>=2.6.4,<3",
     "jaxtyping>=0.3,<0.4",
     "tqdm>=4.66,<5",
@@ -35,16 +36,19 @@ EXTRAS = {
     "demo": ["scikit-image>=0.22,<1"],  # its bundled public-domain photographs feed the :tiny configs
     "decoder": DECODER,
     "torch": ["torch>=2.4,<3"],
+    "video": ["av>=13,<20"],
     "serve": ["gradio>=5,<7"],
     "eval": ["pycocoevalcap>=1.2"],
     "notebooks": ["jupyter>=1", "nbclient>=0.10", "matplotlib>=3.8"],
 }
 EXTRAS["test"] = [
     *EXTRAS["demo"],
+    *EXTRAS["video"],
     *DECODER,
     # Exact: an open range makes pip fetch the CUDA build, several gigabytes.
     "torch==2.13.0",
     "transformers>=4.57.1,<6",
+    "peft>=0.18,<0.22",  # exported adapters are held against it
     "beartype>=0.19",
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -62,7 +66,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["seed_jax", "seed_jax.*"]),
     include_package_data=True,
-    package_data={"seed_jax.data.templates": ["phrases.json"]},
+    package_data={"seed_jax.data": ["page.css"], "seed_jax.data.templates": ["phrases.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["seed-jax = seed_jax.cli:main"]},

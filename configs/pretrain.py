@@ -15,6 +15,7 @@ AILab-CVC/seed-tokenizer-2 with tokenizer.model and added_tokens.json) and the s
 
 import ml_collections
 
+from configs.data import pretrain as mixture
 from seed_jax.errors import UserError
 
 VARIANTS = ("8b", "14b", "tiny")
@@ -57,15 +58,9 @@ def _official() -> ml_collections.ConfigDict:
     # The original's batches hold about 23k padded tokens per GPU, x 4 accumulation, of which about 40 % are useful.
     config.data.batch_size = 256
     config.data.prefetch = 4
-    # Weights are the original's (spec D.3): shares of samples here, because packing has no batches of a pipe.
-    config.data.parts = (
-        _part("data/cc3m_unsplash_coco", "image_text_pair", 0.5, max_length=200),
-        _part("data/laion_coco", "image_text_pair", 5.0, max_length=140),
-        _part("data/mmc4", "interleaved", 2.0, max_length=1024),
-        _part("data/obelics", "interleaved", 1.0, max_length=1024, reverse_ratio=0.0),
-        _part("data/webvid", "video_caption", 0.5, max_length=200),
-        _part("data/wikipedia", "text", 1.0, max_length=1024),
-    )
+    # Weights are the original's (spec D.3) and mean the same: see seed_jax/data/parts.py.
+    config.data.weight_by = "samples"  # or "tokens"
+    config.data.parts = mixture.parts("data")
 
     # Spec D.2, row "pretrain (LoRA)".
     config.optimizer = ml_collections.ConfigDict(
@@ -85,12 +80,6 @@ def _official() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
     config.checkpoint = ml_collections.ConfigDict({"every_steps": 1000, "keep_last": 3, "keep_every": 10_000})
     return config
-
-
-def _part(path: str, task: str, weight: float, **params) -> dict:
-    # An image is left out rather than cut in half, unlike the original.
-    params = {"whole_images": True, **params}
-    return {"path": path, "task": f"pretrain.{task}", "weight": weight, "params": params}
 
 
 def _shrink(config: ml_collections.ConfigDict) -> None:

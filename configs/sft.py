@@ -10,6 +10,7 @@ any model directory. Variants: tiny, 8b, 14b. The original used 32 A100-80G for 
 import ml_collections
 
 from configs import pretrain
+from configs.data import sft as mixture
 
 
 def get_config(variant: str = "8b") -> ml_collections.ConfigDict:
@@ -19,6 +20,7 @@ def get_config(variant: str = "8b") -> ml_collections.ConfigDict:
     if variant == "tiny":
         return config
     config.model.init = "runs/pretrain_full"
+    config.data.parts = mixture.parts("data/sft", style="llama2" if variant == "14b" else "vicuna")
     config.steps = 50_000
     config.optimizer.update({"peak_lr": 1e-4, "min_lr_ratio": 0.1, "warmup_ratio": 0.07, "accumulation": 1})
     config.checkpoint.every_steps = 10_000

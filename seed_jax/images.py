@@ -48,7 +48,8 @@ def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Im
                 raise UserError(
                     f"Refusing to decode {name}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down."
                 )
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except Image.DecompressionBombError:
         raise UserError(f"Refusing to decode {name}: more than {MAX_PIXELS:,} pixels; scale it down.") from None
     except Image.UnidentifiedImageError:
@@ -65,6 +66,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if image.mode == "RGB":
+        image.load()  # before its file is closed; without the copy that `convert` would make
+        return image
     return image.convert("RGB")
 
 

@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from seed_jax import images
 from seed_jax.errors import UserError
@@ -74,6 +74,22 @@ def test_exif_orientation_is_applied():
     exif[0x0112] = 6  # shown turned a quarter clockwise
     loaded = np.asarray(images.load(encoded(rgb(), "PNG", exif=exif)))
     np.testing.assert_array_equal(loaded, np.rot90(GRADIENT, -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "MPO", "GIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pictures_are_those_of_two_plain_copies(kind, orientation):
+    """Reading without copies gives what a turned copy and a converted copy give, also when the file is closed."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if kind in ("BMP", "GIF") else {"exif": exif}
+    data = encoded(rgb(), kind, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    loaded = images.load(data)
+    np.testing.assert_array_equal(np.asarray(loaded), np.asarray(expected))
+    np.testing.assert_array_equal(images.resize(loaded, 7), images.resize(expected, 7))
+    np.testing.assert_array_equal(np.asarray(images.load(encoded(loaded, "PNG"))), np.asarray(expected))
 
 
 def test_transparency_is_laid_over_white():

@@ -6,12 +6,13 @@ OUT/bad.jsonl                       what was left out, and why
 OUT/build/                          the plan, a lock, and while it runs a report for every finished shard
 """
 
+import contextlib
+import dataclasses
 import itertools
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -20,16 +21,17 @@ from seed_jax.data import build_reports as reports
 from seed_jax.data import plan as plans
 from seed_jax.data.build_reports import BAD_LOG, STATE, Report
 from seed_jax.data.build_settings import Settings
+from seed_jax.data.encoding import Encoder, Prepared, to_records
+from seed_jax.data.filters import Filtered
+from seed_jax.data.in_order import in_order
 from seed_jax.data.lock import locked
 from seed_jax.data.manifest import MANIFEST, Manifest
-from seed_jax.data.pictures import Encoder, Prepared, prepare, to_records
+from seed_jax.data.pictures import prepare
 from seed_jax.data.plan import Plan
 from seed_jax.data.records import Item, Record, encode
 from seed_jax.data.shards import shard_name, write_shard
 from seed_jax.data.sources import Bad, Raw, Source
 from seed_jax.errors import UserError
-
-T, R = TypeVar("T"), TypeVar("R")
 
 
 def build(
@@ -51,7 +53,11 @@ def build(
     if out.exists() and not state.is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no build of shards: choose another --out, or remove it.")
     state.mkdir(parents=True, exist_ok=True)
-    with locked(state / ("lock" if share.count == 1 else f"lock-{share.index}-of-{share.count}"), str(out)):
+    with contextlib.ExitStack() as locks:
+        # Shares may be made at the same time, but not beside a build that makes everything.
+        locks.enter_context(locked(state / "lock", str(out), shared=share.count > 1))
+        if share.count > 1:
+            locks.enter_context(locked(state / f"lock-{share.index}-of-{share.count}", str(out)))
         plan = _plan(source, out, encoder, settings)
         if not (out / MANIFEST).is_file():
             _Builder(source, out, plan, encoder, settings).run()
@@ -60,23 +66,26 @@ def build(
 
 def _plan(source: Source, out: Path, encoder: Encoder | None, settings: Settings) -> Plan:
     """Return the plan in `out` if it fits; make a new one where nothing has been built yet."""
-    old = plans.load(out / STATE)
-    new = plans.make_plan(
-        source,
-        old,
-        shard_size=settings.shard_size,
-        batch_size=encoder.batch_size if encoder else 0,
-        tokenizer=encoder.fingerprint if encoder else None,
-        preprocessing=encoder.preprocessing if encoder else None,
-    )
-    if old and ((out / MANIFEST).is_file() or any((out / STATE).glob("shard-*.json"))):
-        plans.check_same(old, new, out)
-    elif old != new:
-        # Shards of the old plan that were written but not yet reported would stay for ever.
-        for leftover in out.glob("*shard-*.array_record*") if old else ():
-            leftover.unlink()
-        plans.save(out / STATE, new)
-    return new
+    # One at a time, also of several shares: the first one counts the input and the others find the numbers.
+    with locked(out / STATE / "lock-plan", str(out), wait=True):
+        old = plans.load(out / STATE)
+        new = plans.make_plan(
+            source,
+            old,
+            shard_size=settings.shard_size,
+            batch_size=encoder.batch_size if encoder else 0,
+            tokenizer=encoder.fingerprint if encoder else None,
+            preprocessing=encoder.preprocessing if encoder else None,
+            filters=settings.filters.settings(),
+        )
+        if old and ((out / MANIFEST).is_file() or any((out / STATE).glob("shard-*.json"))):
+            plans.check_same(old, new, out)
+        elif old != new:
+            # Shards of the old plan that were written but not yet reported would stay for ever.
+            for leftover in out.glob("*shard-*.array_record*") if old else ():
+                leftover.unlink()
+            plans.save(out / STATE, new)
+        return new
 
 
 class _Builder:
@@ -100,11 +109,14 @@ class _Builder:
             with self.bar:
                 for run in _runs(self.todo):
                     units = self._read(self.plan.shard_range(run[0]).start, self.plan.shard_range(run[-1]).stop)
-                    prepared = _in_order(pool, lambda unit: prepare(unit, self.encoder), units, window)
+                    prepared = in_order(pool, self._prepare, units, window)
                     for shard in run:
                         self._build_shard(shard, prepared)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, unit: Raw | Bad) -> Prepared | Bad | Filtered:
+        return prepare(unit, self.encoder, self.settings.filters)
 
     def _read(self, start: int, stop: int) -> Iterator[Raw | Bad]:
         files = {file.name: file for file in self.source.files}
@@ -119,25 +131,29 @@ class _Builder:
             if count != end - first:
                 raise UserError(f"{files[name].path} has changed during the build: remove {self.out} and build anew.")
 
-    def _build_shard(self, shard: int, prepared: Iterator[Prepared | Bad]) -> None:
-        bad: list[Bad] = []
+    def _build_shard(self, shard: int, prepared: Iterator[Prepared | Bad | Filtered]) -> None:
+        left = _Left()
         items: Counter[str] = Counter()
-        units = self._usable(itertools.islice(prepared, len(self.plan.shard_range(shard))), bad)
+        units = self._usable(itertools.islice(prepared, len(self.plan.shard_range(shard))), left)
         records = to_records(units, self.encoder, self.source.kind)
         file = write_shard(self.out / shard_name(shard), _counted(records, items))
-        reports.save(self.out, shard, Report(file, dict(items), tuple(bad)))
+        report = Report(file, dict(items), tuple(left.bad), dict(left.filtered), dict(left.pictures))
+        reports.save(self.out, shard, report)
 
-    def _usable(self, units: Iterable[Prepared | Bad], bad: list[Bad]) -> Iterator[Prepared]:
-        """Pass on what is not bad; stop the build when too much is."""
+    def _usable(self, units: Iterable[Prepared | Bad | Filtered], left: "_Left") -> Iterator[Prepared]:
+        """Pass on what is neither bad nor filtered; stop the build when too much is bad."""
         for unit in units:
             self.bar.update()
-            if not isinstance(unit, Bad):
+            if isinstance(unit, Prepared):
+                left.pictures.update(unit.left_out)
                 yield unit
-                continue
-            bad.append(unit)
-            self.bad += 1
-            if self.bad > self.settings.max_bad.allowed(self.plan.units):
-                self._stop(bad)
+            elif isinstance(unit, Filtered):
+                left.filtered[unit.reason] += 1
+            else:
+                left.bad.append(unit)
+                self.bad += 1
+                if self.bad > self.settings.max_bad.allowed(self.plan.units):
+                    self._stop(left.bad)
 
     def _stop(self, bad: list[Bad]) -> None:
         log = [each for report in reports.load_all(self.out, self.plan).values() for each in report.bad] + bad
@@ -147,6 +163,15 @@ class _Builder:
             f"{self.bad} of {self.plan.units} records are bad, more than --max-bad allows (most often, {count} times: "
             f"{reason}); see {self.out / BAD_LOG}, then repair the input or raise --max-bad and run again."
         )
+
+
+@dataclasses.dataclass
+class _Left:
+    """What a shard is without."""
+
+    bad: list[Bad] = dataclasses.field(default_factory=list)
+    filtered: Counter[str] = dataclasses.field(default_factory=Counter)
+    pictures: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 def _counted(records: Iterable[Record], items: Counter[str]) -> Iterator[bytes]:
@@ -163,14 +188,3 @@ def _runs(shards: list[int]) -> Iterator[list[int]]:
     """Group consecutive numbers, so that an input file is read on and not from its beginning."""
     for _, run in itertools.groupby(enumerate(shards), lambda place: place[1] - place[0]):
         yield [shard for _, shard in run]
-
-
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
-    """Map in parallel, results in order, never more than `window` of them ahead of the consumer."""
-    ahead: deque[Any] = deque()
-    for item in items:
-        ahead.append(pool.submit(work, item))
-        if len(ahead) >= window:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()

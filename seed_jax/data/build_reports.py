@@ -19,11 +19,19 @@ STATE = "build"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A finished shard: its file, how many items of each kind it holds, and which records were left out."""
+    """A finished shard: its file, how many items of each kind it holds, and what was left out.
+
+    Attributes:
+        bad: records that cannot be used.
+        filtered: reason -> number of records that a filter left out.
+        pictures_left_out: reason -> number of pictures that documents are without.
+    """
 
     file: ShardFile
     items: dict[str, int]
     bad: tuple[Bad, ...]
+    filtered: dict[str, int] = dataclasses.field(default_factory=dict)
+    pictures_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def save(out: Path, shard: int, report: Report) -> None:
@@ -56,14 +64,24 @@ def finish(out: Path, plan: Plan) -> Manifest | None:
         return manifests.load(out)
 
 
+def finished(out: Path) -> Manifest | None:
+    """Return the manifest of a build that other processes are finishing, or None while it is not there."""
+    return manifests.load(out) if (out / manifests.MANIFEST).is_file() else None
+
+
 def _manifest(plan: Plan, reports: list[Report]) -> Manifest:
     return Manifest(
         source=plan.source,
         shards=tuple(report.file for report in reports),
         items=total([report.items for report in reports]),
-        dropped=total([Counter(each.reason for report in reports for each in report.bad)]),
+        dropped=total(
+            [Counter(each.reason for report in reports for each in report.bad), *(each.filtered for each in reports)]
+        ),
         tokenizer=plan.tokenizer,
         preprocessing=plan.preprocessing,
+        options=plan.options,
+        filters=plan.filters,
+        pictures_left_out=total([each.pictures_left_out for each in reports]),
     )
 
 
@@ -73,7 +91,8 @@ def _path(out: Path, shard: int) -> Path:
 
 def _load(path: Path) -> Report:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return Report(ShardFile(**content["file"]), content["items"], tuple(Bad(**each) for each in content["bad"]))
+    file, bad = ShardFile(**content.pop("file")), tuple(Bad(**each) for each in content.pop("bad"))
+    return Report(file=file, bad=bad, **content)
 
 
 def _intact(path: Path, file: ShardFile) -> bool:

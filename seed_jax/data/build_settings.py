@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+from seed_jax.data.filters import Filters
 from seed_jax.errors import UserError
 
 
@@ -47,13 +48,14 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings of a build that do not follow from its inputs; only `shard_size` changes what is written."""
+    """Settings of a build that do not follow from its inputs; `shard_size` and `filters` change what is written."""
 
     shard_size: int = 8192
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     max_bad: BadLimit = BadLimit(share=0.01)
     share: Share = Share()
     progress: bool = True
+    filters: Filters = Filters()
 
     def __post_init__(self):
         if self.shard_size < 1 or self.workers < 1:

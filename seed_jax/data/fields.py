@@ -20,9 +20,10 @@ either in `record.meta` under that name or among the items, in the order in whic
 | *.visual_question | any | data: user, model, user, ...; or meta: instruction, inputs, outputs |
 | *.text_conversation | none | data: user, model, user, ... |
 | sft.interleaved | any, in place | any, in place; meta: response_at, the first item of the response |
+
+With a `question` of the mixture's part, sft.qa and sft.video_qa take captioned images and videos (`Renderer`).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -30,20 +31,9 @@ from typing import Any
 import numpy as np
 
 from seed_jax.data.records import Record
-from seed_jax.data.templates import Sample, Task
 from seed_jax.errors import UserError
 
 Fields = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Renderer:
-    """A template for stored records: `Renderer(task)(record, rng)` gives a sample; can be pickled."""
-
-    task: Task
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
-        return self.task(fields_of(record, self.task.name, rng), rng)
 
 
 def fields_of(record: Record, task: str, rng: np.random.Generator) -> Fields:
@@ -63,8 +53,18 @@ def _pair(record: Record, rng: np.random.Generator) -> Fields:
     codes, texts = _codes(record, 1), _texts(record)
     if not texts:
         return {"image_ids": codes[0], "metadata": record.meta}
-    text = texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]
-    return {"image_ids": codes[0], "text": text, "metadata": record.meta}
+    return {"image_ids": codes[0], "text": drawn(texts, rng), "metadata": record.meta}
+
+
+def captioned(record: Record, question: str, rng: np.random.Generator) -> Fields:
+    """Return a captioned image or video as `question` with one of its captions for an answer."""
+    if not (texts := _texts(record)):
+        raise UserError("the record has no caption, which the question of this part asks for.")
+    return {"image_ids": _flat(record), "question": question, "answer": drawn(texts, rng)}
+
+
+def drawn(texts: list[str], rng: np.random.Generator) -> str:
+    return texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]
 
 
 def _text(record: Record) -> Fields:

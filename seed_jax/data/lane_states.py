@@ -10,7 +10,7 @@ from typing import Any
 
 from seed_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,9 @@ class Manifest:
         dropped: reason -> number of input records that are not in the shards.
         tokenizer: fingerprint of the image tokenizer that made the codes; None where pictures were stored as they are.
         preprocessing: how pictures were resized before they were tokenised; None likewise.
+        options: settings of the source, e.g. how many frames of a video were taken.
+        filters: the filters that were set; what they left out is in `dropped`.
+        pictures_left_out: reason -> number of pictures that documents are without.
     """
 
     source: str
@@ -41,6 +44,9 @@ class Manifest:
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     tokenizer: str | None = None
     preprocessing: dict[str, Any] | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    filters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pictures_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     schema: int = SCHEMA
 
     @property

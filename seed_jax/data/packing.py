@@ -19,10 +19,15 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Numbered:
-    """A rendered sample and its number in the stream, by which it can be had again."""
+    """A rendered sample and its number in the stream, by which it can be had again.
+
+    Attributes:
+        piece: which of the samples of that number it is, where a long document has given several.
+    """
 
     number: int
     sample: Sample
+    piece: int = 0
 
     def __len__(self) -> int:
         return len(self.sample.tokens)

@@ -2,11 +2,12 @@
 
 The global batch has as many rows as there are lanes. Lane r takes samples r, r + lanes, r + 2 lanes, ... of the stream
 and packs its rows from them alone; a host makes the rows of its share of the lanes. A lane's position is the number
-of its next sample and the numbers of those still waiting for a row, so it is a few integers, the packer's remainder
-is part of it, and neither the rows nor their order depend on how many hosts there are.
+of its next sample (of a long document: and of the piece) and the numbers of those still waiting for a row, so it is a
+few integers, the packer's remainder is part of it, and neither the rows nor their order depend on how many hosts there
+are.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -117,18 +118,24 @@ class _Lane:
 
     def __init__(self, batches: PackedBatches, number: int):
         self.number, self._batches = number, batches
-        self.set_state({"next": number, "pending": [], "dropped": {}})
+        self.set_state({"next": number, "piece": 0, "pending": [], "dropped": {}})
 
     def get_state(self) -> dict[str, Any]:
-        pending = [numbered.number for numbered in self._pending]
-        return {"next": self._next, "pending": pending, "dropped": dict(self._dropped)}
+        pending = [[numbered.number, numbered.piece] for numbered in self._pending]
+        return {"next": self._next, "piece": self._piece, "pending": pending, "dropped": dict(self._dropped)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._next, self._dropped = state["next"], Counter(state["dropped"])
+        # The sample to be drawn next, and which of its pieces, where it has several.
+        self._next, self._piece = state["next"], state["piece"]
+        self._dropped = Counter(state["dropped"])
         # Rendered again when a row needs them: a sample is a function of its number.
-        waiting = self._batches.stream.draw(np.array(state["pending"], np.int64))
-        self._pending = [Numbered(drawn.number, self._render(drawn)) for drawn in waiting]
+        waiting = self._batches.stream.draw(np.array([number for number, _ in state["pending"]], np.int64))
+        self._pending = [
+            Numbered(drawn.number, self._render(drawn)[piece], piece)
+            for drawn, (_, piece) in zip(waiting, state["pending"], strict=True)
+        ]
         self._coming: Iterator[Drawn] = iter(())
+        self._pieces: deque[Numbered] = deque()
 
     def next_row(self) -> list[Sample]:
         batches = self._batches
@@ -137,24 +144,45 @@ class _Lane:
 
     def _draw(self) -> Numbered:
         for _ in range(MOST_DROPPED):
-            drawn = next(self._coming, None) or self._refill()
-            self._next = drawn.number + self._batches.num_lanes
-            sample = self._render(drawn)
-            reason = self._why_not(sample)
+            numbered, part = self._take()
+            reason = self._why_not(numbered.sample)
             if not reason:
-                return Numbered(drawn.number, sample)
-            self._dropped[f"part {drawn.part}: {reason}"] += 1
+                return numbered
+            self._dropped[f"part {part}: {reason}"] += 1
         raise UserError(
             f"The last {MOST_DROPPED} samples were all left out ({dict(self._dropped)}): "
             f"check the templates and that rows of {self._batches.length} tokens are long enough."
         )
 
-    def _refill(self) -> Drawn:
-        stride = self._batches.num_lanes
-        self._coming = self._batches.stream.draw(self._next + stride * np.arange(CHUNK))
-        return next(self._coming)
+    def _take(self) -> tuple[Numbered, int]:
+        """Return the next sample, or the next piece of a long one, with its part."""
+        if not self._pieces:
+            drawn = next(self._coming, None) or self._refill()
+            pieces = enumerate(self._render(drawn))
+            self._pieces.extend(
+                Numbered(drawn.number, sample, piece) for piece, sample in pieces if piece >= self._piece
+            )
+            self._part = drawn.part
+        numbered = self._pieces.popleft()
+        if self._pieces:
+            self._next, self._piece = numbered.number, numbered.piece + 1
+        else:
+            self._next, self._piece = numbered.number + self._batches.num_lanes, 0
+        return numbered, self._part
 
-    def _render(self, drawn: Drawn) -> Sample:
+    def _refill(self) -> Drawn:
+        stride, stream = self._batches.num_lanes, self._batches.stream
+        while self._next < len(stream):
+            self._coming = stream.draw(self._next + stride * np.arange(CHUNK))
+            if (drawn := next(self._coming, None)) is not None:
+                return drawn
+            self._next += stride * CHUNK  # of parts that are used up
+        raise UserError(
+            f"The parts of the mixture are used up after {len(stream):,} samples: give a part more cycles (or none, "
+            "for no end), or train fewer steps."
+        )
+
+    def _render(self, drawn: Drawn) -> Sequence[Sample]:
         stream = self._batches.stream
         try:
             return stream.parts[drawn.part].render(drawn.record, drawn.rng())

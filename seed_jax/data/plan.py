@@ -28,6 +28,8 @@ class Plan:
     batch_size: int
     tokenizer: str | None
     preprocessing: dict[str, Any] | None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    filters: dict[str, Any] = dataclasses.field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -60,7 +62,7 @@ def make_plan(source: Source, known: Plan | None = None, **settings: Any) -> Pla
         size = file.path.stat().st_size
         known_size, units = counted.get(file.name, (None, None))
         files[file.name] = (size, units if known_size == size else _count(source, file))
-    plan = Plan(source.kind, files, **settings)
+    plan = Plan(source.kind, files, options=source.options, **settings)
     if not plan.units:
         raise UserError(f"There is nothing to build from in {', '.join(str(file.path) for file in source.files[:3])}.")
     return plan

@@ -4,10 +4,13 @@ One record is one ArrayRecord group (`group_size:1`), so that reading any record
 since codes and pictures do not shrink and the bytes must not depend on the version of a compressor.
 """
 
+import bisect
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -26,7 +29,8 @@ def shard_name(index: int) -> str:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> ShardFile:
     """Write encoded records to a shard, which appears whole or not at all; equal records give equal bytes."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A name of its own: two processes that make the same shard make the same bytes, and the last one wins.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     count = 0
     try:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
@@ -88,6 +92,11 @@ class Shards:
             index -= shard.records
         raise IndexError(index)
 
+    @property
+    def hashes(self) -> list[str]:
+        """Return the hash of each shard: what the records are, and their order."""
+        return [shard.sha256 for shard in self.manifest.shards]
+
     @functools.cached_property
     def _source(self):
         from grain.sources import ArrayRecordDataSource  # late: writing shards does not need Grain
@@ -95,6 +104,36 @@ class Shards:
         # With their range of records in the name, ten thousand shards need not be opened only to be counted.
         used = [shard for shard in self.manifest.shards if shard.records]
         return ArrayRecordDataSource([f"{self.directory / shard.name}[0:{shard.records}]" for shard in used])
+
+
+class JoinedShards:
+    """The records of several shard directories one after the other; can be pickled."""
+
+    def __init__(self, several: Sequence[Shards]):
+        self.several = tuple(several)
+        self._ends = list(itertools.accumulate(map(len, self.several)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        shards, index = self._part(index)
+        return shards[index]
+
+    def locate(self, index: int) -> tuple[Path, int]:
+        """Return the shard that holds record `index`, and the record's number within it."""
+        shards, index = self._part(index)
+        return shards.locate(index)
+
+    @property
+    def hashes(self) -> list[str]:
+        return [each for shards in self.several for each in shards.hashes]
+
+    def _part(self, index: int) -> tuple[Shards, int]:
+        number = bisect.bisect_right(self._ends, index)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.several[number], index - (self._ends[number - 1] if number else 0)
 
 
 def open_shards(directory: str | Path, tokenizer: str | None = None, *, verify: bool = False) -> Shards:

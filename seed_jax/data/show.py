@@ -10,19 +10,29 @@ from seed_jax.images import load
 
 def summary(directory: Path, manifest: Manifest) -> list[str]:
     """Return lines that say what a directory of shards holds."""
+    lines = [f"{directory}: {manifest.records:,} records of source {manifest.source}"]
+    return lines + [f"{name}: {value}" for name, value in facts(manifest).items()]
+
+
+def facts(manifest: Manifest) -> dict[str, str]:
+    """Return what a manifest says besides the number of records, by name."""
     size = sum(shard.bytes for shard in manifest.shards)
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.items.items()) or "nothing"
-    lines = [
-        f"{directory}: {manifest.records:,} records of source {manifest.source}",
-        f"shards: {len(manifest.shards):,}, {_bytes(size)}",
-        f"items: {counts}",
-    ]
+    found = {
+        "shards": f"{len(manifest.shards):,}, {_bytes(size)}",
+        "items": _counts(manifest.items) or "nothing",
+    }
     if manifest.tokenizer:
-        lines.append(f"tokenizer: {manifest.tokenizer}, {_plain(manifest.preprocessing or {})}")
+        found["tokenizer"] = ", ".join(filter(None, [manifest.tokenizer, _plain(manifest.preprocessing or {})]))
+    if manifest.options:
+        found["options"] = _plain(manifest.options)
+    if manifest.filters:
+        found["filters"] = _plain(manifest.filters)
     if manifest.dropped:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
-        lines.append(f"left out: {sum(manifest.dropped.values()):,} ({dropped})")
-    return lines
+        found["left out"] = f"{sum(manifest.dropped.values()):,} ({_counts(manifest.dropped)})"
+    if manifest.pictures_left_out:
+        left_out = manifest.pictures_left_out
+        found["documents are without"] = f"{sum(left_out.values()):,} pictures ({_counts(left_out)})"
+    return found
 
 
 def described(record: Record) -> list[str]:
@@ -39,6 +49,10 @@ def _item(item: Item) -> str:
         image = load(item)
         return f"image: {image.width} x {image.height}, {_bytes(len(item))}"
     return f"codes: {' '.join(map(str, item.tolist()))}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _plain(values: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def test_bad_records_are_counted_and_named(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--source": "zip"}, "no source of kind 'zip'; there are folder, webdataset"),
+        ({"--source": "zip"}, "no source of kind 'zip'; there are captions, coco"),
         ({"--from": "gone"}, "gone does not exist"),
         ({"--max-bad": "lots"}, "--max-bad 'lots' is no limit"),
         ({"--share": "4/4"}, "Share 4 of 4 does not exist"),

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import json
 import os
 import random
@@ -11,41 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from seed_jax.data.build import build
 from seed_jax.data.build_settings import BadLimit, Settings, Share
 from seed_jax.data.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
-from tests.data.sources_test import tar
-
-
-class Colours:
-    """Stands for a tokenizer: the codes are the picture's first pixel and its place in the batch."""
-
-    fingerprint = "c" * 64
-    preprocessing = {"size": 4}  # noqa: RUF012
-    batch_size = 3
-
-    def __init__(self):
-        self.batches = []
-
-    def prepare(self, image):
-        return np.asarray(image.resize((4, 4)))
-
-    def encode(self, pictures):
-        self.batches.append(len(pictures))
-        codes = np.zeros((len(pictures), 32), np.int32)
-        codes[:, :3] = [picture[0, 0] for picture in pictures]
-        codes[:, 3] = range(len(pictures))
-        return codes
-
-
-def png(number):
-    file = io.BytesIO()
-    Image.new("RGB", (6, 5), (number, number // 2, 255 - number)).save(file, "PNG")
-    return file.getvalue()
+from tests.data.sources.samples import Colours, png, tar
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +125,7 @@ import sys, time
 from seed_jax.data.build import build
 from seed_jax.data.build_settings import BadLimit, Settings
 from seed_jax.data.sources import open_source
-from tests.data.build_test import Colours
+from tests.data.sources.samples import Colours
 
 class Slow(Colours):
     def encode(self, pictures):
@@ -176,7 +147,7 @@ def start(inputs, out):
 
 def test_killed_at_random_moments_it_makes_the_same_bytes(inputs, built, tmp_path):
     rng, out = random.Random(0), tmp_path / "o"
-    for _ in range(6):
+    for _ in range(int(os.environ.get("SEED_JAX_KILLS", "6"))):
         process = start(inputs, out)
         time.sleep(rng.uniform(0, 0.12))
         os.kill(process.pid, signal.SIGKILL)
@@ -193,6 +164,26 @@ def test_two_builds_into_one_directory(inputs, tmp_path):
     with pytest.raises(UserError, match=rf"o is being written by process {process.pid} on .*: wait for it"):
         build(open_source("webdataset", [inputs]), tmp_path / "o", encoder=Colours(), settings=settings())
     assert process.wait() == 0
+
+
+def test_a_whole_build_beside_shares_is_refused(inputs, built, tmp_path):
+    out, held = tmp_path / "o", []
+
+    class Watching(Colours):
+        def encode(self, pictures):
+            if not held:
+                held.append(True)
+                for share in (Share(), Share(0, 2)):
+                    with pytest.raises(UserError, match="o is being written by"):
+                        build(
+                            open_source("webdataset", [inputs]), out, encoder=Colours(), settings=settings(share=share)
+                        )
+                build(open_source("webdataset", [inputs]), out, encoder=Colours(), settings=settings(share=Share(1, 2)))
+            return super().encode(pictures)
+
+    build(open_source("webdataset", [inputs]), out, encoder=Watching(), settings=settings(share=Share(0, 2)))
+    assert held
+    assert content(out) == content(built[0])
 
 
 def test_a_finished_build_is_left_alone(inputs, built):
@@ -278,7 +269,7 @@ def test_an_input_that_changes_during_the_build(inputs, tmp_path):
     source = open_source("webdataset", [inputs / "a.tar"])
 
     class Growing:
-        kind, files = source.kind, source.files
+        kind, files, options = source.kind, source.files, source.options
         read = staticmethod(source.read)
 
         def count(self, file):

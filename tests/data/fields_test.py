@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from seed_jax.data.fields import Renderer, fields_of
+from seed_jax.data.fields import fields_of
 from seed_jax.data.records import Record
+from seed_jax.data.renderer import Renderer
 from seed_jax.data.templates import TASKS, make
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
@@ -100,7 +101,7 @@ CASES = [
 def test_fields(task, stored, expected, vocab):
     rng = np.random.default_rng(0)
     assert plain(fields_of(stored, task, rng)) == plain(expected)
-    sample = Renderer(make(task, PARAMS.get(task, {}), vocab))(stored, rng)
+    (sample,) = Renderer(make(task, PARAMS.get(task, {}), vocab))(stored, rng)
     assert sample.kept
     assert (sample.tokens == vocab.boi).sum() == sum(isinstance(item, np.ndarray) for item in stored.items)
 
@@ -108,8 +109,8 @@ def test_fields(task, stored, expected, vocab):
 def test_turns_among_the_items_read_like_marked_ones(vocab):
     task = make("conversation", {}, vocab)
     rng = np.random.default_rng(0)
-    listed = Renderer(task)(record(A, "q", "a", "r", "b"), rng)
-    marked = Renderer(task)(record(A, **MARKED_FIELDS), rng)
+    (listed,) = Renderer(task)(record(A, "q", "a", "r", "b"), rng)
+    (marked,) = Renderer(task)(record(A, **MARKED_FIELDS), rng)
     assert listed.tokens.tolist() == marked.tokens.tolist()
 
 
@@ -126,7 +127,7 @@ def test_one_of_several_captions_is_drawn():
 def test_a_renderer_is_a_function_of_record_and_generator(vocab):
     render = pickle.loads(pickle.dumps(Renderer(make("image_text_pair", {}, vocab))))
     stored = record(A, "a dog", "a cat")
-    samples = [render(stored, np.random.default_rng(seed)).tokens.tolist() for seed in (1, 1, 2, 3, 4, 5)]
+    samples = [render(stored, np.random.default_rng(seed))[0].tokens.tolist() for seed in (1, 1, 2, 3, 4, 5)]
     assert samples[0] == samples[1]
     assert len({tuple(sample) for sample in samples}) > 1
 

@@ -80,3 +80,53 @@ def test_large_numbers_do_not_overflow():
 def test_impossible_weights(weights):
     with pytest.raises(UserError, match=r"weight"):
         Mixture([5, 5], weights, seed=0)
+
+
+def test_parts_end_after_their_cycles_and_the_others_go_on():
+    sizes, weights, cycles = (100, 30, 50), (2, 1, 1), (3, 2, None)
+    mixture = Mixture(sizes, weights, seed=5, cycles=cycles)
+    places = mixture.places(np.arange(3000))
+    assert mixture.length > 1 << 40
+    for part in (0, 1):
+        visited = places.record[places.part == part]
+        assert Counter(visited.tolist()) == dict.fromkeys(range(sizes[part]), cycles[part])  # none lost, none twice
+    # 60 records at a quarter of the samples last 240 numbers, 300 at two thirds of what follows, another 360.
+    last = [int(np.flatnonzero(places.part == part)[-1]) for part in (0, 1)]
+    assert 200 < last[1] < 320
+    assert 420 < last[0] < 640
+    share = (places.part[last[1] + BLOCK : last[1] + BLOCK + 128] == 0).mean()
+    assert share == pytest.approx(2 / 3, abs=0.02)
+    assert (places.part[640:] == 2).all()
+    assert 0 < (places.part == -1).sum() < 2 * BLOCK  # the rest of the two blocks in which a part ended
+
+
+def test_a_mixture_whose_parts_all_end_has_an_end():
+    mixture = Mixture([10, 33], [1, 1], seed=0, cycles=[2, 1])
+    places = mixture.places(np.arange(200))
+    assert mixture.length == 128
+    assert Counter(places.part.tolist()) == {0: 20, 1: 33, -1: 147}
+    assert Counter(places.record[places.part == 0].tolist()) == dict.fromkeys(range(10), 2)
+
+
+def test_cycles_do_not_change_what_comes_before_the_end():
+    places = [Mixture([50, 70], [1, 2], seed=1, cycles=cycles).places(np.arange(64)) for cycles in (None, [1, 9])]
+    np.testing.assert_array_equal(places[0].part, places[1].part)
+    np.testing.assert_array_equal(places[0].record, places[1].record)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_cycles_are_kept(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 6))
+    sizes, weights = rng.integers(1, 300, count).tolist(), (0.01 + rng.random(count)).tolist()
+    cycles = rng.integers(1, 5, count).tolist()
+    mixture = Mixture(sizes, weights, seed, cycles=cycles)
+    places = mixture.places(np.arange(mixture.length + 100))
+    for part in range(count):
+        visited = Counter(places.record[places.part == part].tolist())
+        assert visited == dict.fromkeys(range(sizes[part]), cycles[part])
+
+
+def test_impossible_cycles():
+    with pytest.raises(UserError, match="cycles of a mixture must be 1 or more"):
+        Mixture([5], [1], seed=0, cycles=[0])

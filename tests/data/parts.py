@@ -1,5 +1,6 @@
 """Small shard directories and a small template for the tests of the data pipeline."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,10 +35,18 @@ def write(directory: Path, content: Iterable[Record], shard_size: int = 7, **fie
     return directory
 
 
-def render(record: Record, rng: np.random.Generator) -> Sample:
+def render_pieces(record: Record, rng: np.random.Generator) -> list[Sample]:
+    """Return one to four samples, as a template does that continues long documents."""
+    (sample,) = render(record, rng)
+    lengths = [len(sample), *rng.integers(3, 41, rng.integers(4)).tolist()]
+    tokens = [np.full(length, 1000 * number + sample.tokens[0], np.int32) for number, length in enumerate(lengths, 1)]
+    return [dataclasses.replace(sample, tokens=each, loss_mask=each > 0) for each in tokens]
+
+
+def render(record: Record, rng: np.random.Generator) -> list[Sample]:
     """Repeat the record's number 3 to 40 times, as often as `rng` says; leave out every 13th record."""
     number = int(record.items[1])
     tokens = np.full(rng.integers(3, 41), number + 100, np.int32)
     tokens[-1] = rng.integers(1, 100)  # tells two visits of the same record apart
     mask = rng.random(len(tokens)) < 0.5
-    return Sample(tokens, mask, kept=number % 13 != 0, reason="unlucky")
+    return [Sample(tokens, mask, kept=number % 13 != 0, reason="unlucky")]

@@ -1,16 +1,18 @@
+import dataclasses
 import json
 import pickle
+from collections import Counter
 
 import grain
 import numpy as np
 import pytest
 
 from seed_jax.data import pipeline, templates
-from seed_jax.data.fields import Renderer
 from seed_jax.data.lane_states import dropped, merge_states
 from seed_jax.data.packing import packing_stats
 from seed_jax.data.pipeline import PackedBatches, packed_batches
 from seed_jax.data.records import Record
+from seed_jax.data.renderer import Renderer
 from seed_jax.data.stream import Part, RecordStream
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
@@ -25,7 +27,7 @@ def mixture(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixture")
     one = parts.write(root / "one", map(parts.captioned, range(50)))
     two = parts.write(root / "two", map(parts.captioned, range(100, 111)))
-    return [Part(one, parts.render, 3), Part(two, parts.render, 1.5)]
+    return [Part(one, parts.render, 3), Part(two, parts.render_pieces, 1.5)]
 
 
 def batches(mixture, host=0, hosts=1, seed=7, **changes):
@@ -59,11 +61,13 @@ def test_every_sample_is_packed_once_and_whole(mixture):
     lanes = iterator.get_state()["lanes"]
     stream, expected = RecordStream(mixture, 7), []
     for name, lane in lanes.items():
-        waiting = set(lane["pending"])
-        for number in range(int(name), lane["next"], ROWS):
-            sample = parts.render(stream[number].record, stream[number].rng())
-            if sample.kept and number not in waiting:
-                expected.append(tuple(sample.tokens.tolist()))
+        waiting = {tuple(each) for each in lane["pending"]}
+        for number in range(int(name), lane["next"] + 1, ROWS):
+            samples = mixture[stream[number].part].render(stream[number].record, stream[number].rng())
+            for piece, sample in enumerate(samples):
+                drawn = (number, piece) < (lane["next"], lane["piece"])
+                if drawn and sample.kept and (number, piece) not in waiting:
+                    expected.append(tuple(sample.tokens.tolist()))
     assert sorted(found) == sorted(expected)
     assert len(found) > 400
 
@@ -81,8 +85,8 @@ def test_what_is_left_out_is_counted(mixture):
     assert set(counts) == {f"part {part}: {why}" for part in (0, 1) for why in ("unlucky", "longer than the row")}
     numbers = [n for name, lane in iterator.get_state()["lanes"].items() for n in range(int(name), lane["next"], ROWS)]
     stream = RecordStream(mixture, 7)
-    unlucky = [n for n in numbers if int(stream[n].record.items[1]) % 13 == 0]
-    assert counts["part 0: unlucky"] + counts["part 1: unlucky"] == len(unlucky)
+    unlucky = [n for n in numbers if stream[n].part == 0 and int(stream[n].record.items[1]) % 13 == 0]
+    assert counts["part 0: unlucky"] == len(unlucky)
 
 
 def test_resumed_at_any_step_it_goes_on_as_if_never_stopped(mixture):
@@ -91,6 +95,7 @@ def test_resumed_at_any_step_it_goes_on_as_if_never_stopped(mixture):
         states.append(json.dumps(iterator.get_state()))
         expected.append(next(iterator))
     final = iterator.get_state()
+    assert any(lane["piece"] for state in states for lane in json.loads(state)["lanes"].values())  # amid a document
     for step, state in enumerate(states):
         again = iter(batches(mixture))
         again.set_state(json.loads(state))
@@ -157,7 +162,7 @@ def test_positions_that_do_not_fit(mixture):
         iter(batches(mixture, seed=8, rows=4)).set_state(whole)
     with pytest.raises(UserError, match=r"parts was \w+, is \w+"):
         iter(batches(mixture[:1])).set_state(whole)
-    with pytest.raises(UserError, match="not of format 1"):
+    with pytest.raises(UserError, match="not of format 2"):
         iter(batches(mixture)).set_state({"next": 3})
     assert merge_states([right, left]) == whole
 
@@ -179,10 +184,32 @@ def test_impossible_settings(mixture):
 
 def test_all_missing_parts_are_listed_at_once(mixture, tmp_path):
     missing = [Part(tmp_path / "laion", parts.render), mixture[0], Part(tmp_path / "mmc4", parts.render)]
-    with pytest.raises(UserError, match=r"2 of 3 parts .*laion has no manifest.json.*mmc4 has no manifest.json"):
+    with pytest.raises(
+        UserError,
+        match=r"2 of the directories of a mixture of 3 parts .*laion has no manifest.json.*mmc4 has no manifest.json",
+    ):
         RecordStream(missing, 0)
     with pytest.raises(UserError, match=r"two were made by image tokenizer ffffffffffff, expected 000000000000"):
         RecordStream(mixture[1:], 0, tokenizer="0" * 64)
+
+
+def test_parts_that_are_used_up_end_the_batches(mixture):
+    finite = [dataclasses.replace(mixture[0], cycles=2), dataclasses.replace(mixture[1], cycles=3)]
+    found = []
+
+    def use_up():
+        for batch in iter(batches(finite)):
+            found.extend(segments(batch))
+
+    with pytest.raises(UserError, match=r"used up after \d+ samples: give a part more cycles"):
+        use_up()
+    visits = Counter(tokens[0] for tokens in found if tokens[0] < 200)
+    assert max(visits.values()) <= 2
+    assert len(found) > 60
+    endless = [finite[0], mixture[1]]
+    iterator = iter(batches(endless))
+    later = [take(iterator, 60)[-1] for _ in range(2)][-1]
+    assert min(later["tokens"][:, 0]) >= 1000  # only the part without an end is left
 
 
 def test_an_unusable_record_is_named(mixture):

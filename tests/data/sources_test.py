@@ -1,50 +1,20 @@
 import gzip
-import io
 import json
 import random
 import tarfile
 
 import pytest
 
-from seed_jax.data.sources import Bad, Raw, open_source
+from seed_jax.data.sources import Raw, open_source
 from seed_jax.data.sources.units import text_problem
 from seed_jax.errors import UserError
+from tests.data.sources.samples import all_units, reasons, tar
 
 JPEG = b"\xff\xd8 bytes of a picture"
 
 
-def tar(path, members, mode="w", *, extra=()):
-    """Write a tar of name -> bytes; `extra` holds TarInfos without content."""
-    with tarfile.open(path, mode) as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        for info in extra:
-            archive.addfile(info)
-    return path
-
-
 def triple(key, text="A dog.", **meta):
     return {f"{key}.jpg": JPEG, f"{key}.txt": text.encode(), f"{key}.json": json.dumps(meta).encode()}
-
-
-def all_units(source):
-    """Read everything at once, and in every split into two, which must give the same units."""
-    found = []
-    for file in source.files:
-        count = source.count(file)
-        whole = list(source.read(file, 0, count))
-        assert len(whole) == count
-        for middle in range(count):
-            split = [*source.read(file, 0, middle), *source.read(file, middle, count)]
-            assert [(unit.id, type(unit)) for unit in split] == [(unit.id, type(unit)) for unit in whole]
-        found += whole
-    return found
-
-
-def reasons(units):
-    return [unit.reason if isinstance(unit, Bad) else None for unit in units]
 
 
 def test_folder_reads_every_way_to_write_a_caption(tmp_path):
@@ -79,7 +49,7 @@ def test_folder_counts_lines_that_cannot_be_used(tmp_path):
     assert reasons(all_units(open_source("folder", [tmp_path]))) == [
         None,
         "line is not JSON",
-        "line is not a JSON object",
+        "entry is not a JSON object",
         "text is not UTF-8",
         "no picture named",
         "no caption",
@@ -207,7 +177,7 @@ def test_webdataset_fuzzed_archives_never_crash(tmp_path):
 
 
 def test_bad_sources(tmp_path):
-    with pytest.raises(UserError, match="no source of kind 'zip'; there are folder, webdataset"):
+    with pytest.raises(UserError, match="no source of kind 'zip'; there are captions, coco"):
         open_source("zip", [tmp_path])
     with pytest.raises(UserError, match="gone does not exist"):
         open_source("webdataset", [tmp_path / "gone"])

@@ -6,16 +6,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from seed_jax.data.sources.items import Slice, Video
 from seed_jax.errors import UserError
+
+Item = str | bytes | Path | Slice | Video | np.ndarray
+"""A text, a picture (its bytes, its file or a stretch of a file), a video, or codes made earlier: uint16 [32]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Raw:
-    """A sample as found: texts (str), encoded pictures (bytes) and picture files (Path), in reading order."""
+    """A sample as found: texts, pictures, videos and codes in reading order.
+
+    Attributes:
+        document: a picture that cannot be used is left out, as long as one remains, instead of the whole sample.
+        similarities: of a document, how well each picture fits its text, in the order of the pictures.
+    """
 
     id: str
-    items: tuple[str | bytes | Path, ...]
+    items: tuple[Item, ...]
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    document: bool = False
+    similarities: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +38,14 @@ class Bad:
     id: str
     reason: str
     detail: str = ""
+
+
+class UnusableError(Exception):
+    """What a reader raises where a sample cannot be used; it becomes a `Bad`."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +63,12 @@ class Source(Protocol):
     Attributes:
         kind: the name on the command line and in records.
         files: what is read, in order.
+        options: settings of the reader that change what it yields, for the plan of a build.
     """
 
     kind: str
     files: tuple[InputFile, ...]
+    options: dict[str, Any]
 
     def count(self, file: InputFile) -> int:
         """Return how many work units a file has, without reading its pictures."""
@@ -66,6 +89,19 @@ def named(paths: Sequence[Path]) -> tuple[InputFile, ...]:
     return tuple(
         InputFile(path, full.relative_to(shared).as_posix()) for path, full in zip(paths, absolute, strict=True)
     )
+
+
+def found(paths: Sequence[str | Path], patterns: Sequence[str], what: str) -> list[Path]:
+    """Return the files among `paths`, and for every folder those below it that match one of `patterns`, in order."""
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path} does not exist: expected {what}.")
+        inside = sorted({match for pattern in patterns for match in path.rglob(pattern)}) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path} has no {what}: expected files named {' or '.join(patterns)}.")
+        files += inside
+    return files
 
 
 def text_problem(text: str) -> str | None:

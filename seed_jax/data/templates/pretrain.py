@@ -75,7 +75,13 @@ class ImageTextPair:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Plain text. Field: `text`."""
+    """Plain text. Field: `text`.
+
+    Attributes:
+        continued: what is over `max_length` becomes further samples (`continuation.py`); the original drops it.
+    """
+
+    continued: bool = False
 
     def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
         return {}
@@ -97,10 +103,13 @@ class Interleaved:
     Attributes:
         reverse_ratio: probability of exchanging every image with the entry after it.
         max_images: one text after the last allowed image is kept, then the document ends; None for no limit.
+        continued: what is over `max_length` or `max_images` becomes further samples (`continuation.py`); the original
+            drops it.
     """
 
     reverse_ratio: float = 0.5
     max_images: int | None = 7
+    continued: bool = False
 
     def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
         return {"swap": bool(rng.random() < self.reverse_ratio)}
@@ -122,7 +131,7 @@ class Interleaved:
         images = 0
         full = False
         for image, text in entries:
-            full = self.max_images is not None and images >= self.max_images
+            full = self.max_images is not None and images >= self.max_images and not self.continued
             if (image is None) == (text is None):
                 yield None
             elif text is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seed_jax.data.templates import chat, conversation, instruct, pretrain, prompts
+from seed_jax.data.templates import chat, continuation, conversation, instruct, pretrain, prompts
 from seed_jax.data.templates.layout import Choice, Fields, Setting
 from seed_jax.data.templates.phrases import DEFAULT, Phrases
 from seed_jax.data.templates.sample import Options, Sample, assemble
@@ -68,6 +68,20 @@ class Task:
     def __call__(self, fields: Fields, rng: np.random.Generator) -> Sample:
         return self.render(fields, self.choose(fields, rng))
 
+    def samples(self, fields: Fields, rng: np.random.Generator) -> list[Sample]:
+        """Render one record; with `continued` a long document gives several samples, in its order."""
+        choice = self.choose(fields, rng)
+        if not self.continued:
+            return [self.render(fields, choice)]
+        layout = self.recipe.render(fields, choice, self._setting)
+        whole = assemble(layout, self.vocab, dataclasses.replace(self.options, max_length=None))
+        length, most = self.options.max_length, getattr(self.recipe, "max_images", None)
+        return continuation.continued(whole, self.vocab, length, text_first=choice.get("swap", False), max_images=most)
+
+    @property
+    def continued(self) -> bool:
+        return getattr(self.recipe, "continued", False)
+
     @property
     def _setting(self) -> Setting:
         return Setting(self.phrases, self.options.strict_images)
@@ -92,13 +106,16 @@ def make(task: str, params: Mapping[str, Any], vocab: Vocabulary, phrases: Phras
             raise UserError(f"Parameter {key} of task {name} is {value!r}, expected {_spelled(hints[key])}.")
     values = {key: _taken(value, hints[key]) for key, value in params.items()}
     try:
-        return Task(
+        made = Task(
             name=name,
             recipe=recipe(**{key: value for key, value in values.items() if key in own}),
             options=Options(**{key: value for key, value in values.items() if key in common}),
             vocab=vocab,
             phrases=phrases if isinstance(phrases, Phrases) else Phrases.load(phrases),
         )
+        if made.continued and (made.options.max_length or 0) < continuation.MIN_LENGTH:
+            raise UserError(f"continued needs max_length, at least {continuation.MIN_LENGTH}.")
+        return made
     except UserError as error:
         raise UserError(f"Task {name}: {error}") from error
 

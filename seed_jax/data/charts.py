@@ -1,0 +1,86 @@
+"""Small charts as SVG, for pages that need nothing else."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+Number = float | int | np.number
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 170, 46, 34, 14
+
+
+def histogram(values: np.ndarray, label: str, marks: dict[str, int] | None = None, bins: int = 32) -> str:
+    """Return a histogram with its axis; `marks` are vertical lines with names, e.g. a maximum length."""
+    values = np.asarray(values)
+    if not len(values):
+        return f'<p class="none">no {escape(label)}</p>'
+    high = max(float(values.max()), *(marks or {}).values(), 1.0)
+    if high < bins:  # one bar for each whole number
+        high += 1
+        bins = int(high)
+    counts, edges = np.histogram(values, bins=bins, range=(0, high))
+    bars = "".join(
+        f'<rect x="{_x(low, high):.1f}" y="{_y(count, counts.max()):.1f}" '
+        f'width="{max(_x(up, high) - _x(low, high) - 1, 1):.1f}" height="{_y(0, 1) - _y(count, counts.max()):.1f}">'
+        f"<title>from {low:,.0f}, below {up:,.0f}: {count:,}</title></rect>"
+        for count, low, up in zip(counts, edges, edges[1:], strict=False)
+        if count
+    )
+    lines = "".join(
+        f'<line class="mark" x1="{_x(at, high):.1f}" x2="{_x(at, high):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="mark" x="{_x(at, high) - 4:.1f}" y="{TOP + 9}" text-anchor="end">{escape(name)}</text>'
+        for name, at in (marks or {}).items()
+    )
+    ticks = _ticks(high)
+    caption = f"{label}: median {np.median(values):,.0f}, mean {values.mean():,.1f}, {len(values):,} in all"
+    top = f'<text x="{LEFT - 6}" y="{TOP + 9}" text-anchor="end">{counts.max():,}</text>'
+    return _svg(bars + lines + ticks + top, caption)
+
+
+def bars(shares: Sequence[tuple[str, float]], caption: str) -> str:
+    """Return horizontal bars for shares from 0 to 1."""
+    rows = "".join(
+        f'<div class="bar"><span>{escape(name)}</span><i style="width:{max(share, 0) * 100:.2f}%"></i>'
+        f"<b>{share:.1%}</b></div>"
+        for name, share in shares
+    )
+    return f'<figure><div class="bars">{rows}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def ranked(counts: np.ndarray, caption: str) -> str:
+    """Return the uses of all codes, the most used first, on a logarithmic scale."""
+    used = np.sort(counts[counts > 0])[::-1].astype(float)
+    if not len(used):
+        return '<p class="none">no codes</p>'
+    places = np.unique(np.geomspace(1, len(used), 200).astype(int)) - 1
+    high = max(np.log10(used[0]), 0.3)
+    points = " ".join(
+        f"{_x(place, len(counts)):.1f},{_y(np.log10(used[place]), high):.1f}" for place in places.tolist()
+    )
+    ticks = _ticks(len(counts))
+    scale = f'<text x="{LEFT - 6}" y="{TOP + 9}" text-anchor="end">{used[0]:,.0f}</text>'
+    scale += f'<text x="{LEFT - 6}" y="{HEIGHT - BOTTOM}" text-anchor="end">1</text>'
+    return _svg(f'<polyline points="{points}"/>{ticks}{scale}', caption)
+
+
+def _ticks(high: Number) -> str:
+    return "".join(
+        f'<text x="{_x(at, high):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="{anchor}">{at:,.0f}</text>'
+        for at, anchor in ((0, "middle"), (high / 2, "middle"), (high, "end"))
+    )
+
+
+def _x(value: Number, high: Number) -> float:
+    return LEFT + (WIDTH - LEFT - 14) * value / high
+
+
+def _y(value: Number, high: Number) -> float:
+    return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / max(high, 1e-9)
+
+
+def _svg(content: str, caption: str) -> str:
+    axis = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - 14}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(caption)}">{content}{axis}</svg>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )

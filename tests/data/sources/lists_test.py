@@ -1,0 +1,200 @@
+"""Lists of captions, texts and conversations."""
+
+import gzip
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from seed_jax.data.sources import open_source
+from seed_jax.errors import UserError
+from tests.data.sources.samples import all_units, png, reasons, records, rendered, shown, tar, write_pictures
+
+
+def jsonl(path, entries):
+    path.write_text("\n".join(json.dumps(each) for each in entries), encoding="utf-8")
+    return path
+
+
+def test_cc3m_tables_with_and_without_header(tmp_path):
+    write_pictures(tmp_path / "p", {"a.png": 10, "b.png": 20})
+    (tmp_path / "cc3m.tsv").write_text('a "red" dog\ta.png\n"quoted\tb.png\n')
+    source = open_source("captions", [tmp_path / "cc3m.tsv"], images=tmp_path / "p")
+    found = records(source, tmp_path / "one")
+    assert [shown(each) for each in found] == [[10, 'a "red" dog'], [20, '"quoted']]
+    assert [each.id for each in found] == ["cc3m.tsv:1", "cc3m.tsv:2"]
+    rendered(found[0], "pretrain.image_text_pair")
+    (tmp_path / "cc3m.csv").write_text('image,caption,clip\na.png,"a dog, asleep",0.3\nb.png,x,y,z\n')
+    found = records(open_source("captions", [tmp_path / "cc3m.csv"], images=tmp_path / "p"), tmp_path / "two")
+    assert [shown(each) for each in found] == [[10, "a dog, asleep"]]
+    assert found[0].meta == {"image": "a.png", "clip": "0.3"}
+    (tmp_path / "other.tsv").write_text("7\ta.png\ta dog\n")
+    columns = ["number", "image", "caption"]
+    source = open_source("captions", [tmp_path / "other.tsv"], images=tmp_path / "p", columns=columns)
+    assert shown(records(source, tmp_path / "three")[0]) == [10, "a dog"]
+
+
+def test_json_lists_of_captions(tmp_path):
+    write_pictures(tmp_path, {"a.png": 10, "b.png": 20})
+    entries = [{"image": "a.png", "caption": "one"}, {"image": "b.png", "caption": ["two", "zwei"]}]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    found = records(open_source("captions", [tmp_path / "list.json"]), tmp_path / "out")
+    assert [shown(each) for each in found] == [[10, "one"], [20, "two", "zwei"]]
+    rendered(found[0], "sft.qa", reverse_ratio=-1.0)
+
+
+def test_addresses_and_names_that_lead_out_are_counted(tmp_path):
+    names = ["http://example.org/a.jpg", "../secret.png", "/etc/passwd", "a\0.png", "", "x" * 300, "gone.png"]
+    jsonl(tmp_path / "c.jsonl", [{"image": name, "caption": "x"} for name in names])
+    units = all_units(open_source("captions", [tmp_path / "c.jsonl"]))
+    assert reasons(units) == [
+        "picture is not downloaded",
+        "unsafe name of a picture",
+        "unsafe name of a picture",
+        "no picture named",
+        "no picture named",
+        None,  # not there, which is found out when it is read
+        None,
+    ]
+    with pytest.raises(UserError, match="holds no records"):
+        records(open_source("captions", [tmp_path / "c.jsonl"]), tmp_path / "out")
+
+
+def test_pictures_in_tars(tmp_path):
+    tar(tmp_path / "p.tar", {"deep/a.png": png(10), "deep/b.png": png(20), "other/b.png": png(30)})
+    entries = [{"image": name, "caption": "x"} for name in ("deep/a.png", "a.png", "other/b.png", "b.png", "c.png")]
+    jsonl(tmp_path / "c.jsonl", entries)
+    source = open_source("captions", [tmp_path / "c.jsonl"], images=tmp_path / "p.tar")
+    assert reasons(all_units(source)) == [None, None, None, "missing picture", "missing picture"]  # b.png: two of them
+    assert [shown(each)[0] for each in records(source, tmp_path / "out")] == [10, 10, 30]
+    tar(tmp_path / "p.tar.gz", {"a.png": png(1)}, "w:gz")
+    source = open_source("captions", [tmp_path / "c.jsonl"], images=tmp_path / "p.tar.gz")
+    with pytest.raises(UserError, match=r"neither a folder, nor a .tar"):
+        all_units(source)
+    (tmp_path / "p.tar.gz").rename(tmp_path / "q.tar")
+    source = open_source("captions", [tmp_path / "c.jsonl"], images=tmp_path / "q.tar")
+    with pytest.raises(UserError, match="is compressed"):
+        all_units(source)
+
+
+def test_coco_gives_a_picture_all_its_captions(tmp_path):
+    write_pictures(tmp_path / "train2017", {"000000000009.jpg": 10, "000000000025.jpg": 20, "000000000030.jpg": 30})
+    content = {
+        "info": {"year": 2017},
+        "licenses": [{"id": 1, "nested": [{"a": [1, 2]}]}],
+        "images": [
+            {"id": number, "file_name": f"{number:012d}.jpg", "height": 5, "width": 6, "flickr_url": "x"}
+            for number in (9, 25, 30)
+        ],
+        "annotations": [
+            {"image_id": 25, "id": 1, "caption": "Two cats. "},
+            {"image_id": 9, "id": 2, "caption": "A dog."},
+            {"image_id": 25, "id": 3, "caption": "Cats."},
+        ],
+    }
+    (tmp_path / "captions_train2017.json").write_text(json.dumps(content))
+    source = open_source("coco", [tmp_path / "captions_train2017.json"], images=tmp_path / "train2017")
+    found = records(source, tmp_path / "out")
+    assert [shown(each) for each in found] == [[10, "A dog."], [20, "Two cats.", "Cats."]]
+    assert found[0].meta == {"id": 9, "height": 5, "width": 6}
+    assert reasons(all_units(source)) == [None, None, "no caption"]
+    rendered(found[1], "pretrain.image_text_pair")
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zip"])
+def test_text_lines_plain_and_packed(tmp_path, packing):
+    lines = "\n".join(json.dumps(each) for each in [{"id": "1", "title": "A", "text": "An article."}, {"text": "B"}, 7])
+    path = tmp_path / f"wiki.jsonl{packing}"
+    if packing == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif packing == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("wiki.jsonl", lines)
+    else:
+        path.write_text(lines)
+    source = open_source("text", [path])
+    assert reasons(all_units(source)) == [None, None, "entry is not a JSON object"]
+    found = records(source, tmp_path / "out")
+    assert [each.items for each in found] == [("An article.",), ("B",)]
+    assert found[0].meta == {"id": "1", "title": "A"}
+    rendered(found[0], "pretrain.text")
+
+
+def turn(role, value):
+    return {"from": role, "value": value}
+
+
+def test_llava_conversations(tmp_path):
+    write_pictures(tmp_path / "p", {"a.png": 10, "7.jpg": 20})
+    entries = [
+        {"id": "1", "image": "a.png", "conversations": [turn("human", "<image>\nWhat?"), turn("gpt", "A dog.")]},
+        {"id": "2", "conversations": [turn("system", "Be kind."), turn("human", "Hello"), turn("gpt", "Hi.")]},
+        {"id": "3", "image": "a.png", "data": ["What?", "A dog.", "Why?", "It barks."]},
+        {
+            "image_id": 7,
+            "conversations": [{"content": [{"from": "user", "value": "q"}, {"from": "gpt", "value": "a"}]}],
+        },
+        {"id": "4", "image": "a.png", "conversations": [turn("gpt", "A dog.")]},
+        {"id": "5", "image": "a.png", "conversations": []},
+        {"id": "6", "image": "a.png", "conversations": [turn("human", None)]},
+        {"id": "7", "image": ["a.png", "7.jpg"], "conversations": [turn("human", "Which?"), turn("gpt", "Both.")]},
+    ]
+    (tmp_path / "llava.json").write_text(json.dumps(entries))
+    source = open_source("llava", [tmp_path / "llava.json"], images=tmp_path / "p")
+    wrong = ["turns do not alternate", "no conversation", "no conversation"]
+    assert reasons(all_units(source)) == [None, None, None, None, *wrong, None]
+    found = records(source, tmp_path / "out")
+    assert [shown(each) for each in found] == [
+        [10, "What?", "A dog."],
+        ["Hello", "Hi."],
+        [10, "What?", "A dog.", "Why?", "It barks."],
+        [20, "q", "a"],
+        [10, 20, "Which?", "Both."],
+    ]
+    rendered(found[0], "sft.conversation")
+    rendered(found[1], "sft.text_conversation")
+    for each in found:
+        rendered(each, "sft.visual_question")
+
+
+def test_a_list_that_breaks_off_is_counted(tmp_path):
+    write_pictures(tmp_path, {"a.png": 10})
+    whole = json.dumps([{"image": "a.png", "caption": f"caption {number}"} for number in range(9)])
+    for cut in range(0, len(whole) - 1, 7):
+        (tmp_path / "c.json").write_text(whole[:cut])
+        units = all_units(open_source("captions", [tmp_path / "c.json"]))
+        assert cut == 0 or units[-1].reason in ("damaged file", "line is not JSON", "entry is not a JSON object")
+        assert sum(reason is None for reason in reasons(units)) == max(0, whole[:cut].count("}"))
+    packed = gzip.compress(b'{"text": "x"}\n' * 2000)
+    (tmp_path / "t.jsonl.gz").write_bytes(packed[:-20])
+    source = open_source("text", [tmp_path / "t.jsonl.gz"])
+    assert [*source.read(source.files[0], 0, 10**6)][-1].reason == "damaged file"
+
+
+def test_long_lists_are_read_in_windows(tmp_path, monkeypatch):
+    from seed_jax.data.sources import json_stream
+
+    monkeypatch.setattr(json_stream, "CHUNK", 5)
+    rng = np.random.default_rng(0)
+    values = [{"text": 'ä犬\\" ' * int(rng.integers(1, 9)), "n": int(rng.integers(10**9)), "l": [None, True, -1.5e3]}]
+    values += [{"text": str(number), "o": {"a": {"b": [[], {}]}}} for number in range(30)]
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"skipped": [values, {"x": values}], "n": 12345, "here": values}, indent=1))
+    assert list(json_stream.elements(path, "here")) == values
+    assert list(json_stream.names(path)) == ["skipped", "n", "here"]
+    assert json_stream.value(path, "n") == 12345
+    path.write_text(json.dumps({"m": dict(enumerate(values))}, ensure_ascii=False))
+    assert list(json_stream.members(path, "m")) == [(str(number), value) for number, value in enumerate(values)]
+
+
+def test_options_that_do_not_fit(tmp_path):
+    jsonl(tmp_path / "c.jsonl", [{"text": "x"}])
+    with pytest.raises(UserError, match="'folder' has no --images; it takes no options"):
+        open_source("folder", [tmp_path], images=tmp_path)
+    with pytest.raises(UserError, match="'text' has no --frames, --split; it takes --images"):
+        open_source("text", [tmp_path], frames=4, split="train")
+    with pytest.raises(UserError, match="--images gone does not exist"):
+        open_source("coco", [tmp_path / "c.jsonl"], images="gone")
+    with pytest.raises(UserError, match=r"has no VIST stories: expected files named \*story-in-sequence"):
+        open_source("vist", [tmp_path])
