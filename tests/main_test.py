@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,29 @@ def test_it_learns_and_shows_what(finished):
     codes = printed.split("32 codes for the caption")[1].split("\n")[1].split()
     assert len(codes) == 32
     assert all(0 <= int(code) < 128 for code in codes)
+
+
+def readme_commands(name: str) -> list[str]:
+    """Return the lines of the README's block between `<!-- name -->` and `<!-- end -->`."""
+    block = (ROOT / "README.md").read_text().split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
+    return [line for line in block.splitlines() if line and not line.startswith("```")]
+
+
+def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
+    (main,) = readme_commands("main command")
+    assert main.endswith("-m seed_jax.main --config=configs/pretrain.py:tiny --workdir=runs/tiny")
+    for line in readme_commands("generate command"):
+        words = shlex.split(line.replace("runs/tiny", str(finished[0])))
+        assert words[0] == ".venv/bin/seed-jax"
+        done = subprocess.run(
+            [sys.executable, "-m", "seed_jax.cli", *words[1:]],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("[image]" in done.stdout) == ("--force-image" in words)
 
 
 def test_killed_at_any_moment_it_continues_number_by_number(finished, tmp_path):
