@@ -23,49 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the mixtures are no part of the package
+
 PARTS = ("tokens", "pictures", "memory")
-WORDS = [
-    "a",
-    "an",
-    "the",
-    "on",
-    "in",
-    "of",
-    "with",
-    "and",
-    "near",
-    "under",
-    "dog",
-    "cat",
-    "man",
-    "woman",
-    "child",
-    "street",
-    "beach",
-    "car",
-    "red",
-    "blue",
-    "green",
-    "old",
-    "small",
-    "large",
-    "photograph",
-    "painting",
-    "river",
-    "house",
-    "tree",
-    "grass",
-    "sky",
-    "table",
-    "coffee",
-    "window",
-    "standing",
-    "sitting",
-    "running",
-    "city",
-    "night",
-    "morning",
-]
+WORDS = """a an the on in of with and near under dog cat man woman child street beach car red blue green old small
+large photograph painting river house tree grass sky table coffee window standing sitting running city night
+morning""".split()  # noqa: SIM905
 
 
 def main() -> None:
@@ -74,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=0.5, help="of the part `memory` (default %(default)s)")
     parser.add_argument("--vocabulary", help="folder of a real tokenizer; default: a small one trained on the spot")
+    parser.add_argument("--records", type=int, default=3000, help="of each data set (default %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="pixels of the resized pictures (default %(default)s)")
     args = parser.parse_args()
     if args.part is None:
@@ -109,8 +73,19 @@ def tokens(args: argparse.Namespace, folder: Path) -> dict:
             "samples_per_core_second": round(samples / used),
             "tokens_per_sample": round(useful / samples, 1),
             "useful_share": round(sum(stats.useful_share for stats in filled) / len(filled), 4),
+            "useful_share_padded_as_the_original": round(_padded_share(parts), 4),
         }
     return results
+
+
+def _padded_share(parts: list) -> float:
+    """Return the share of useful positions if every sample were padded to its part's `max_length`."""
+    from seed_jax.data.measure import measure, useful_shares
+    from seed_jax.data.stream import open_all
+
+    opened = open_all([part.directory for part in parts])
+    measured = [measure(part, shards, 500, 8192) for part, shards in zip(parts, opened, strict=True)]
+    return useful_shares(parts, measured, 2048).padded
 
 
 def pictures(args: argparse.Namespace, folder: Path) -> dict:
@@ -248,8 +223,14 @@ def memory(args: argparse.Namespace, folder: Path) -> dict:
         "mib_after_a_tenth": found[tenth],
         "mib_at_the_end": found[-1],
         "mib_most": max(found),
+        "mib_more_each_minute": round(_slope(found[tenth:], args.minutes / len(found)), 2),
         "mib": found,
     }
+
+
+def _slope(values: list[float], step: float) -> float:
+    """Return by how much values grow in a unit of time, of which one step lies between two of them."""
+    return float(np.polyfit(step * np.arange(len(values)), values, 1)[0]) if len(values) > 1 else float("nan")
 
 
 def _measured(work: Callable[[], int], seconds: float) -> tuple[int, float, float]:
@@ -273,11 +254,9 @@ def _batches(parts: list) -> Iterator:
 
 def _mixtures(args: argparse.Namespace, folder: Path) -> dict:
     """Return captions alone, and the six official parts, over synthetic shards."""
+    from configs.data import pretrain
     from seed_jax.data.parts import make_parts
     from seed_jax.data.vocab import Vocabulary, train_small
-
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from configs.data import pretrain
 
     rng = np.random.default_rng(0)
     if args.vocabulary:
@@ -289,7 +268,7 @@ def _mixtures(args: argparse.Namespace, folder: Path) -> dict:
     for part in described:
         paths = part["path"] if isinstance(part["path"], list) else [part["path"]]
         for path in paths:
-            _write(Path(path), part["task"], 3000, rng)
+            _write(Path(path), part["task"], args.records, rng)
     captions = [part for part in described if part["task"] == "pretrain.image_text_pair"]
     return {"captions": make_parts(captions, vocabulary), "official mixture": make_parts(described, vocabulary)}
 

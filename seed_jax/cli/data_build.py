@@ -91,8 +91,8 @@ def run_build(args: argparse.Namespace) -> int:
         print(f"Share {args.share} of {args.out} is complete; run the other shares to finish.")
         return 0
     print("\n".join(summary(args.out, manifest)))
-    if manifest.dropped:
-        print(f"left out, by name: {args.out / BAD_LOG}")
+    if (args.out / BAD_LOG).stat().st_size:
+        print(f"bad records by name: {args.out / BAD_LOG}")
     return 0
 
 

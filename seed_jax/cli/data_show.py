@@ -16,7 +16,7 @@ from seed_jax.data.page import Decoder
 from seed_jax.data.parts import WEIGHT_BY, make_parts
 from seed_jax.data.shards import open_shards
 from seed_jax.data.show import described, summary
-from seed_jax.data.stream import Part, RecordStream
+from seed_jax.data.stream import Part
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
 
@@ -33,7 +33,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="directories of shards, or a mixture such as configs/data/sft.py",
     )
     parser.add_argument(
-        "--samples", type=int, help=f"how many records (default {_SHOWN}, with --html {_SHOWN_ON_PAGE})"
+        "--samples",
+        type=int,
+        help=f"how many records (default {_SHOWN}, with --html {_SHOWN_ON_PAGE}; of every part one)",
     )
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--codes", type=int, metavar="K", help="count the use of a codebook of K codes in all records")
@@ -59,8 +61,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    count = args.samples if args.samples is not None else _SHOWN_ON_PAGE if args.html else _SHOWN
     look = _look(args)
+    count = max(_SHOWN_ON_PAGE if args.html else _SHOWN, len(look.parts)) if args.samples is None else args.samples
     for shards in look.shards:
         for each in getattr(shards, "several", [shards]):
             if args.verify:
@@ -129,14 +131,13 @@ def _param(text: str) -> tuple[str, Any]:
 
 
 def _numbers(look: Look, first: int, count: int) -> list[tuple[int, int]]:
-    """Return the (part, record) to show: of one directory in its order, of several as a mixture draws them."""
-    total = sum(map(len, look.shards))
+    """Return the (part, record) to show: as many of each part, in its order."""
+    total = max(map(len, look.shards))
     if count < 0 or not 0 <= first < total:
         raise UserError(f"--first {first} --samples {count}: there are records 0 to {total - 1}.")
-    if len(look.parts) == 1:
-        return [(0, number) for number in range(first, min(first + count, total))]
-    stream = RecordStream(look.parts, 0)
-    return [(drawn.part, drawn.place) for drawn in stream.draw(np.arange(first, first + count))]
+    each = -(-count // len(look.parts))
+    ranges = [range(first, min(first + each, len(shards))) for shards in look.shards]
+    return [(part, number) for part, numbers in enumerate(ranges) for number in numbers][:count]
 
 
 def _decoder(args: argparse.Namespace) -> Decoder | None:
@@ -153,7 +154,7 @@ def _decoder(args: argparse.Namespace) -> Decoder | None:
     options = DrawOptions(steps=args.steps)
 
     def draw(codes: np.ndarray) -> Sequence[Image.Image]:
-        drawn = drawer.draw(tokenizer.embed_codes(codes), [0] * len(codes), options)
+        drawn = drawer.draw(tokenizer.embed_codes(codes.astype(np.int32)), [0] * len(codes), options)
         return [Image.fromarray(np.asarray(pixels)) for pixels in drawn]
 
     return draw

@@ -23,7 +23,7 @@ from seed_jax.data.build_reports import BAD_LOG, STATE, Report
 from seed_jax.data.build_settings import Settings
 from seed_jax.data.encoding import Encoder, Prepared, to_records
 from seed_jax.data.filters import Filtered
-from seed_jax.data.in_order import in_order
+from seed_jax.data.in_order import in_order, read_ahead
 from seed_jax.data.lock import locked
 from seed_jax.data.manifest import MANIFEST, Manifest
 from seed_jax.data.pictures import prepare
@@ -103,16 +103,18 @@ class _Builder:
         )
 
     def run(self) -> None:
-        pool = ThreadPoolExecutor(self.settings.workers)
+        """Read in one thread, decode in several, and meanwhile encode in this one."""
+        pool, reader = ThreadPoolExecutor(self.settings.workers), ThreadPoolExecutor(1)
         window = 2 * max(self.plan.batch_size, self.settings.workers)
         try:
             with self.bar:
                 for run in _runs(self.todo):
                     units = self._read(self.plan.shard_range(run[0]).start, self.plan.shard_range(run[-1]).stop)
-                    prepared = in_order(pool, self._prepare, units, window)
+                    prepared = in_order(pool, self._prepare, read_ahead(reader, units, window), window)
                     for shard in run:
                         self._build_shard(shard, prepared)
         finally:
+            reader.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, unit: Raw | Bad) -> Prepared | Bad | Filtered:

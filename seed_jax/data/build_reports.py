@@ -40,9 +40,9 @@ def save(out: Path, shard: int, report: Report) -> None:
 
 
 def load_all(out: Path, plan: Plan) -> dict[int, Report]:
-    """Return the reports of the finished shards that are still as they were written."""
+    """Return the reports of the finished shards that are still as they were written; the others are made again."""
     reports = {shard: _load(_path(out, shard)) for shard in range(plan.shards) if _path(out, shard).is_file()}
-    return {shard: report for shard, report in reports.items() if _intact(out / report.file.name, report.file)}
+    return {shard: each for shard, each in reports.items() if each and _intact(out / each.file.name, each.file)}
 
 
 def write_log(out: Path, bad: Iterable[Bad]) -> None:
@@ -89,10 +89,13 @@ def _path(out: Path, shard: int) -> Path:
     return out / STATE / f"shard-{shard:06d}.json"
 
 
-def _load(path: Path) -> Report:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    file, bad = ShardFile(**content.pop("file")), tuple(Bad(**each) for each in content.pop("bad"))
-    return Report(file=file, bad=bad, **content)
+def _load(path: Path) -> Report | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        file, bad = ShardFile(**content.pop("file")), tuple(Bad(**each) for each in content.pop("bad"))
+        return Report(file=file, bad=bad, **content)
+    except (ValueError, TypeError, KeyError, AttributeError):  # of another version, or damaged
+        return None
 
 
 def _intact(path: Path, file: ShardFile) -> bool:

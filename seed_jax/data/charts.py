@@ -6,7 +6,8 @@ from html import escape
 import numpy as np
 
 Number = float | int | np.number
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 170, 46, 34, 14
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 180, 46, 34, 24
+FEWEST = 8  # places for whole numbers, so that two of them are not two walls
 
 
 def histogram(values: np.ndarray, label: str, marks: dict[str, int] | None = None, bins: int = 32) -> str:
@@ -15,9 +16,9 @@ def histogram(values: np.ndarray, label: str, marks: dict[str, int] | None = Non
     if not len(values):
         return f'<p class="none">no {escape(label)}</p>'
     high = max(float(values.max()), *(marks or {}).values(), 1.0)
-    if high < bins:  # one bar for each whole number
-        high += 1
-        bins = int(high)
+    whole = high < bins  # one bar for each whole number
+    if whole:
+        high = bins = max(int(high) + 1, FEWEST)
     counts, edges = np.histogram(values, bins=bins, range=(0, high))
     bars = "".join(
         f'<rect x="{_x(low, high):.1f}" y="{_y(count, counts.max()):.1f}" '
@@ -28,10 +29,10 @@ def histogram(values: np.ndarray, label: str, marks: dict[str, int] | None = Non
     )
     lines = "".join(
         f'<line class="mark" x1="{_x(at, high):.1f}" x2="{_x(at, high):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="mark" x="{_x(at, high) - 4:.1f}" y="{TOP + 9}" text-anchor="end">{escape(name)}</text>'
+        f'<text class="mark" x="{_x(at, high) - 4:.1f}" y="{TOP - 7}" text-anchor="end">{escape(name)}</text>'
         for name, at in (marks or {}).items()
     )
-    ticks = _ticks(high)
+    ticks = _numbers(int(high)) if whole else _ticks(high)
     caption = f"{label}: median {np.median(values):,.0f}, mean {values.mean():,.1f}, {len(values):,} in all"
     top = f'<text x="{LEFT - 6}" y="{TOP + 9}" text-anchor="end">{counts.max():,}</text>'
     return _svg(bars + lines + ticks + top, caption)
@@ -61,6 +62,14 @@ def ranked(counts: np.ndarray, caption: str) -> str:
     scale = f'<text x="{LEFT - 6}" y="{TOP + 9}" text-anchor="end">{used[0]:,.0f}</text>'
     scale += f'<text x="{LEFT - 6}" y="{HEIGHT - BOTTOM}" text-anchor="end">1</text>'
     return _svg(f'<polyline points="{points}"/>{ticks}{scale}', caption)
+
+
+def _numbers(count: int) -> str:
+    """Return whole numbers, each below the middle of its bar."""
+    return "".join(
+        f'<text x="{_x(at + 0.5, count):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{at}</text>'
+        for at in range(0, count, -(-count // FEWEST))
+    )
 
 
 def _ticks(high: Number) -> str:

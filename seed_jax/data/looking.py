@@ -68,10 +68,11 @@ class Look:
             return []
         rows = [f"{name}: {'; '.join(_described(*each))}" for name, *each in self._table()]
         packed = f"useful positions: {self.useful.packed:.1%} packed into rows of {self.length}"
-        return [
-            *rows,
-            f"{packed}, {self.useful.padded:.1%} when every sample is padded to max_length as in the original",
-        ]
+        return [*rows, f"{packed}, {self.useful.padded:.1%} when every sample is padded to {self._padding()}"]
+
+    def _padding(self) -> str:
+        limited = any(each.max_length for each in self.measured)
+        return "max_length, as the original does" if limited else "a row, since its template has no max_length"
 
     def _table(self) -> list[tuple[str, Part, Measured, tuple[float, float]]]:
         return list(zip(self.names, self.parts, self.measured, measure.shares(self.parts, self.measured), strict=True))
@@ -119,12 +120,20 @@ class Look:
             for name, part, each, (samples, tokens) in self._table()
         ]
         names = ("part", "task", "records", "of samples", "tokens each", "of tokens", "trained", "useful if padded")
-        return page.table((*names, "cycles", "left out by the template"), rows)
+        shown = page.table((*names, "cycles", "left out by the template"), rows)
+        if len(self.parts) == 1:
+            return shown
+        shares = [(name, *both) for name, _, _, both in self._table()]
+        samples = charts.bars([(name, share) for name, share, _ in shares], "Share of the samples that are drawn.")
+        tokens = charts.bars([(name, share) for name, _, share in shares], "Share of their tokens.")
+        return f'{shown}<div class="grid wide">{samples}{tokens}</div>'
 
     def _packing(self) -> str:
         useful = [("packed", self.useful.packed), ("padded", self.useful.padded)]
         batch = next(iter(PackedBatches(RecordStream(measure.endless(self.parts), 0), rows=_ROWS, length=self.length)))
-        caption = f"Positions that hold a token: rows of {self.length} packed, and samples padded to max_length."
+        caption = (
+            f"Positions that hold a token: rows of {self.length} packed, and every sample padded to {self._padding()}."
+        )
         rows = f"<h3>{_ROWS} rows</h3>{page.LEGEND}{page.packed_rows(batch, self.vocab)}"
         return charts.bars(useful, caption) + rows
 

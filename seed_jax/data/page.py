@@ -2,7 +2,9 @@
 
 import base64
 import io
+import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +20,7 @@ from seed_jax.data.vocab import Vocabulary
 
 CSS = Path(__file__).with_name("page.css")
 THUMBNAIL = 200  # pixels of the longer side
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 Decoder = Callable[[np.ndarray], Sequence[Image.Image]]
 """Codes [N, 32] to pictures."""
 
@@ -42,7 +45,8 @@ def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [
         "".join(f"<td{kind}>{escape(str(cell))}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows
     ]
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _is_number(cell: str) -> bool:
@@ -56,7 +60,12 @@ def sample_card(record: Record, name: str, samples: Sequence[Sample], vocab: Voc
         decoded: pictures for the record's codes, in order; empty where there is no decoder.
     """
     pictures = iter(decoded)
-    items = "".join(_item(item, pictures) for item in record.items)
+    items = "".join(
+        f'<div class="texts">{"".join(_item(item, pictures) for item in run)}</div>'
+        if texts
+        else "".join(_item(item, pictures) for item in run)
+        for texts, run in itertools.groupby(record.items, lambda item: isinstance(item, str))
+    )
     head = f"<span>{escape(name)}</span><span>{escape(record.id)}</span><span>{escape(record.source)}</span>"
     meta = json.dumps(record.meta, ensure_ascii=False, sort_keys=True) if record.meta else ""
     more = f'<p class="meta">{escape(_clipped(meta, 600))}</p>' if meta else ""
@@ -114,7 +123,12 @@ def tokens_html(sample: Sample, vocab: Vocabulary) -> str:
 
 
 def _shown(piece: str) -> str:
-    return {"<0x0A>": "\u21b5"}.get(piece, piece.replace("\u2581", "\u00b7"))
+    if piece == "<0x0A>":
+        return "\u21b5"
+    if byte := _BYTE.fullmatch(piece):  # a character that has no piece of its own comes byte by byte
+        character = chr(int(byte[1], 16))
+        return character if "!" <= character <= "~" else byte[1]
+    return piece.replace("\u2581", "\u00b7")
 
 
 def _ids(samples: Sequence[Sample]) -> str:
@@ -127,6 +141,7 @@ LEGEND = (
     '<p class="legend"><span style="--c:var(--trained)">trained text</span><span style="--c:var(--plain)">not trained'
     '</span><span style="--c:var(--image)">image (trained where underlined)</span></p>'
 )
+_KINDS = ("plain", "trained", "image", "image on")
 
 
 def packed_rows(batch: dict[str, np.ndarray], vocab: Vocabulary) -> str:
@@ -141,15 +156,15 @@ def _segments(batch: dict[str, np.ndarray], row: int, vocab: Vocabulary) -> list
     is_image = (tokens >= vocab.first_code) | (tokens == vocab.boi) | (tokens == vocab.eoi)
     # The mask stands at the token before the one that is trained.
     trained = np.concatenate([[False], batch["loss_mask"][row, :-1] > 0])
-    kinds = np.where(is_image, 2, np.where(trained, 1, 0))
+    kinds = 2 * is_image + trained
     out = []
     for segment in range(1, int(ids.max()) + 1):
         inside = np.flatnonzero(ids == segment)
         stretches = np.split(inside, np.flatnonzero(np.diff(kinds[inside])) + 1)
         one, width = 100 / len(inside), 100 * len(inside) / len(tokens)
         parts = "".join(
-            f'<b style="left:{one * (each[0] - inside[0]):.2f}%;width:{one * len(each):.2f}%;'
-            f'background:var(--{("plain", "trained", "image")[kinds[each[0]]]})"></b>'
+            f'<b class="{_KINDS[kinds[each[0]]]}" '
+            f'style="left:{one * (each[0] - inside[0]):.2f}%;width:{one * len(each):.2f}%"></b>'
             for each in stretches
         )
         out.append(f'<i style="width:{width:.3f}%" title="segment {segment}: {len(inside)} tokens">{parts}</i>')

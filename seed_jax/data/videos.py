@@ -26,6 +26,8 @@ def frames(path: Path, count: int) -> list[Image.Image]:
             if not container.streams.video:
                 raise UserError(f"Cannot read {path}: it has no pictures; replace or remove it.")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("its pictures are in an unknown format")
             if stream.width * stream.height > MAX_PIXELS:
                 raise UserError(f"Refusing to decode {path}: {stream.width} x {stream.height} pixels; scale it down.")
             stream.thread_type = "NONE"  # many videos are decoded at once, in as many threads

@@ -1,5 +1,6 @@
 import io
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -10,6 +11,9 @@ from seed_jax import images
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import main
 from seed_jax.data.shards import open_shards
+from seed_jax.data.sources import SOURCES
+from seed_jax.data.vocab_files import train_small
+from seed_jax.inference.draw import Drawer
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.models.tokenizer_cases import random_like
@@ -25,7 +29,10 @@ def png(number):
 
 @pytest.fixture
 def folder(tmp_path):
-    directory = tmp_path / "pictures"
+    return write_folder(tmp_path / "pictures")
+
+
+def write_folder(directory):
     directory.mkdir()
     lines = [{"image": f"{number}.png", "caption": f"Picture {number}."} for number in range(5)]
     for number in range(5):
@@ -93,9 +100,103 @@ def test_bad_records_are_counted_and_named(folder, tmp_path, capsys):
     assert "captions.jsonl:3" in (out / "bad.jsonl").read_text()
 
 
+def test_filters_and_their_counts(folder, tmp_path, capsys):
+    build = ("data", "build", "--source", "folder", "--from", folder, "--out", tmp_path / "out")
+    assert run(*build, "--min-size", 61, "--max-aspect", 1.1) == 0
+    printed = capsys.readouterr().out
+    assert "left out: 5 (5 side shorter than 61 pixels)" in printed
+    assert "filters: max_aspect=1.1, min_size=61" in printed
+
+
+def test_sources_are_described(capsys):
+    assert run("data", "sources") == 0
+    printed = capsys.readouterr().out
+    assert {line.partition(":")[0] for line in printed.splitlines() if line[0] != " "} == set(SOURCES)
+    assert run("data", "sources", "videos") == 0
+    printed = capsys.readouterr().out
+    assert "each from the middle of an equal stretch" in printed
+    assert "options: --images --frames" in printed
+    assert run("data", "sources", "zip") == 2
+    assert "no source of kind 'zip'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def captions(model, tmp_path_factory):
+    """Shards with codes of the tiny tokenizer, and a vocabulary for them."""
+    root = tmp_path_factory.mktemp("captions")
+    folder, out, vocabulary = write_folder(root / "pictures"), root / "captions", root / "vocabulary"
+    assert run("data", "build", "--source", "folder", "--from", folder, "--out", out, "--model", model) == 0
+    codes = SeedTokenizerConfig.tiny().num_codes
+    train_small(["Picture number one, two, three."], vocabulary, vocab_size=300, num_codes=codes)
+    return out, vocabulary
+
+
+def test_show_with_a_template_measures_and_writes_a_page(captions, tmp_path, capsys):
+    out, vocabulary = captions
+    page = tmp_path / "page.html"
+    words = ("data", "show", out, "--vocabulary", vocabulary, "--task", "image_text_pair", "--html", page)
+    assert run(*words, "--param", "max_length=128", "reverse_ratio=1.0", "--sequence-length", 256) == 0
+    printed = capsys.readouterr().out
+    assert "captions: 5 records for pretrain.image_text_pair; 100.0% of the samples" in printed
+    assert "packed into rows of 256" in printed
+    content = page.read_text()
+    assert content.count('<article class="sample">') == 5
+    assert "Picture 4." in content
+    assert content.count("image, 34 tokens") == 5
+
+
+def test_show_reads_a_mixture(captions, tmp_path, capsys):
+    out, vocabulary = captions
+    mixture = tmp_path / "mixture.py"
+    mixture.write_text(
+        "def parts(root='nowhere'):\n"
+        "    part = {'path': f'{root}/captions', 'task': 'image_text_pair', 'weight': 3}\n"
+        "    return [part, {**part, 'weight': 1, 'task': 'sft.qa', 'question': 'What?', 'cycles': 1}]\n"
+    )
+    rows = ("--vocabulary", vocabulary, "--sequence-length", 256)
+    assert run("data", "show", mixture, "--root", out.parent, *rows, "--samples", 4) == 0
+    printed = capsys.readouterr().out
+    assert "75.0% of the samples" in printed
+    assert "25.0% of the samples" in printed
+    shown = [line for line in printed.splitlines() if line.startswith("record ")]
+    assert shown == ["record 0 of captions", "record 1 of captions"] * 2  # as many of each part
+    assert run("data", "show", mixture, "--root", out.parent, "--samples", 1) == 0
+    assert run("data", "show", mixture) == 2
+    assert "nowhere/captions has no manifest.json" in capsys.readouterr().err
+
+
+def test_show_draws_codes_with_a_decoder(captions, model, tmp_path, monkeypatch):
+    drawer = mock.create_autospec(Drawer, instance=True)  # the decoder itself is tested elsewhere, and takes a while
+    drawer.draw.side_effect = lambda embeddings, *_: np.zeros((len(embeddings), 8, 8, 3), np.uint8)
+    monkeypatch.setattr(Drawer, "load", lambda directory: drawer)
+    words = ("--model", model, "--unclip", "decoder", "--steps", 1, "--samples", 2)
+    assert run("data", "show", captions[0], "--html", tmp_path / "page.html", *words) == 0
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 2
+    embeddings, seeds, options = drawer.draw.call_args.args
+    assert embeddings.shape == (1, SeedTokenizerConfig.tiny().embedding_width)
+    assert (list(seeds), options.steps) == ([0], 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "image_text_pair"), "Give --vocabulary and --task together"),
+        (("--unclip", "d", "--html", "p"), "Give --model and --unclip together"),
+        (("--samples", "-1"), "there are records 0 to 4"),
+        (("--records", "0"), "too small"),
+        (("gone.py",), "either directories of shards or one mixture"),
+    ],
+)
+def test_show_bad_options(captions, capsys, words, message):
+    assert run("data", "show", captions[0], *words) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"--images": "x"}, "'folder' has no --images; it takes no options"),
+        ({"--max-aspect": "0.5"}, "--max-aspect 0.5 must be at least 1"),
         ({"--source": "zip"}, "no source of kind 'zip'; there are captions, coco"),
         ({"--from": "gone"}, "gone does not exist"),
         ({"--max-bad": "lots"}, "--max-bad 'lots' is no limit"),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 ROWS, LENGTH, SEED, STEPS = 8, 96, 7, 14
 
 TRAINER = """
-import json, os, sys
+import json, signal, sys
 from pathlib import Path
 import jax
 from seed_jax import distributed
@@ -34,7 +34,7 @@ from seed_jax.data.manifest import write_atomically
 from seed_jax.train.host_state import merge_over_hosts
 from tests.data.hosts_test import ROWS, STEPS, mixture, packed, sample_ids
 
-folder = Path(sys.argv[1])
+folder, last = Path(sys.argv[1]), int(sys.argv[2])
 count, index = jax.process_count(), jax.process_index()
 lanes = range(index * ROWS // count, (index + 1) * ROWS // count)
 iterator = iter(packed(folder, lanes))
@@ -43,6 +43,8 @@ if (folder / "state.json").exists():
 with (folder / f"log-{count}-{index}.jsonl").open("a") as log:
     while (step := iterator.get_state()["step"]) < STEPS:
         print(json.dumps({"step": step, "samples": sample_ids(next(iterator))}), file=log, flush=True)
+        if step == last:
+            signal.pause()  # until killed: the step is made, its position not yet saved
         state = merge_over_hosts(iterator.get_state())
         if index == 0 and step % 2:
             write_atomically(folder / "state.json", json.dumps(state).encode())
@@ -114,30 +116,27 @@ def logged(folder: Path, count: int, index: int) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def has_step(folder: Path, count: int, index: int, step: int) -> bool:
+    return any(row["step"] == step for row in logged(folder, count, index))
+
+
 def test_killed_and_continued_on_one_two_and_four_processes(tmp_path):
     """In every global step the same multiset of samples: none lost, none twice, whoever makes it."""
     parts.write(tmp_path / "one", map(parts.captioned, range(50)))
     parts.write(tmp_path / "two", map(parts.captioned, range(100, 111)))
-    for count, until in ((1, 4), (2, 9)):
-        processes = start(["-c", TRAINER, str(tmp_path)], count)
-        wait_for(lambda c=count, u=until: any(row["step"] >= u for row in logged(tmp_path, c, 0)), processes)
+    killed = ((1, 5), (2, 9))  # so many processes, killed in this step; every second position is saved
+    for count, last in killed:
+        processes = start(["-c", TRAINER, str(tmp_path), str(last)], count)
+        wait_for(lambda c=count, u=last: all(has_step(tmp_path, c, i, u) for i in range(c)), processes)
         kill(processes)
-    finish(start(["-c", TRAINER, str(tmp_path)], 4))
+    finish(start(["-c", TRAINER, str(tmp_path), str(STEPS)], 4))
     iterator = iter(packed(tmp_path))
     expected = [collections.Counter(map(tuple, sample_ids(next(iterator)))) for _ in range(STEPS)]
-    seen = set()
-    for count in (1, 2, 4):
+    for count, steps in ((1, range(6)), (2, range(4, 10)), (4, range(8, STEPS))):  # from the last saved position on
         logs = [logged(tmp_path, count, index) for index in range(count)]
-        steps = [row["step"] for row in logs[0]]
-        for step in steps:
-            rows = [row["samples"] for log in logs for row in log if row["step"] == step]
-            if len(rows) == count:  # of the step in which a process was killed, another may not have got so far
-                assert collections.Counter(tuple(each) for row in rows for each in row) == expected[step]
-                seen.add((count, step))
-    assert {step for _, step in seen} == set(range(STEPS))
-    begun = [min(step for each, step in seen if each == count) for count in (1, 2, 4)]
-    assert begun[0] == 0
-    assert 4 <= begun[1] < begun[2]  # each went on where the one before was killed
+        assert [[row["step"] for row in log] for log in logs] == [list(steps)] * count
+        for step, *rows in zip(steps, *logs, strict=True):
+            assert collections.Counter(tuple(each) for row in rows for each in row["samples"]) == expected[step]
 
 
 @pytest.fixture(scope="module")

@@ -131,8 +131,24 @@ def test_tokens_are_marked_where_they_are_trained(vocab):
     batch = pack([sample, sample], 200)
     strip = page.packed_rows(batch, vocab)
     Checked(strip)
+    assert [strip.count(f'<b class="{kind}"') for kind in ("image", "image on", "trained")] == [2, 0, 2]
+    pair = make("image_text_pair", {}, vocab)({"image_ids": np.arange(32), "text": "a dog"}, np.random.default_rng(0))
+    assert page.packed_rows(pack([pair], 200), vocab).count('<b class="image on"') == 1
     assert strip.count("segment 1:") == strip.count("segment 2:") == 1
     assert re.findall(r'<i style="width:([\d.]+)%', strip) == [f"{100 * len(sample) / 200:.3f}"] * 2
+
+
+def test_texts_in_a_row_stand_together_and_bytes_are_legible(vocab):
+    record = Record("1", "t", (parts.codes(1), "first", "second", parts.codes(2), "third"))
+    card = page.sample_card(record, "part, record 1", [], None, [])
+    Checked(card)
+    assert '<div class="texts"><p>first</p><p>second</p></div><figure' in card
+    assert [page._shown(piece) for piece in ("<0x55>", "<0xE7>", "<0x0A>", "\u2581a")] == [
+        "U",
+        "E7",
+        "\u21b5",
+        "\u00b7a",
+    ]
 
 
 def test_charts_say_what_they_show():

@@ -1,11 +1,16 @@
+import contextlib
 import json
 import pickle
+import random
 
 import numpy as np
 import pytest
 
 from seed_jax.data import manifest, records, shards
+from seed_jax.data.build import build
+from seed_jax.data.build_settings import Settings
 from seed_jax.data.shards import open_shards, shard_name, write_shard
+from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
 from tests.data import parts
 
@@ -118,6 +123,48 @@ def test_changed_content_is_found_by_hash_and_by_reading(directory):
     assert opened[8].items[1] == "8"
     with pytest.raises(UserError, match=r"Record 2 of .*shard-000001.array_record cannot be read"):
         opened[9]
+
+
+@pytest.mark.parametrize("kind", ["cut off", "changed", "torn out"])
+def test_a_broken_shard_gives_its_records_or_a_sentence_never_others(directory, kind):
+    rng, expected = random.Random(kind), [records.encode(record) for record in open_shards(directory)]
+    path, content = directory / shard_name(1), json.loads((directory / "manifest.json").read_text())
+    whole, refused = path.read_bytes(), 0
+    places = [place for place, byte in enumerate(whole) if byte]  # most of a small shard is empty
+    for _ in range(40):
+        data, place = bytearray(whole), rng.choice(places)
+        if kind == "cut off":
+            del data[place:]
+        elif kind == "torn out":
+            del data[place : place + rng.randint(1, 2000)]
+        else:
+            for _ in range(rng.randint(1, 8)):
+                data[rng.choice(places)] = rng.randrange(256)
+        path.write_bytes(data)
+        content["shards"][1]["bytes"] = len(data)  # or it would be found at once
+        (directory / "manifest.json").write_text(json.dumps(content))
+        opened = open_shards(directory)
+        for number in range(17):
+            try:
+                assert records.encode(opened[number]) == expected[number]
+            except UserError:
+                refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "build/plan.json"])
+def test_broken_state_files_are_one_sentence(tmp_path, name):
+    (tmp_path / "t.jsonl").write_text('{"text": "a river"}\n' * 5)
+    source, rng = open_source("text", [tmp_path / "t.jsonl"]), random.Random(0)
+    build(source, tmp_path / "o", settings=Settings(progress=False))
+    whole = (tmp_path / "o" / name).read_bytes()
+    for _ in range(100):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] = rng.randrange(256)
+        (tmp_path / "o" / name).write_bytes(data[: rng.randint(0, len(data))] if rng.random() < 0.3 else data)
+        with contextlib.suppress(UserError):
+            build(source, tmp_path / "o", settings=Settings(progress=False))
+            assert len(list(open_shards(tmp_path / "o"))) == 5
 
 
 def test_a_record_of_another_schema_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """The decoder against every recorded piece and trajectory of the original (goldens/unclip_tiny)."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from seed_jax.models.unclip import Condition, Unclip, UnclipConfig, plan
+from seed_jax.errors import UserError
+from seed_jax.models.unclip import Condition, Unclip, UnclipConfig, flax_blocks, plan
 from seed_jax.models.unclip.unet import _class_condition
 from seed_jax.precision import Precision
 from tests.models.unclip_cases import channels_last, decoder, error, quick_jit, random_decoder, tensors
@@ -181,6 +183,13 @@ def test_released_sizes():
     assert counts == {"unet": 870_173_124, "vae": 83_653_863, "text": 340_387_840, "normalizer": 2048}
     assert (len(jax.tree.leaves(shapes["unet"])), len(jax.tree.leaves(shapes["vae"]))) == (690, 248)
     assert (config.image_size, config.embedding_width) == (768, 1024)
+
+
+def test_missing_diffusers_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers.models.vae_flax", None)
+    flax_blocks.module.cache_clear()
+    with pytest.raises(UserError, match=r"pip install 'seed-jax\[decoder\]'"):
+        flax_blocks.module("vae")
 
 
 def test_config_survives_json():

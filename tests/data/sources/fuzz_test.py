@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import gzip
+import io
 import json
 import random
 import zipfile
@@ -10,11 +11,13 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from seed_jax.data.encoding import Prepared
 from seed_jax.data.filters import ORIGINAL, Filtered, Filters
 from seed_jax.data.pictures import prepare
 from seed_jax.data.sources import SOURCES, Bad, Raw, open_source
+from seed_jax.data.sources.items import Video
 from seed_jax.errors import UserError
 from tests.data.sources import pickles_test
 from tests.data.sources.samples import Reds, png, tar
@@ -214,10 +217,40 @@ def test_broken_files_give_units_or_one_sentence(make, tmp_path):
                     assert isinstance(prepare(unit, encoder, filters), Prepared | Bad | Filtered)
 
 
+def is_used_or_counted(item, reason):
+    done = prepare(Raw("x", (item, "a dog")), Reds())
+    assert isinstance(done, Prepared) or (isinstance(done, Bad) and done.reason == reason)
+    return isinstance(done, Prepared)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, which still reads such files
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_broken_pictures_are_used_or_counted(kind):
+    rng, file = random.Random(kind), io.BytesIO()
+    Image.effect_noise((40, 30), 60).convert("RGB").save(file, kind)
+    pictures = [file.getvalue(), *(broken(file.getvalue(), rng) for _ in range(100)), b""]
+    used = [is_used_or_counted(data, "unreadable picture") for data in pictures]
+    assert used[0]
+    assert used.count(False) > 5
+
+
+def test_broken_videos_are_used_or_counted(tmp_path):
+    pytest.importorskip("av")
+    from tests.data.sources.videos_test import film
+
+    rng, path = random.Random(0), film(tmp_path / "v.mp4", range(0, 200, 20))
+    whole = path.read_bytes()
+    for _ in range(100):
+        path.write_bytes(broken(whole, rng))
+        is_used_or_counted(Video(path, 4), "unreadable video")
+    path.write_bytes(whole.replace(b"minf", b"free"))  # without what names the codec, a stream has no size either
+    assert not is_used_or_counted(Video(path, 4), "unreadable video")
+
+
 def test_every_kind_is_fuzzed(tmp_path):
     made = set()
     for make in MAKERS:
         folder = tmp_path / make.__name__
         folder.mkdir()
         made.add(make(folder)[0].kind)
-    assert made == set(SOURCES) - {"tfds"}  # whose files ArrayRecord and tfds check themselves
+    assert made == set(SOURCES) - {"tfds", "world"}  # the files of tfds are checked by it; a world is drawn
