@@ -43,8 +43,9 @@ def _official() -> ml_collections.ConfigDict:
     config.model.sizes = "seed_8b"  # a classmethod of LlamaConfig; ignored where `init` is given
     config.model.init = "pretrained/vicuna-7b-v1.1"  # a model directory; "" starts from random weights
     config.model.train = "lora"  # or "full": everything but the embedding table
-    config.model.remat = "full"
-    config.model.attention = "xla"
+    # "auto": as suits the accelerator, see seed_jax/accelerators.py; else names of models/remat.py and attention.py.
+    config.model.remat = "auto"
+    config.model.attention = "auto"
 
     # Spec D.1: beside the adapters, embeddings, head and norms are trained whole.
     config.lora = ml_collections.ConfigDict({"rank": 16, "alpha": 32.0, "dropout": 0.05})
@@ -73,12 +74,25 @@ def _official() -> ml_collections.ConfigDict:
             "eps": 1e-5,
             "weight_decay": 0.05,
             "clip_norm": 1.0,
-            "accumulation": 4,
+            "moments": "float32",  # or "bfloat16": a third less memory for what is trained
+            # Microbatches; 0 takes as many as the accelerator's memory asks for (the original: 4). Sums are exact.
+            "accumulation": 0,
         }
     )
     config.loss_chunk = 256  # positions of a row whose logits are held at once
     config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
-    config.checkpoint = ml_collections.ConfigDict({"every_steps": 1000, "keep_last": 3, "keep_every": 10_000})
+    # every_minutes: also when so much time has passed since the last save; 0 for never.
+    config.checkpoint = ml_collections.ConfigDict(
+        {"every_steps": 1000, "every_minutes": 30.0, "keep_last": 3, "keep_every": 10_000}
+    )
+    # A loss or gradient that is not finite: "raise" ends the run, "skip" leaves the step out. spike: leave out
+    # steps whose loss lies so many standard deviations above its running mean; 0 for none.
+    config.guard = ml_collections.ConfigDict({"nonfinite": "raise", "spike": 0.0})
+    # End the process when no step ends for so long, or another host gives no sign of life; 0 for never.
+    config.watchdog = ml_collections.ConfigDict({"hung_minutes": 30.0, "lost_seconds": 30.0})
+    config.profile = ml_collections.ConfigDict({"steps": ""})  # "10-12" writes a trace of these steps into the workdir
+    config.layer_norms = False  # report norms of gradients and parameters layer by layer
+    config.wandb = ml_collections.ConfigDict({"project": ""})
     return config
 
 
@@ -87,6 +101,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
     config.log_every = 10
     config.model.init = ""
     config.model.remat = "none"
+    config.model.attention = "xla"
     config.precision = ml_collections.ConfigDict({"frozen": "float32", "compute": "float32"})
     config.data.demo = True
     config.data.vocabulary = ""

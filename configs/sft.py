@@ -22,6 +22,6 @@ def get_config(variant: str = "8b") -> ml_collections.ConfigDict:
     config.model.init = "runs/pretrain_full"
     config.data.parts = mixture.parts("data/sft", style="llama2" if variant == "14b" else "vicuna")
     config.steps = 50_000
-    config.optimizer.update({"peak_lr": 1e-4, "min_lr_ratio": 0.1, "warmup_ratio": 0.07, "accumulation": 1})
+    config.optimizer.update({"peak_lr": 1e-4, "min_lr_ratio": 0.1, "warmup_ratio": 0.07})
     config.checkpoint.every_steps = 10_000
     return config

@@ -84,7 +84,7 @@ def _official() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.demo = False  # make a small data set from embedded photographs below the workdir
-    config.data.parts = (ml_collections.ConfigDict({"path": "data/pairs", "weight": 1.0}),)
+    config.data.parts = ({"path": "data/pairs", "weight": 1.0},)
     config.data.held = ""  # shards of pictures with captions to evaluate on
     config.data.vocabulary = ""  # vocab.txt of bert-base-uncased or its folder; "" takes that of `start.init`
     config.data.batch_size = 16384  # 64 GPUs x 256

@@ -50,7 +50,7 @@ def _official() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.demo = False  # make a small data set from embedded photographs below the workdir
-    config.data.parts = (ml_collections.ConfigDict({"path": "data/pairs", "weight": 1.0}),)
+    config.data.parts = ({"path": "data/pairs", "weight": 1.0},)
     config.data.held = ""  # shards of pictures with captions to evaluate on
     config.data.vocabulary = "pretrained/bert-base-uncased"  # vocab.txt or its folder; "" takes that of `start.init`
     config.data.batch_size = 4096  # 64 GPUs x 64

@@ -61,6 +61,8 @@ start() {
   # A session of its own: the end of the ssh connection does not reach it.
   PYTHONUNBUFFERED=1 setsid nohup "${command[@]}" >$state/log 2>&1 </dev/null 3>&- &
   echo $! >$state/pid
+  # setsid, nohup and bash replace one another in that process, which has no name in between: wait for the last.
+  until ! kill -0 $! 2>/dev/null || tr '\0' ' ' 2>/dev/null <"/proc/$!/cmdline" | grep -q '^bash '; do sleep 0.05; done
   echo "seed_jax start: process $!"
 }
 

@@ -6,11 +6,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from seed_jax.models import gathered
 from seed_jax.precision import Precision
 
-HIDDEN = ("batch", "sequence", "act_embed")
 LOGITS = ("batch", "sequence", "act_vocab")
 
 Scalar = Float[Array, ""] | jax.ShapeDtypeStruct  # the latter where only shapes are traced
@@ -81,7 +82,6 @@ def _product(subscripts: str, x: Array, y: Array) -> Array:
 
 def _token_nll(logits: Float[Array, "B T P"], targets: Int[Array, "B T"], vocab_size: int) -> Float[Array, "B T"]:
     """Return -log p(target); columns from `vocab_size` on have no probability."""
-    logits = nn.with_logical_constraint(logits, LOGITS)
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
     logits = jnp.where(column < vocab_size, logits, -jnp.inf)
     # A masked sum instead of a look-up: it stays local where the vocabulary is cut over devices.
@@ -112,17 +112,55 @@ def next_token_loss(
         chunk: positions of a row at a time; need not divide T.
     """
     hidden = hidden.astype(precision.compute_dtype)
-    # Gathered over `embed` once, not in every chunk.
-    kernel = jax.lax.stop_gradient(head_kernel).astype(precision.compute_dtype)
-    kernel = nn.with_logical_constraint(kernel, ("act_embed", "act_vocab"))
     weights = loss_mask.astype(jnp.float32)
     split = jnp.zeros(targets.shape, bool) if split is None else split
+    run = functools.partial(_score_rows, vocab_size=vocab_size, chunk=chunk)
+    manual = gathered.batch_axes(hidden.shape[0])
+    if not manual:
+        # Gathered over `embed` once, not in every chunk.
+        kernel = jax.lax.stop_gradient(head_kernel).astype(precision.compute_dtype)
+        kernel = nn.with_logical_constraint(kernel, ("act_embed", "act_vocab"))
+        return run(hidden, kernel, head_kernel, targets, weights, split, LOGITS)
+    place = gathered.place_of(("embed", "vocab"), manual)
+
+    def local(hidden, head_kernel, targets, weights, split):
+        # Per device, so that a chunk's gradient of the head stays there and only their sum is sent, once.
+        kernel = gathered.whole(jax.lax.stop_gradient(head_kernel).astype(precision.compute_dtype), place)
+        # Of the float32 head only the gradient's way back is used; gathering its values is left out by the compiler.
+        master = gathered.whole(head_kernel, place)
+        # Where devices hold the same part, their gradients differ until they are summed on the way back.
+        alike = tuple(axis for axis in manual if axis not in place)
+        kernel, master = (jax.lax.pcast(x, alike, to="varying") if alike else x for x in (kernel, master))
+        found = run(hidden, kernel, master, targets, weights, split, (None, *LOGITS[1:]))
+        return jax.tree.map(lambda x: jax.lax.psum(x, manual), found)
+
+    rows = PartitionSpec(manual)
+    mapped = jax.shard_map(
+        local, in_specs=(rows, place, rows, rows, rows), out_specs=PartitionSpec(), axis_names=set(manual)
+    )
+    return mapped(hidden, head_kernel, targets, weights, split)
+
+
+def _score_rows(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D P"],
+    master: Float[Array, "D P"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    split: Bool[Array, "B T"],
+    axes: tuple[str | None, ...],
+    *,
+    vocab_size: int,
+    chunk: int,
+) -> NextTokenLoss:
+    """Add up the loss chunk by chunk; `axes` are the logical axes of a chunk's logits."""
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # a scan by itself keeps the recomputation
     def score(kernel, master, part) -> NextTokenLoss:
         hidden, targets, weights, apart = part
-        hidden = nn.with_logical_constraint(hidden, HIDDEN)
-        nll = _token_nll(_project(hidden, kernel, master), targets, vocab_size)
+        hidden = nn.with_logical_constraint(hidden, (*axes[:2], "act_embed"))
+        logits = nn.with_logical_constraint(_project(hidden, kernel, master), axes)
+        nll = _token_nll(logits, targets, vocab_size)
         return NextTokenLoss(
             total=WeightedSum.of(nll, weights),
             split=WeightedSum.of(nll, weights * apart),
@@ -130,12 +168,13 @@ def next_token_loss(
         )
 
     def body(total: NextTokenLoss, part) -> tuple[NextTokenLoss, None]:
-        return jax.tree.map(jnp.add, total, score(kernel, head_kernel, part)), None
+        return jax.tree.map(jnp.add, total, score(kernel, master, part)), None
 
     chunk = min(chunk, targets.shape[1])
     parts = jax.tree.map(lambda x: _chunks(x, chunk), (hidden, targets, weights, split))
-    zero = WeightedSum(jnp.zeros(()), jnp.zeros(()))
-    return jax.lax.scan(body, NextTokenLoss(zero, zero, zero), parts)[0]
+    # Made from the rows, so that under `shard_map` it belongs to the same devices as the sums.
+    nothing = WeightedSum(*[0.0 * jnp.where(jnp.isfinite(weights), weights, 0.0).sum()] * 2)
+    return jax.lax.scan(body, NextTokenLoss(nothing, nothing, nothing), parts)[0]
 
 
 def _chunks(x: Array, chunk: int) -> Array:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import numpy as np
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seed_jax.errors import UserError
 
@@ -24,6 +25,7 @@ RULES = (
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("vocab", "tensor"),
+    ("adapter", ("tensor", "fsdp")),
     ("norm", None),
     ("layers", None),
     ("batch", BATCH_AXES),
@@ -35,15 +37,35 @@ RULES = (
 )
 # A parameter above this size must not lie whole on every device unless a rule says so.
 WHOLE_LIMIT_BYTES = 1 << 20
+WHOLE_SHARE = 0.02  # of all parameters that may lie whole on every device: norm scales and biases
 
 
-def make_mesh(shape: dict[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """Build the mesh over all devices.
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Build the mesh over all devices, with the slices of a multi-slice job along `replica`.
 
     Args:
         shape: size per axis name; one size may be -1, "what is left"; an axis left out has size 1.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(shape, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes[0] % slices:
+        raise UserError(
+            f"mesh.replica is {sizes[0]}, expected a multiple of {slices}: only gradients should cross the network "
+            f"between the {slices} slices, not the parameters that fsdp and tensor gather."
+        )
+    if devices[0].platform == "cpu":
+        grid = np.asarray(devices).reshape(sizes)
+    elif slices > 1:
+        within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(shape: Mapping[str, int], count: int) -> tuple[int, ...]:
+    """Return the sizes of `AXES` over `count` devices, with -1 filled in."""
     unknown = sorted(set(shape) - set(AXES))
     if unknown:
         raise UserError(f"mesh.{unknown[0]} is not a mesh axis: expected {', '.join(AXES)}.")
@@ -52,17 +74,12 @@ def make_mesh(shape: dict[str, int], devices: list[jax.Device] | None = None) ->
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"The mesh {described} is not valid: sizes are positive, and at most one is -1.")
-    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    if count % known or (-1 not in sizes and known != count):
         raise UserError(
-            f"The mesh {described} does not fit {len(devices)} device(s): the product of mesh.replica, mesh.fsdp and "
+            f"The mesh {described} does not fit {count} device(s): the product of mesh.replica, mesh.fsdp and "
             "mesh.tensor must equal the number of devices (one of them may be -1)."
         )
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if devices[0].platform == "cpu":
-        grid = np.asarray(devices).reshape(sizes)
-    else:
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(count // known if size == -1 else size for size in sizes)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -110,7 +127,7 @@ def unbox(boxed: Any) -> Any:
     return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
 
 
-def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
+def tree_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Map a tree of parameters with logical names (as `init` returns it) to shardings.
 
     An axis that its mesh axes do not divide is an error that names the tensor: a silent fallback would replicate it.
@@ -156,6 +173,32 @@ def whole_tensors(params: Any, shardings: Any) -> list[str]:
         and flat[name].mesh.size > 1
         and flat[name].shard_shape(leaf.shape) == tuple(leaf.shape)
     ]
+
+
+def check_cut(params: Any, shardings: Any) -> None:
+    """Refuse a layout that keeps too much whole on every device although the mesh could cut it.
+
+    Raises:
+        UserError: a tensor above 1 MiB, or tensors with more than 2 % of all parameters, lie whole on every device.
+    """
+    flat, leaves = flatten_dict(shardings, sep="/"), flatten_dict(params, sep="/")
+    mesh = next(iter(flat.values())).mesh
+    if all(mesh.shape[axis] == 1 for axis in ("fsdp", "tensor")):
+        return
+    big = whole_tensors(params, shardings)
+    if big:
+        raise UserError(f"The sharding rules leave {', '.join(big)} whole on every device; add a rule for their axes.")
+    whole = {
+        name: leaf.size for name, leaf in leaves.items() if flat[name].shard_shape(leaf.shape) == tuple(leaf.shape)
+    }
+    total = sum(leaf.size for leaf in leaves.values())
+    # Of a model so small that 2 % are some vectors, nothing is lost.
+    if sum(whole.values()) > WHOLE_SHARE * total and sum(whole.values()) * 4 > WHOLE_LIMIT_BYTES:
+        largest = sorted(whole, key=whole.get, reverse=True)[:5]
+        raise UserError(
+            f"The sharding rules leave {sum(whole.values()) / total:.1%} of the parameters whole on every device, "
+            f"at most {WHOLE_SHARE:.0%} may be: name axes with rules for {', '.join(largest)}."
+        )
 
 
 def log_shardings(params: Any, shardings: Any) -> None:

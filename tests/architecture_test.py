@@ -11,6 +11,7 @@ FLOORS = {
     "errors": 0,
     "precision": 0,
     "images": 0,
+    "accelerators": 0,
     "models": 1,
     "distributed": 2,
     "sharding": 2,

@@ -1,6 +1,8 @@
 """Meshes, rules and what they refuse."""
 
 import math
+import os
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -93,3 +95,64 @@ def test_no_big_tensor_of_the_real_models_is_whole_on_a_device(sizes):
     total = sum(x.size for x in jax.tree.leaves(shapes))
     # An eighth of the model, and at most 2 % more for what is not cut in eight (adapters' ranks, norms).
     assert local < 1.02 * total / 8 + 0.001 * total
+
+
+TABLES = {
+    "v5e_8x8": {"fsdp": 64},
+    "v5e_16x16_x2": {"replica": 2, "fsdp": 256},
+    "v5p_4x4x4_tensor4": {"fsdp": 16, "tensor": 4},
+    "h200_8": {"fsdp": 8},
+}
+
+
+@pytest.mark.parametrize("mesh", TABLES)
+@pytest.mark.parametrize("model", ["8b", "14b"])
+def test_every_tensor_of_the_real_models_lies_as_written_down(model, mesh):
+    """The tables in tests/goldens/sharding: one line a tensor. A change here changes memory and traffic of real runs.
+
+    After a change on purpose, `SEED_JAX_WRITE_GOLDENS=1 pytest tests/sharding_test.py` writes them anew.
+    """
+    sizes = {"8b": LlamaConfig.seed_8b(), "14b": LlamaConfig.seed_14b()}[model]
+    llama = Llama(sizes, lora=lora.LoraSpec())
+    params = jax.eval_shape(llama.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32))["params"]
+    tree = {"params": params, "lora": lora.abstract(params, llama.lora)}
+    shape = {"replica": 1, "fsdp": 1, "tensor": 1} | TABLES[mesh]
+    abstract = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
+    cut = sharding.tree_shardings(tree, abstract)
+    sharding.check_cut(sharding.unbox(tree), cut)
+    found = "\n".join(sharding.describe(sharding.unbox(tree), cut)) + "\n"
+    table = Path(__file__).parent / f"goldens/sharding/{model}_{mesh}.txt"
+    if os.environ.get("SEED_JAX_WRITE_GOLDENS"):
+        table.parent.mkdir(exist_ok=True)
+        table.write_text(found)
+    assert found == table.read_text()
+
+
+def test_more_than_two_percent_whole_is_refused():
+    mesh = sharding.make_mesh({"fsdp": 8})
+    many = {f"vector_{i}": boxed((200_000,), (None,)) for i in range(5)}  # each below the limit for one tensor
+    tree = {"cut": boxed((4096, 4096), ("embed", None)), **many}
+    with pytest.raises(UserError, match=r"5\.6% of the parameters whole on every device, at most 2%.*vector_0"):
+        sharding.check_cut(nn.meta.unbox(tree), sharding.tree_shardings(tree, mesh))
+    fewer = {"cut": tree["cut"], "vector_0": many["vector_0"]}
+    sharding.check_cut(nn.meta.unbox(fewer), sharding.tree_shardings(fewer, mesh))
+    alone = sharding.make_mesh({"replica": 8})  # nothing cuts: every replica holds all
+    sharding.check_cut(nn.meta.unbox(tree), sharding.tree_shardings(tree, alone))
+
+
+class Chip:
+    """A device of a slice, as far as building a mesh looks at it."""
+
+    platform, device_kind = "gpu", "some"
+
+    def __init__(self, number):
+        self.id = number
+        self.slice_index = self.process_index = number // 4
+
+
+def test_slices_lie_along_replica():
+    chips = [Chip(number) for number in range(8)]
+    mesh = sharding.make_mesh({"replica": 2, "fsdp": 2, "tensor": 2}, chips)
+    assert [{chip.slice_index for chip in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match=r"mesh.replica is 1, expected a multiple of 2"):
+        sharding.make_mesh({"fsdp": 8}, chips)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from seed_jax.checkpoint import lazy
@@ -36,8 +37,10 @@ class Checkpoint:
 class Store:
     """Save and restore the checkpoints of one workdir."""
 
-    def __init__(self, workdir: str | Path, *, keep_last: int = 3, keep_every: int | None = None):
-        self.directory = Path(workdir).absolute() / FOLDER
+    def __init__(self, workdir: epath.PathLike, *, keep_last: int = 3, keep_every: int | None = None):
+        """Open the store, in a local folder or a bucket (`gs://...`), and clear away what was half written."""
+        remote = "://" in str(workdir) or not isinstance(workdir, str | Path)
+        self.directory = (epath.Path(workdir) if remote else Path(workdir).absolute()) / FOLDER
         self.directory.mkdir(parents=True, exist_ok=True)
         self._drop_unfinished()
         kept = [policies.LatestN(keep_last)]
@@ -52,7 +55,7 @@ class Store:
         for path in sorted(self.directory.iterdir()):
             if _UNFINISHED in path.name and jax.process_index() == 0:
                 logging.warning("Skipping the half-written checkpoint %s: its writer was stopped.", path.name)
-                ocp.path.step.epath.Path(path).rmtree()
+                epath.Path(path).rmtree()
 
     def steps(self) -> list[int]:
         """Return the finished steps, oldest first."""
@@ -120,7 +123,7 @@ class Store:
         self._manager.close()
 
 
-def _check_architecture(stored: dict[str, Any], present: dict[str, Any], path: Path) -> None:
+def _check_architecture(stored: dict[str, Any], present: dict[str, Any], path: Path | epath.Path) -> None:
     old, new = stored["architecture"], present["architecture"]
     different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if different:

@@ -1,11 +1,17 @@
 """The one entry point for attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from seed_jax.errors import UserError
+from seed_jax.models import splash
 from seed_jax.precision import Precision
 
+IMPLEMENTATIONS = ("xla", "chunked", "splash", "cudnn")
+INTERPRETED = "splash-interpreted"  # the TPU kernel on any device, for tests
 QUERY_BLOCK = 512  # queries a block of the "chunked" implementation holds
 
 
@@ -51,25 +57,75 @@ def attend(
         mask: True where a query may see a key. Combined with `causal` and `segment_ids`.
         segment_ids: packed sequences; a position sees only its own segment (self-attention: T == S).
         scale: factor on the scores, by default D ** -0.5.
-        implementation: "xla" (any device), "cudnn" (GPU, 16-bit) or "chunked" (any device; a block of queries at a
-            time, so that T x S scores never exist at once, in the backward pass neither).
+        implementation: "xla" (any device), "splash" (TPU kernel), "cudnn" (GPU kernel, 16-bit) or "chunked" (any
+            device; a block of queries at a time, so that T x S scores never exist at once, in the backward pass
+            neither). "splash" knows causality and segments only: with a `mask` (decoding) it is "xla".
         dropout: share of the attention weights dropped where `dropout_rng` is given (always "xla", and K == H).
 
     K key-value heads may be fewer than the H query heads if K divides H.
     """
+    dropping = dropout_rng is not None and dropout > 0
+    if implementation in ("splash", INTERPRETED) and mask is None and not dropping:
+        interpret = implementation == INTERPRETED
+        return splash.attend(q, k, v, causal=causal, segment_ids=segment_ids, scale=scale, interpret=interpret)
     if segment_ids is not None:
         same = segment_mask(segment_ids, segment_ids)
         mask = same if mask is None else mask & same
-    if dropout_rng is not None and dropout > 0:
+    if dropping:
         if causal:
             mask = causal_mask(q.shape[1]) if mask is None else mask & causal_mask(q.shape[1])
         return _attend_with_dropout(q, k, v, mask, scale, precision, dropout, dropout_rng)
     with jax.default_matmul_precision("highest" if precision.compute == "float32" else "default"):
         if implementation == "chunked":
             return _attend_in_blocks(q, k, v, mask, causal, scale)
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, is_causal=causal, scale=scale, implementation=implementation
+        kernel = "cudnn" if implementation == "cudnn" else "xla"
+        if kernel == "cudnn":
+            _check_cudnn(q)
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation=kernel)
+
+
+def check_implementation(name: str) -> None:
+    """Raise for a name that is none of `IMPLEMENTATIONS`."""
+    if name not in (*IMPLEMENTATIONS, INTERPRETED):
+        raise UserError(f"Unknown attention {name!r}: expected one of {', '.join(IMPLEMENTATIONS)}.")
+
+
+def _check_cudnn(q: Array) -> None:
+    if q.dtype.itemsize != 2 or q.shape[-1] % 8 or q.shape[-1] > 128:
+        raise UserError(
+            f"attention 'cudnn' takes 16-bit heads of a multiple of 8 up to 128, not {q.dtype} of size {q.shape[-1]}: "
+            "set precision.compute to bfloat16, or attention to xla."
         )
+
+
+def _attend_plainly(q, k, v, mask, scale):
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
+
+
+def _attend_head_by_head(q, k, v, mask, scale):
+    """Do one head of one row at a time, as plain matrices: on a CPU 2.7 times as fast as JAX's own (5.1 s to 1.9 s).
+
+    The scores of a head stay in the caches, and dividing after the second product saves a pass over them. (Two rows of
+    9216 positions, 5 heads of 64, 2 cores.)
+    """
+    B, T, H, D = q.shape
+
+    def heads_first(x):
+        x = jnp.repeat(x, H // x.shape[2], axis=2)
+        return x.swapaxes(1, 2).reshape(B * H, x.shape[1], D)
+
+    def one(head):
+        q, k, v, seen = head
+        scores = jnp.matmul(q * (D**-0.5 if scale is None else scale), k.T, preferred_element_type=jnp.float32)
+        scores = scores if seen is None else jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (B, H, *mask.shape[2:])).reshape(B * H, *mask.shape[2:])
+    y = jax.lax.map(one, (heads_first(q), heads_first(k), heads_first(v), mask))
+    return y.reshape(B, H, T, D).swapaxes(1, 2)
 
 
 def _attend_in_blocks(q, k, v, mask, causal, scale):
@@ -92,7 +148,11 @@ def _attend_in_blocks(q, k, v, mask, causal, scale):
     @jax.checkpoint  # the backward pass recomputes a block's scores instead of keeping all of them
     def one(block):
         rows, seen = block
-        return jax.nn.dot_product_attention(rows, k, v, mask=seen, scale=scale, implementation="xla")
+        return jax.lax.platform_dependent(
+            *(rows, k, v, seen),
+            cpu=functools.partial(_attend_head_by_head, scale=scale),
+            default=functools.partial(_attend_plainly, scale=scale),
+        )
 
     y = jax.lax.map(one, (blocks(q, 1), None if mask is None else blocks(mask, 2)))
     y = jnp.moveaxis(y, 0, 1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from seed_jax.models import gathered, quantized
 from seed_jax.models.lora import LoraSpec, delta
 from seed_jax.precision import Precision
 
@@ -45,11 +46,13 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"], *, deterministic: bool = True) -> Float[Array, "*B O"]:
         shape = (x.shape[-1], self.features)
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), shape, self.precision.param_dtype
-        )
         x = x.astype(self.precision.compute_dtype)
-        y = jnp.matmul(x, kernel.astype(x.dtype), precision=self.precision.matmul)
+        y = quantized.product(self, x)  # where the parameters hold a rounded kernel
+        if y is None:
+            init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+            kernel = self.param("kernel", init, shape, self.precision.param_dtype)
+            y = gathered.product(x, kernel, self.axes, self.precision.matmul)
+        y = y.astype(x.dtype)
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", bias_init, shape[1:], self.precision.param_dtype)

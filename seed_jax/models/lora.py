@@ -74,9 +74,11 @@ def abstract(params: dict, spec: LoraSpec) -> dict:
         if path[-1] != "kernel" or path[-2] not in spec.targets:
             continue
         (*lead, fan_in, fan_out), (*names, name_in, name_out) = kernel.value.shape, kernel.names
+        # The other axis, the rank, is too short to cut; so the long one is cut over all devices.
+        long_in, long_out = (name if name == "embed" else "adapter" for name in (name_in, name_out))
         for leaf, shape, axes in (
-            ("a", (*lead, fan_in, spec.rank), (*names, name_in, None)),
-            ("b", (*lead, spec.rank, fan_out), (*names, None, name_out)),
+            ("a", (*lead, fan_in, spec.rank), (*names, long_in, None)),
+            ("b", (*lead, spec.rank, fan_out), (*names, None, long_out)),
         ):
             adapters[(*path[:-1], leaf)] = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), axes)
     return unflatten_dict(adapters)

@@ -10,13 +10,16 @@ from seed_jax.errors import UserError
 
 _POLICIES = jax.checkpoint_policies
 ATTENTION_NAMES = ("query", "key", "value", "context")
+# Products with gathered weights, and kernels, are calls that the policies for dots do not look into. Query and key
+# after their rotation take the place of the products they come from: as much memory, and nothing is rotated twice.
+_CALLS = _POLICIES.save_only_these_names("product", *ATTENTION_NAMES)
 
 # From least memory and most recomputation to most memory and none.
 POLICIES: dict[str, Callable | None] = {
     "full": _POLICIES.nothing_saveable,
     "save_qkv": _POLICIES.save_only_these_names(*ATTENTION_NAMES),
-    "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
-    "dots": _POLICIES.dots_saveable,
+    "dots_no_batch": _POLICIES.save_from_both_policies(_POLICIES.dots_with_no_batch_dims_saveable, _CALLS),
+    "dots": _POLICIES.save_from_both_policies(_POLICIES.dots_saveable, _CALLS),
     "none": None,
 }
 name = checkpoint_name

@@ -18,6 +18,7 @@ from seed_jax.convert.tokenizer_table import key_table
 from seed_jax.errors import UserError
 from seed_jax.models.image_text import ImageTextConfig
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
+from seed_jax.models.seed_tokenizer_config import NAMED_SIZES
 from seed_jax.models.text_branch import TextBranchConfig
 from seed_jax.train import starting
 from seed_jax.train.codebook_model import RETRIEVAL, SHARED, CodebookModel, CodebookSizes
@@ -51,8 +52,8 @@ def sizes(config: ml_collections.ConfigDict, vocab_size: int) -> CodebookSizes:
 
 
 def _named(config: ml_collections.ConfigDict) -> SeedTokenizerConfig:
-    if config.model.sizes not in ("full", "tiny"):
-        raise UserError(f"model.sizes is {config.model.sizes!r}, expected full or tiny.")
+    if config.model.sizes not in NAMED_SIZES:
+        raise UserError(f"model.sizes is {config.model.sizes!r}, expected {' or '.join(NAMED_SIZES)}.")
     return getattr(SeedTokenizerConfig, config.model.sizes)(config.model.head)
 
 

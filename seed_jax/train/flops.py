@@ -10,19 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-# bfloat16 matmul peaks in FLOP/s from the vendors' specifications, by the start of jax's `device_kind`.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100": 312e12,
-}
+from seed_jax import accelerators
 
 
 def transformer_flops_per_token(
@@ -34,9 +22,9 @@ def transformer_flops_per_token(
 
 def device_peak(device: jax.Device) -> tuple[float, str]:
     """Return (FLOP/s, where the figure comes from); unknown devices are measured with a float32 matmul."""
-    for kind, peak in PEAKS.items():
-        if device.device_kind.startswith(kind):
-            return peak, f"{kind} bfloat16 specification"
+    found = accelerators.of_device(device)
+    if found and device.platform != "cpu":
+        return found.peak, f"{found.kinds[0]} bfloat16 specification"
     return _measure_peak() / jax.local_device_count(), "measured float32 matmul"
 
 

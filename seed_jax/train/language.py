@@ -4,33 +4,33 @@
 everything but the embedding table (spec D.6: freezing it is the steadier choice).
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epath
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
-from seed_jax.data.packing import empty_batch
-from seed_jax.data.parts import make_parts
-from seed_jax.data.pipeline import packed_batches
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.losses import WeightedSum, next_token_loss
 from seed_jax.models import lora
+from seed_jax.models.attention import check_implementation
 from seed_jax.models.llama import Llama, LlamaConfig
 from seed_jax.precision import Precision
-from seed_jax.train import flops
+from seed_jax.train import flops, language_data
 from seed_jax.train.language_start import KIND, abstract, start
-from seed_jax.train.stages import Batches, LossOutput, ParamPath, Stage
+from seed_jax.train.stages import LossOutput, ParamPath, Stage, no_batches
 
 Tree = dict[str, Any]
+TINY_VOCABULARY = 530  # of the :tiny variants' embedded data
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -44,78 +44,95 @@ def is_trained_in_full(path: ParamPath) -> bool:
     return path[1] != "embed_tokens"
 
 
+def is_trained_from_nothing(path: ParamPath) -> bool:
+    """Everything trains: a model that starts from random weights has no embeddings worth keeping."""
+    return True
+
+
 # `config.model.train` -> which variables train
-TRAINED: dict[str, Callable[[ParamPath], bool]] = {"lora": is_trained_with_lora, "full": is_trained_in_full}
+TRAINED: dict[str, Callable[[ParamPath], bool]] = {
+    "lora": is_trained_with_lora,
+    "full": is_trained_in_full,
+    "all": is_trained_from_nothing,
+}
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
+def build(config: ml_collections.ConfigDict, workdir: Path | epath.Path) -> Stage:
     """Make a stage of the language model: pre-training with LoRA, full fine-tuning, or instruction tuning."""
-    if config.model.train not in TRAINED:
-        raise UserError(f"model.train is {config.model.train!r}, expected one of {', '.join(TRAINED)}.")
-    prepared = _demo_data(config, workdir)
+    _check(config)
+    prepared = language_data.demo_data(config, workdir)
     vocabulary_dir = prepared.vocabulary if prepared else Path(config.data.vocabulary)
     vocabulary = Vocabulary.load(vocabulary_dir)
-    sizes = _sizes(config, vocabulary)
+    model = _model(config, _sizes(config, vocabulary))
+    parts = prepared.parts(config.stage) if prepared else config.data.parts
+    stage = make_stage(config, model, range(vocabulary.first_code, vocabulary.first_code + vocabulary.num_codes))
+    merged_dtype = config.precision.frozen if model.lora else "float32"
+    return dataclasses.replace(
+        stage,
+        model_config={**stage.model_config, "image_tokenizer": language_data.image_tokenizer(prepared, workdir)},
+        files={name: vocabulary_dir / name for name in TOKENIZER_FILES if (vocabulary_dir / name).exists()},
+        init=functools.partial(start, model, config.model.init, merged_dtype),
+        batches=functools.partial(language_data.batches, config, parts, vocabulary),
+        finish=language_data.finish(prepared, config.stage),
+    )
+
+
+def sketch(config: ml_collections.ConfigDict) -> Stage:
+    """Make the stage for its step's sake: sizes by name, no data, no weights."""
+    _check(config)
+    directory = Path(config.data.vocabulary)
+    if config.data.vocabulary and directory.is_dir():
+        vocabulary = Vocabulary.load(directory)
+        codes, size = range(vocabulary.first_code, vocabulary.first_code + vocabulary.num_codes), vocabulary.size
+    else:  # which of a picture's tokens come first is not known without the files, and changes nothing
+        size = TINY_VOCABULARY if config.model.sizes == "tiny" else LlamaConfig.seed_8b().vocab_size
+        codes = range(size // 2, size)
+    return make_stage(config, _model(config, _named_sizes(config, size)), codes)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    if config.model.train not in TRAINED:
+        raise UserError(f"model.train is {config.model.train!r}, expected one of {', '.join(TRAINED)}.")
+    check_implementation(config.model.attention)
+
+
+def _model(config: ml_collections.ConfigDict, sizes: LlamaConfig) -> Llama:
     with_lora = config.model.train == "lora"
-    spec = lora.LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout) if with_lora else None
-    model = Llama(
+    return Llama(
         sizes,
         precision=Precision("float32", config.precision.compute),
         remat=config.model.remat,
-        lora=spec,
+        lora=lora.LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout) if with_lora else None,
         attention=config.model.attention,
     )
-    parts = prepared.parts(config.stage) if prepared else config.data.parts
-    merged_dtype = config.precision.frozen if with_lora else "float32"
+
+
+def make_stage(config: ml_collections.ConfigDict, model: Llama, codes: range) -> Stage:
+    """Return what a step depends on; `build` adds what a run needs."""
+    spec, trainable, length = model.lora, TRAINED[config.model.train], config.data.sequence_length
     described = {"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout} if spec else None
-    trainable = TRAINED[config.model.train]
     return Stage(
         kind=KIND,
-        model_config={
-            "sizes": sizes.to_dict(),
-            "lora": described,
-            "image_tokenizer": _image_tokenizer(prepared, workdir),
-        },
-        files={name: vocabulary_dir / name for name in TOKENIZER_FILES if (vocabulary_dir / name).exists()},
+        model_config={"sizes": model.config.to_dict(), "lora": described, "image_tokenizer": None},
+        files={},
         abstract=functools.partial(abstract, model),
-        init=functools.partial(start, model, config.model.init, merged_dtype),
+        init=functools.partial(start, model, "", "float32"),
         trainable=trainable,
-        loss=functools.partial(_loss, model, vocabulary, config.loss_chunk),
-        batches=functools.partial(_batches, config, parts, vocabulary),
+        loss=functools.partial(_loss, model, codes, config.loss_chunk),
+        batches=no_batches,
         batch_size=config.data.batch_size,
-        row_spec=_row_spec(config.data.sequence_length),
-        tokens_per_batch=config.data.batch_size * config.data.sequence_length,
-        flops_per_token=_flops_per_token(model, trainable, config.data.sequence_length),
+        row_spec=language_data.row_spec(length),
+        tokens_per_batch=config.data.batch_size * length,
+        flops_per_token=_flops_per_token(model, trainable, length),
         flops_convention="6 per trained and 4 per frozen matmul parameter and token, causal attention",
-        finish=_finish(prepared, config.stage),
     )
-
-
-def _demo_data(config: ml_collections.ConfigDict, workdir: Path) -> Any:
-    if not config.data.demo:
-        return None
-    from seed_jax.train import demo  # only the :tiny variants need it, and the inference side with it
-
-    return demo.prepare(workdir / "demo", config.seed)
-
-
-def _finish(prepared: Any, stage: str) -> Callable[[Tree, Path], None]:
-    if prepared is None:
-        return lambda variables, workdir: None
-    from seed_jax.train import samples
-
-    return functools.partial(samples.show, prepared, stage)
 
 
 def _sizes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> LlamaConfig:
     if config.model.init:
         _, stored = model_dir.read_config(config.model.init, KIND)
         return LlamaConfig.from_dict({**stored["sizes"], "vocab_size": vocabulary.size})
-    known = {"seed_8b": LlamaConfig.seed_8b, "seed_14b": LlamaConfig.seed_14b}
-    known["tiny"] = functools.partial(LlamaConfig.tiny, vocabulary.size)
-    if config.model.sizes not in known:
-        raise UserError(f"model.sizes is {config.model.sizes!r}, expected one of {', '.join(known)}.")
-    sizes = known[config.model.sizes]()
+    sizes = _named_sizes(config, vocabulary.size)
     if sizes.vocab_size != vocabulary.size:
         raise UserError(
             f"data.vocabulary has {vocabulary.size} tokens, model.sizes={config.model.sizes} needs {sizes.vocab_size}."
@@ -123,36 +140,16 @@ def _sizes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> LlamaCo
     return sizes
 
 
-def _batches(
-    config: ml_collections.ConfigDict, parts: Sequence[dict[str, Any]], vocabulary: Vocabulary, rows: list[int]
-) -> Batches:
-    """Open the shards and return the packed batches of this process's rows."""
-    if not parts:
-        raise UserError("data.parts is empty: name at least one folder of shards, or set data.demo=True.")
-    return iter(
-        packed_batches(
-            make_parts(parts, vocabulary, config.data.get("weight_by", "samples")),
-            rows=config.data.batch_size,
-            lanes=rows,
-            length=config.data.sequence_length,
-            seed=config.seed,
-            tokenizer=config.data.image_tokenizer or None,
-            prefetch=config.data.prefetch,
-        )
-    )
-
-
-def _row_spec(length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(row.shape[1:], row.dtype) for name, row in empty_batch(1, length).items()}
-
-
-def _image_tokenizer(prepared: Any, workdir: Path) -> str | None:
-    # Relative to the folder of config.json, so that a workdir can be moved.
-    return str(Path("..") / prepared.image_tokenizer.relative_to(workdir)) if prepared else None
+def _named_sizes(config: ml_collections.ConfigDict, vocab_size: int) -> LlamaConfig:
+    known = {"seed_8b": LlamaConfig.seed_8b, "seed_14b": LlamaConfig.seed_14b}
+    known["tiny"] = functools.partial(LlamaConfig.tiny, vocab_size)
+    if config.model.sizes not in known:
+        raise UserError(f"model.sizes is {config.model.sizes!r}, expected one of {', '.join(known)}.")
+    return known[config.model.sizes]()
 
 
 def _loss(
-    model: Llama, vocabulary: Vocabulary, chunk: int, variables: Tree, batch: dict[str, Array], key: Key[Array, ""]
+    model: Llama, codes: range, chunk: int, variables: Tree, batch: dict[str, Array], key: Key[Array, ""]
 ) -> LossOutput:
     """Return the next-token loss, split into image codes and everything else (text, delimiters, EOS)."""
     hidden = model.apply(
@@ -171,7 +168,7 @@ def _loss(
         targets,
         batch["loss_mask"],
         vocab_size=model.config.vocab_size,
-        split=(targets >= vocabulary.first_code) & (targets < vocabulary.first_code + vocabulary.num_codes),
+        split=(targets >= codes.start) & (targets < codes.stop),
         chunk=chunk,
         precision=model.precision,
     )

@@ -23,7 +23,8 @@ KIND = "llama"
 def abstract(model: Llama) -> Tree:
     """Return boxed shapes of {"params"} and, for a model with adapters, {"lora"}."""
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    # The key is made inside: the devices of the mesh may exist in a plan only.
+    params = jax.eval_shape(lambda tokens: model.init(jax.random.key(0), tokens), tokens)["params"]
     return {"params": params} | ({"lora": lora.abstract(params, model.lora)} if model.lora else {})
 
 

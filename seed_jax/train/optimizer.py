@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from seed_jax.precision import dtype as dtype_of
 from seed_jax.train import schedules
+from seed_jax.train.guard import guarded
 
 _UNDECAYED = ("bias", "scale", "q_bias", "v_bias", "temperature")
 
@@ -31,9 +35,17 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
     return schedules.warmup_cosine(config.peak_lr, steps, config.warmup_ratio, config.min_lr_ratio)
 
 
-def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Build clip -> AdamW from `config.optimizer` (spec D.2); a `clip_norm` of 0 leaves clipping out."""
-    adamw = optax.adamw(
+def make_optimizer(
+    config: ml_collections.ConfigDict, steps: int, guard: ml_collections.ConfigDict | None = None
+) -> optax.GradientTransformation:
+    """Build clip -> AdamW from `config.optimizer` (spec D.2); a `clip_norm` of 0 leaves clipping out.
+
+    `config.following` names collections of variables that the stage keeps up to date, not the optimizer.
+
+    Args:
+        guard: `config.guard`: whether steps are left out, see `seed_jax.train.guard`.
+    """
+    tx = optax.adamw(
         make_schedule(config, steps),
         b1=config.b1,
         b2=config.b2,
@@ -41,4 +53,28 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.Gradi
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    # What only follows the trained parameters, such as their moving average, needs no moments.
+    if following := config.get("following", ()):
+        tx = optax.masked(tx, lambda variables: {name: name not in following for name in variables})
+    moments = config.get("moments", "float32")
+    tx = tx if moments == "float32" else stored_as(tx, dtype_of(moments))
+    tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx) if config.clip_norm else tx
+    skip, spike = (guard.nonfinite == "skip", guard.spike) if guard else (False, 0.0)
+    return guarded(tx, skip_nonfinite=skip, spike=spike) if skip or spike else tx
+
+
+def stored_as(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """Keep an optimizer's moments in `dtype` between steps; it computes in float32 as before."""
+
+    def cast(tree, source, target):
+        change = lambda x: x.astype(target) if x.ndim and x.dtype == source else x  # noqa: E731
+        return jax.tree.map(change, tree)
+
+    def init(params):
+        return cast(tx.init(params), jnp.float32, dtype)
+
+    def update(grads, state, params=None):
+        updates, state = tx.update(grads, cast(state, dtype, jnp.float32), params)
+        return updates, cast(state, jnp.float32, dtype)
+
+    return optax.GradientTransformation(init, update)

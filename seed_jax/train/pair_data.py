@@ -53,7 +53,7 @@ def find_sources(config: ml_collections.ConfigDict, workdir: Path, inherited_voc
     if not data.vocabulary and inherited_vocabulary is None:
         raise UserError("data.vocabulary is empty: give the vocab.txt of bert-base-uncased or its folder.")
     vocabulary = Path(data.vocabulary) if data.vocabulary else inherited_vocabulary
-    parts = tuple(Part(part.path, weight=part.weight) for part in data.parts)
+    parts = tuple(Part(part["path"], weight=part["weight"]) for part in data.parts)
     return Sources(parts, vocabulary, Path(data.held) if data.held else None)
 
 

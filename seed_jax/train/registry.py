@@ -4,7 +4,9 @@ import importlib
 from pathlib import Path
 
 import ml_collections
+from etils import epath
 
+from seed_jax.errors import UserError
 from seed_jax.train.stages import Stage
 
 # name -> module with `build(config, workdir) -> Stage`
@@ -14,9 +16,20 @@ STAGES = {
     "sft": "seed_jax.train.language",
     "qformer": "seed_jax.train.tokenizer_qformer",
     "codebook": "seed_jax.train.tokenizer_codebook",
+    "decoder": "seed_jax.train.decoder",
+    "world_teacher": "seed_jax.train.world_teacher",
 }
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
+def build(config: ml_collections.ConfigDict, workdir: Path | epath.Path) -> Stage:
     """Make the stage that `config.stage` names; it may write its default data below `workdir`."""
     return importlib.import_module(STAGES[config.stage]).build(config, workdir)
+
+
+def sketch(config: ml_collections.ConfigDict) -> Stage:
+    """Make the stage without its files: enough to compile its step, not to run it."""
+    module = importlib.import_module(STAGES[config.stage])
+    if not hasattr(module, "sketch"):
+        known = [name for name, path in STAGES.items() if hasattr(importlib.import_module(path), "sketch")]
+        raise UserError(f"Stage {config.stage!r} cannot be planned: expected one of {', '.join(known)}.")
+    return module.sketch(config)

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 from jaxtyping import Array, Key
 
+from seed_jax.errors import UserError
 from seed_jax.losses import WeightedSum
 
 ParamPath = tuple[str, ...]
@@ -93,3 +94,8 @@ class Stage:
     unit: str = "tokens"
     after_step: Callable[[dict[str, Any], dict[str, Any], Mapping[str, Array]], dict[str, Any]] | None = None
     finish: Callable[[dict[str, Any], Path], None] = lambda variables, workdir: None
+
+
+def no_batches(rows: list[int]) -> Batches:
+    """Stand in for the batches of a stage that is only compiled."""
+    raise UserError(f"A stage made for a plan has no data for its {len(rows)} rows.")

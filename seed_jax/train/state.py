@@ -70,12 +70,20 @@ def make_layout(stage: Stage, tx: optax.GradientTransformation, mesh: Mesh, froz
 def _optimizer_layout(tx: optax.GradientTransformation, trained: Tree, mesh: Mesh) -> optax.OptState:
     # Moments are cut like their parameters; jit(tx.init) alone would leave that to the compiler.
     whole = sharding.replicated(mesh)
+
+    def masked(node: Any) -> bool:  # stands for parameters that have no moments
+        return isinstance(node, optax.MaskedNode)
+
+    def cut_like(moment: Any, param: Any) -> Any:
+        return moment if masked(moment) else jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding)
+
     return optax.tree_map_params(
         tx,
-        lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
+        cut_like,
         jax.eval_shape(tx.init, trained),
         trained,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        is_leaf=masked,
     )
 
 

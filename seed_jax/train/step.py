@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
+from seed_jax.train import norms
+from seed_jax.train.guard import GuardState
 from seed_jax.train.stages import LossOutput, Stage
 from seed_jax.train.state import TrainState, Tree, join
 
@@ -53,19 +55,34 @@ def gradients(
 
 
 def make_step(
-    stage: Stage, tx: optax.GradientTransformation, schedule: optax.Schedule, accumulation: int, seed: int
+    stage: Stage,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulation: int,
+    seed: int,
+    *,
+    layer_norms: bool = False,
 ) -> Callable[..., Any]:
-    """Return the pure `(state, frozen, batch) -> (state, metrics)`; metrics are scalars on the device."""
+    """Return the pure `(state, frozen, batch) -> (state, metrics)`; metrics are scalars on the device.
+
+    Args:
+        layer_norms: report the norms of gradients and parameters of every layer.
+    """
+    tx = optax.with_extra_args_support(tx)
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, output = gradients(stage, state.trained, frozen, batch, key, accumulation)
-        updates, optimizer = tx.update(grads, state.optimizer, state.trained)
+        updates, optimizer = tx.update(grads, state.optimizer, state.trained, loss=output.total.mean)
         trained = optax.apply_updates(state.trained, updates)
         if stage.after_step is not None:
             trained = stage.after_step(state.trained, trained, output.observed)
         metrics = {"loss": output.total.mean, **{name: value.mean for name, value in output.metrics.items()}}
         metrics |= {"tokens": output.total.weight, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+        if isinstance(optimizer, GuardState):
+            metrics["skipped_steps"] = optimizer.skipped
+        if layer_norms:
+            metrics |= norms.by_layer("grad_norm", grads) | norms.by_layer("param_norm", trained)
         return TrainState(state.step + 1, trained, optimizer), metrics
 
     return step

@@ -22,14 +22,16 @@ from seed_jax.evaluation.retrieval import Vectors, recall
 from seed_jax.losses import WeightedSum
 from seed_jax.models.image_text import ImageText, ImageTextConfig
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
+from seed_jax.models.seed_tokenizer_config import NAMED_SIZES
 from seed_jax.precision import Precision
 from seed_jax.tokenizer_losses import contrastive_loss
 from seed_jax.train import starting, tokenizer_flops
 from seed_jax.train.pair_data import find_sources, make_pair_data
-from seed_jax.train.stages import Evaluator, LossOutput, ParamPath, Stage
+from seed_jax.train.stages import Evaluator, LossOutput, ParamPath, Stage, no_batches
 
 Tree = dict[str, Any]
 KIND = "seed_qformer"
+BERT_WORDS = 30523  # of bert-base-uncased and [DEC]
 ITC_GRADIENTS = ("own", "through_gather")
 
 
@@ -40,23 +42,42 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
     sizes = _sizes(config, sources.vocabulary.size)
     model = ImageText(sizes, Precision("float32", config.precision.compute), config.model.remat)
     data = make_pair_data(config, sources, sizes.vit.image_size)
-    through_gather = config.model.itc_gradient == "through_gather"
+    return dataclasses.replace(
+        _stage(config, model),
+        files={VOCABULARY_FILE: sources.vocabulary_file},
+        batches=data.make_batches,
+        row_spec=data.row_spec,
+        evaluators=_evaluators(config, model, data.held),
+    )
+
+
+def sketch(config: ml_collections.ConfigDict) -> Stage:
+    """Make the stage for its step's sake: the vocabulary's size is BERT's, no data, no weights."""
+    _check(config)
+    model = ImageText(_sizes(config, BERT_WORDS), Precision("float32", config.precision.compute), config.model.remat)
+    return _stage(config, model)
+
+
+def _stage(config: ml_collections.ConfigDict, model: ImageText) -> Stage:
+    """Return what a step depends on; `build` adds what a run needs."""
+    size, length = model.config.vit.image_size, config.data.text_length
+    pixels = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
+    text, mask = (jax.ShapeDtypeStruct((length,), dtype) for dtype in (jnp.int32, jnp.bool_))
     return Stage(
         kind=KIND,
-        model_config={"sizes": sizes.to_dict()},
-        files={VOCABULARY_FILE: sources.vocabulary_file},
+        model_config={"sizes": model.config.to_dict()},
+        files={},
         abstract=functools.partial(abstract, model),
         init=functools.partial(_init, config, model),
         trainable=is_trained,
-        loss=functools.partial(loss, model, through_gather),
-        batches=data.make_batches,
+        loss=functools.partial(loss, model, config.model.itc_gradient == "through_gather"),
+        batches=no_batches,
         batch_size=config.data.batch_size,
-        row_spec=data.row_spec,
+        row_spec={"image": pixels, "text": text, "text_mask": mask},
         tokens_per_batch=config.data.batch_size,
         unit="pictures",
-        flops_per_token=_flops(model, config.data.text_length),
+        flops_per_token=_flops(model, length),
         flops_convention=tokenizer_flops.CONVENTION,
-        evaluators=_evaluators(config, model, data.held),
     )
 
 
@@ -152,10 +173,10 @@ def _sizes(config: ml_collections.ConfigDict, vocab_size: int) -> ImageTextConfi
             sizes = ImageTextConfig.from_dict(stored["sizes"], where)
         else:
             sizes = _of_tokenizer(SeedTokenizerConfig.from_dict(stored["sizes"], where), config.model.joint_width)
-    elif config.model.sizes in ("full", "tiny"):
+    elif config.model.sizes in NAMED_SIZES:
         sizes = _of_tokenizer(getattr(SeedTokenizerConfig, config.model.sizes)(), config.model.joint_width)
     else:
-        raise UserError(f"model.sizes is {config.model.sizes!r}, expected full or tiny.")
+        raise UserError(f"model.sizes is {config.model.sizes!r}, expected {' or '.join(NAMED_SIZES)}.")
     qformer = dataclasses.replace(sizes.qformer, vocab_size=vocab_size, dropout=config.model.dropout)
     return dataclasses.replace(sizes, qformer=qformer)
 

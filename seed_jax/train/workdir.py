@@ -1,24 +1,53 @@
-"""The folder of a run: one run at a time, its resolved config, its model directory without parameters."""
+"""The folder of a run: one run at a time, its resolved config, its program, its model directory without parameters.
+
+It may lie in a bucket (`gs://...`), where there are no file locks: a file that is renewed every minute stands in.
+"""
 
 import contextlib
 import fcntl
 import json
+import os
 import shutil
+import socket
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
 from seed_jax.train.stages import Stage
 
+Folder = Path | epath.Path
+RENEW_SECONDS = 60.0
+HLO = "step.hlo.txt"
+
+
+def place(workdir: epath.PathLike) -> Folder:
+    """Return the folder: an absolute local path, or a place in a bucket."""
+    if "://" in str(workdir):
+        return epath.Path(workdir)
+    return Path(workdir).absolute()
+
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Folder) -> Iterator[None]:
     """Hold the workdir for this run; the lock goes with the process, however it ends."""
     workdir.mkdir(parents=True, exist_ok=True)
+    hold = _file_locked if isinstance(workdir, Path) else _marked
+    with hold(workdir):
+        yield
+
+
+@contextlib.contextmanager
+def _file_locked(workdir: Path) -> Iterator[None]:
+    # One lock a host, where several share the folder.
     with (workdir / f".lock-{jax.process_index()}").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,12 +58,65 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def prepare(workdir: Path, config: ml_collections.ConfigDict, stage: Stage) -> None:
-    """Write `config.json` (this run's settings) and `model/` (what its checkpoints are)."""
+@contextlib.contextmanager
+def _marked(workdir: epath.Path) -> Iterator[None]:
+    mark, closed = workdir / f"lock-{jax.process_index()}", threading.Event()
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    if mark.exists():
+        other, _, renewed = mark.read_text().rpartition(" at ")
+        age = time.time() - float(renewed)
+        if age < 3 * RENEW_SECONDS and other != holder:
+            raise UserError(
+                f"--workdir {workdir} is in use by {other}, {age:.0f} s ago: stop it, choose another folder, or wait "
+                f"{3 * RENEW_SECONDS - age:.0f} s if it was killed."
+            )
+
+    def write() -> None:
+        mark.write_text(f"{holder} at {time.time()}")
+
+    def renew() -> None:
+        while not closed.wait(RENEW_SECONDS):
+            write()
+
+    write()
+    renewing = threading.Thread(target=renew, name="workdir lock", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        closed.set()
+        renewing.join()
+        mark.unlink(missing_ok=True)
+
+
+def prepare(workdir: Folder, config: ml_collections.ConfigDict, stage: Stage) -> None:
+    """Write `run.json` (this run's settings, with what was left to the accelerator) and `model/`."""
     if jax.process_index() != 0:
         return
-    model_dir.write_json(workdir / "run.json", json.loads(config.to_json_best_effort()))
-    shutil.rmtree(workdir / "model", ignore_errors=True)
-    model_dir.save(
-        workdir / "model", stage.kind, stage.model_config, None, files=stage.files, provenance={"stage": config.stage}
-    )
+    write_text(workdir / "run.json", json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary) / "model"
+        model_dir.save(
+            made, stage.kind, stage.model_config, None, files=stage.files, provenance={"stage": config.stage}
+        )
+        target = workdir / "model"
+        if isinstance(workdir, Path):
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(made, target)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            for path in made.iterdir():
+                (target / path.name).write_bytes(path.read_bytes())
+
+
+def write_text(path: Folder, text: str) -> None:
+    """Write a file so that a reader sees the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_hlo(workdir: Folder, compiled: Any) -> None:
+    """Keep the compiled step's program, to compare runs and to look for what a trace shows."""
+    if jax.process_index() == 0:
+        write_text(workdir / HLO, compiled.as_text())

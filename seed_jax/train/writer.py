@@ -6,32 +6,52 @@ Has the methods of `clu.metric_writers`, which cannot be used because it needs T
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import ml_collections
+from etils import epath
 from tensorboardX import SummaryWriter
+
+from seed_jax.errors import UserError
 
 
 class MetricWriter:
-    """Write scalars of process 0 to `metrics.jsonl` and to TensorBoard files in `workdir`."""
+    """Write scalars of process 0 to `metrics.jsonl` and to TensorBoard files in `workdir`, and to Weights & Biases.
 
-    def __init__(self, workdir: Path, *, first_step: int = 0):
+    Args:
+        first_step: rows of later steps are dropped: they will be written again.
+        wandb: the project; "" sends nothing.
+        described: the run's config, for Weights & Biases.
+    """
+
+    def __init__(
+        self,
+        workdir: Path | epath.Path,
+        *,
+        first_step: int = 0,
+        wandb: str = "",
+        described: ml_collections.ConfigDict | None = None,
+    ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._path = workdir / "metrics.jsonl"
-        _drop_later_steps(self._path, first_step)
-        self._lines = self._path.open("a", encoding="utf-8")
+        path = workdir / "metrics.jsonl"
+        self._lines = _File(path, first_step) if isinstance(workdir, Path) else _Object(path, first_step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step or None)
+        self._wandb = _start_wandb(workdir, wandb, described) if wandb else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write one row; numbers that are not finite are null in the JSON file."""
         if not self._active:
             return
         row = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._lines.write(json.dumps({"step": step, **row}) + "\n")
-        self._lines.flush()
+        self._lines.append(json.dumps({"step": step, **row}) + "\n")
+        if self._wandb:
+            self._wandb.log(dict(scalars), step=step)
         for name, value in scalars.items():
             self._board.add_scalar(name.replace("@", "_"), value, step)  # TensorBoard's names have no "@"
 
@@ -49,16 +69,59 @@ class MetricWriter:
         if self._active:
             self._board.close()
             self._lines.close()
+            if self._wandb:
+                self._wandb.finish()
 
 
-def _drop_later_steps(path: Path, first_step: int) -> None:
-    """Remove rows that a killed run wrote after its last checkpoint: they will be written again."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+class _File:
+    """Lines of a local file."""
+
+    def __init__(self, path: Path, first_step: int):
+        if path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(_until(path.read_text(encoding="utf-8"), first_step), encoding="utf-8")
+            temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, line: str) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Object:
+    """Lines of an object in a bucket, which cannot be appended to: it is written anew, at most every ten seconds."""
+
+    def __init__(self, path: epath.Path, first_step: int):
+        self._path, self._written = path, 0.0
+        self._text = _until(path.read_text(), first_step) if path.exists() else ""
+
+    def append(self, line: str) -> None:
+        self._text += line
+        if time.monotonic() - self._written > 10:
+            self.close()
+
+    def close(self) -> None:
+        self._path.write_text(self._text)
+        self._written = time.monotonic()
+
+
+def _until(text: str, first_step: int) -> str:
+    """Leave out rows that a killed run wrote after its last checkpoint: they will be written again."""
+    return "".join(line + "\n" for line in text.splitlines() if _step_of(line) <= first_step)
+
+
+def _start_wandb(workdir: Path | epath.Path, project: str, described: ml_collections.ConfigDict | None) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb.project is set but wandb is not installed: pip install 'seed-jax[wandb]'.") from None
+    # The workdir names the run, so that a restart goes on with it.
+    name = str(workdir).rstrip("/").replace("://", "-").replace("/", "-")[-64:].strip("-")
+    values = json.loads(described.to_json_best_effort()) if described is not None else {}
+    return wandb.init(project=project, id=name, resume="allow", config=values)
 
 
 def _step_of(line: str) -> int | float:

@@ -55,7 +55,7 @@ def test_abstract_adapters_have_the_shapes_of_fresh_ones_and_axes(params):
     unboxed = flatten_dict(meta.unbox(abstract), sep="/")
     assert {k: v.shape for k, v in unboxed.items()} == {k: v.shape for k, v in flatten_dict(fresh, sep="/").items()}
     down = abstract["layers"]["mlp"]["down_proj"]
-    assert (down["a"].names, down["b"].names) == (("layers", "mlp", None), ("layers", None, "embed"))
+    assert (down["a"].names, down["b"].names) == (("layers", "adapter", None), ("layers", None, "embed"))
 
 
 def test_dropout_keeps_the_mean_and_differs_between_layers_and_projections(params, adapters):

@@ -1,0 +1,76 @@
+"""Kill processes of a run at random moments, restart on other numbers of them, and compare with a run left alone.
+
+    python benchmarks/kills.py --kills 20
+
+Four, two and one processes of this machine take turns, eight CPU devices in all; each is SIGKILLed at a random moment.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import clusters
+from tests.clusters import Cluster
+
+COUNTS = (4, 2, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    folder = Path(tempfile.mkdtemp(prefix="kills_"))
+    overrides = ["--config=configs/pretrain.py:tiny", f"--config.steps={args.steps}", "--config.log_every=1"]
+    overrides += ["--config.checkpoint.every_steps=5", "--config.data.sequence_length=64"]
+    whole = Cluster(folder / "whole", 1, overrides)
+    assert whole.wait(900) == [0], whole.said(0)[-2000:]
+    expected = clusters.losses(folder / "whole")
+    workdir = folder / "killed"
+    workdir.mkdir()
+    shutil.copytree(folder / "whole/demo", workdir / "demo")
+    took, named, kills = [], 0, 0
+    for kills in range(1, args.kills + 1):
+        count = COUNTS[kills % len(COUNTS)]
+        cluster = Cluster(workdir, count, overrides)
+        # Anywhere from its start to some steps beyond the last checkpoint.
+        reached = max(clusters.losses(workdir) or {0: 0.0})
+        if rng.random() < 0.75:
+            cluster.wait_for_step(min(reached + rng.randint(1, 8), args.steps - 2))
+        time.sleep(rng.uniform(0.0, 3.0))
+        victim = rng.randrange(count)
+        cluster.kill(victim)
+        began = time.monotonic()
+        cluster.wait(120)
+        if count > 1:
+            took.append(time.monotonic() - began)
+            others = [cluster.said(number) for number in range(count) if number != victim]
+            named += any(f"Host {victim} " in said for said in others)
+        print(f"kill {kills}: process {victim} of {count} near step {reached}", file=sys.stderr, flush=True)
+    last = Cluster(workdir, 1, overrides)
+    assert last.wait(900) == [0], last.said(0)[-2000:]
+    found = clusters.losses(workdir)
+    assert list(found) == list(expected)
+    apart = np.abs(np.subtract(list(found.values()), list(expected.values())))
+    books = json.loads((workdir / "goodput.json").read_text())["seconds"]
+    print(f"{kills} kills over {args.steps} steps on 4, 2 and 1 processes")
+    print(f"largest difference of a loss from the run left alone: {apart.max():.2e}; equal in all digits: "
+          f"{np.mean(apart == 0):.0%} of steps")  # fmt: skip
+    print(f"the others ended after {np.median(took):.1f} s (at most {max(took):.1f} s); {named} of {len(took)} named "
+          "the process that was gone")  # fmt: skip
+    print("seconds: " + ", ".join(f"{kind} {seconds:.0f}" for kind, seconds in books.items()))
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

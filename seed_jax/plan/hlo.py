@@ -1,0 +1,197 @@
+"""Read a compiled program's text: how often each operation runs, what it sends, and how long it may take.
+
+Loops run their body as often as their condition says, and bodies are counted that often.
+"""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from seed_jax.plan.groups import first_group
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
+_HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
+_OPERATION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<code>[a-z][\w-]*)\((?P<rest>.*)$")
+_ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+|c\d+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_BITS = {"pred": 8, "bf16": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One line of a computation."""
+
+    name: str
+    shape: str
+    code: str
+    rest: str
+    computation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices, with everything that its repetitions add up to.
+
+    Attributes:
+        kind: one of `KINDS`.
+        payload: bytes of the whole array that it makes (all-gather) or takes (the others), once.
+        times: how often a step runs it.
+        groups: partition numbers of one group.
+        overlaps: whether the compiler lets it run beside computation.
+    """
+
+    kind: str
+    payload: int
+    times: int
+    group: tuple[int, ...]
+    overlaps: bool
+
+    @property
+    def bytes(self) -> int:
+        return self.payload * self.times
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """Computations by name, and how often a run enters each."""
+
+    computations: dict[str, list[Operation]]
+    entry: str
+    times: dict[str, int]
+
+    def operations(self) -> Iterator[tuple[Operation, int]]:
+        """Yield every operation with how often it runs."""
+        for name, operations in self.computations.items():
+            if self.times.get(name):
+                for operation in operations:
+                    yield operation, self.times[name]
+
+
+def parse(text: str) -> Module:
+    """Take a program's text apart."""
+    computations: dict[str, list[Operation]] = {}
+    entry, name, current = "", "", None
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            name, current = header["name"], computations.setdefault(header["name"], [])
+            entry = name if header["entry"] else entry
+        elif line.rstrip() == "}":  # not the end of an attribute that runs over several lines
+            current = None
+        elif current is not None and (found := _OPERATION.match(line)):
+            current.append(Operation(found["name"], found["shape"], found["code"], found["rest"], name))
+    return Module(computations, entry, _times(computations, entry))
+
+
+def _times(computations: dict[str, list[Operation]], entry: str) -> dict[str, int]:
+    calls = {name: list(_calls(operations, computations)) for name, operations in computations.items()}
+    times: dict[str, int] = defaultdict(int)
+    for name in _callers_first(calls, entry):
+        times[name] += name == entry
+        for callee, count in calls[name]:
+            times[callee] += times[name] * count
+    return dict(times)
+
+
+def _callers_first(calls: dict[str, list[tuple[str, int]]], entry: str) -> list[str]:
+    """Order computations so that each comes after all that call it."""
+    done: dict[str, None] = {}
+    stack = [(entry, False)]
+    while stack:
+        name, left = stack.pop()
+        if left:
+            done[name] = None
+        elif name not in done:
+            stack.append((name, True))
+            stack.extend((callee, False) for callee, _ in calls[name] if callee not in done)
+    return list(reversed(done))
+
+
+def _calls(operations: list[Operation], computations: dict[str, list[Operation]]) -> Iterator[tuple[str, int]]:
+    for operation in operations:
+        count = _trips(operation, computations) if operation.code == "while" else 1
+        for callee in _CALLED.findall(operation.rest):
+            # Reductions' and sorts' scalar functions cost nothing of their own.
+            if callee in computations and not (operation.code in KINDS and "to_apply" in operation.rest):
+                yield callee, count
+        for branches in _BRANCHES.findall(operation.rest):
+            for callee in branches.replace("%", "").split(", "):
+                yield callee, 1
+
+
+def _trips(loop: Operation, computations: dict[str, list[Operation]]) -> int:
+    """Return how often a loop runs: what the compiler knows, else the bound that its condition compares with."""
+    if known := _KNOWN_TRIPS.search(loop.rest):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.-]+)", loop.rest)
+    bounds = [
+        int(found[1])
+        for operation in computations.get(condition[1] if condition else "", [])
+        if operation.code == "constant" and (found := re.match(r"(\d+)\)", operation.rest))
+    ]
+    return max(bounds, default=1)
+
+
+def array_bytes(shape: str) -> list[int]:
+    """Return the bytes of each array in a shape, tuples taken apart."""
+    sizes = []
+    for kind, extents in _ARRAY.findall(shape):
+        bits = _BITS.get(kind) or int(re.search(r"\d+", kind)[0])
+        sizes.append(math.prod(int(extent) for extent in extents.split(",") if extent) * bits // 8)
+    return sizes
+
+
+def collectives(module: Module) -> list[Collective]:
+    """Return what the program exchanges; a gather that fusions repeat counts once."""
+    found: dict[str, tuple[Operation, int]] = {}
+    for operation, times in module.operations():
+        if operation.code.removesuffix("-start") not in KINDS:
+            continue
+        # A gather that is spread over several fusions stands in each of them, as links of one chain.
+        chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', operation.rest)
+        key = " ".join(chain.groups()) if chain else operation.name
+        if key not in found or times > found[key][1]:
+            found[key] = (operation, times)
+    return [_collective(operation, times) for operation, times in found.values()]
+
+
+def _collective(operation: Operation, times: int) -> Collective:
+    kind = operation.code.removesuffix("-start")
+    group, sizes = first_group(operation.rest), array_bytes(operation.shape)
+    started = operation.code.endswith("-start")
+    # The result of a start holds the operands, too.
+    payload = max(sizes) if started else sum(sizes)
+    if kind == "reduce-scatter":
+        payload *= len(group)
+    elif kind == "all-reduce" and operation.computation.startswith(
+        "all-reduce-scatter"
+    ):  # how TPU compilers write one: sum, then slice
+        kind = "reduce-scatter"
+    overlaps = started or "async_collective_name" in operation.rest or "chain_id" in operation.rest
+    return Collective(kind, payload, times, group, overlaps)
+
+
+def cycles(module: Module) -> int:
+    """Return the TPU compiler's own estimate of all but collectives and hand-written kernels; 0 elsewhere."""
+    return sum(
+        int(found[1]) * times for operation, times in module.operations() if (found := _CYCLES.search(operation.rest))
+    )
+
+
+def kernels(module: Module) -> int:
+    """Count the calls of hand-written (Pallas) TPU kernels."""
+    return sum(
+        times
+        for operation, times in module.operations()
+        if operation.code == "custom-call" and "tpu_custom_call" in operation.rest
+    )
+
+
+def memory_needed(error: str) -> int | None:
+    """Return the bytes that a program which did not fit would need at least, from the compiler's message."""
+    found = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", error)
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None

@@ -1,0 +1,107 @@
+"""Machines that need not be here: a pod's chips for its own compiler, or stand-ins for what has no compiler here."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from seed_jax import accelerators
+from seed_jax.accelerators import Accelerator
+from seed_jax.errors import UserError
+
+_TPU = re.compile(r"(v4|v5e|v5p|v6e):(\d+x\d+(?:x\d+)?)")
+_OTHER = re.compile(r"(h100|h200|a100|cpu):(\d+)")
+EXAMPLES = "v5e:16x16, v6e:16x16, v4:4x4x4, v5p:4x4x4, h100:8, h200:8 or cpu:8"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Topology:
+    """Devices to build a mesh from.
+
+    Attributes:
+        extents: of the torus of a slice; () without one.
+        exact: whether the accelerator's own compiler is used; otherwise the CPU's, for as many CPU devices.
+    """
+
+    name: str
+    accelerator: Accelerator
+    devices: tuple[Any, ...]
+    slices: int
+    extents: tuple[int, ...]
+    exact: bool
+
+    @property
+    def chips(self) -> int:
+        return len(self.devices)
+
+
+def find(name: str, slices: int = 1) -> Topology:
+    """Return the machine called `name`.
+
+    Raises:
+        UserError: there is no such topology, or its compiler is not installed.
+    """
+    if slices < 1:
+        raise UserError(f"--slices is {slices}, expected 1 or more.")
+    if found := _TPU.fullmatch(name):
+        return _tpu(name, accelerators.by_name(found[1]), tuple(map(int, found[2].split("x"))), slices)
+    if found := _OTHER.fullmatch(name):
+        count = int(found[2]) * slices
+        return Topology(name, accelerators.by_name(found[1]), _cpus(count), slices, (), exact=found[1] == "cpu")
+    raise UserError(f"--topology {name} is not known: expected for example {EXAMPLES}.")
+
+
+def prepare() -> None:
+    """Keep JAX away from accelerators that may be here; must run before any device is used."""
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _tpu(name: str, accelerator: Accelerator, extents: tuple[int, ...], slices: int) -> Topology:
+    if len(extents) != accelerator.dimensions:
+        raise UserError(
+            f"--topology {name} does not exist: {accelerator.name} has {accelerator.dimensions} dimensions."
+        )
+    # The compiler must neither ask the metadata server of a cloud nor mind that another process uses it.
+    for key, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(key, value)
+    from jax.experimental import topologies
+
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"--topology {name} needs the TPU compiler, which is not installed: pip install 'seed-jax[tpu]'."
+        ) from None
+    flat = accelerator.dimensions == 2
+    wrap = tuple(extent % accelerator.wraps == 0 for extent in extents) + (False,) * flat
+    options: dict[str, Any] = {"wrap": wrap} | ({"num_slices": slices} if slices > 1 else {})
+    if accelerator.name == "v4":  # one device a chip, not one a core
+        options |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
+    elif math.prod(extents) == 1:
+        options |= {"chips_per_host_bounds": (1, 1, 1)}
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--topology {name} does not exist ({reason}): expected for example {EXAMPLES}.") from error
+    return Topology(name, accelerator, tuple(described.devices), slices, extents, exact=True)
+
+
+def _cpus(count: int) -> tuple[Any, ...]:
+    with contextlib.suppress(RuntimeError):  # in use already: see below whether there are enough
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"{count} devices are asked for and this process has {len(devices)} of its CPU already in use.")
+    return tuple(devices[:count])

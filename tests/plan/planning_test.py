@@ -1,0 +1,232 @@
+"""The plan against what training does here, and two TPU topologies with their own compiler."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import pretrain, pretrain_full, tokenizer_codebook, tokenizer_qformer
+from seed_jax import cli, sharding
+from seed_jax.data.bert_vocab import BertVocabulary
+from seed_jax.data.pairs import PairReader
+from seed_jax.data.records import Record
+from seed_jax.errors import UserError
+from seed_jax.plan import planning, search, topology, work
+from seed_jax.train import loop, program, registry, tuning
+from tests import golden
+from tests.data import parts
+
+ROOT = Path(__file__).parents[2]
+
+
+def tiny(**changes):
+    config = pretrain.get_config("tiny")
+    config.data.demo = False
+    config.data.vocabulary = str(golden.path("text_tokenizer/tokenizer"))
+    config.data.sequence_length = 64
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    return topology.find("cpu:8")
+
+
+def bare(text: str) -> str:
+    """Return a program's text without where its operations come from."""
+    text = text[text.index("\n%") :] if "\n%" in text else text
+    return re.sub(r",? ?metadata=\{[^}]*\}|stack_frame_id=\d+", "", text)
+
+
+def test_training_runs_the_program_that_was_planned(tmp_path, cpu):
+    rng = np.random.default_rng(0)
+    records = [
+        Record(f"folder/{n}", "folder", (rng.integers(0, 128, 32).astype(np.uint16), "a dog"), {}) for n in range(9)
+    ]
+    config = tiny(steps=1, **{"mesh.fsdp": 4, "mesh.tensor": 2})
+    part = {"path": str(parts.write(tmp_path / "pairs", records)), "task": "image_text_pair", "weight": 1.0}
+    with config.unlocked():
+        config.data.parts = ({**part, "params": {"max_length": 64}},)
+    loop.run(config, tmp_path / "run")
+    plan = planning.make(config, cpu, str(tmp_path / "planned.txt"))
+    ran, planned = ((tmp_path / name).read_text() for name in ("run/step.hlo.txt", "planned.txt"))
+    assert bare(ran) == bare(planned)
+    assert len(bare(ran)) > 100_000
+    resolved = json.loads((tmp_path / "run/run.json").read_text())
+    assert resolved["model"]["remat"] == plan.remat == "none"
+
+
+def test_the_memory_planned_is_the_memory_taken(cpu):
+    """What a step keeps, as planned, against the bytes of the arrays that a run makes on a device."""
+    config = tiny(**{"mesh.fsdp": 4, "mesh.tensor": 2})
+    plan = planning.make(config, cpu)
+    mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
+    stage = registry.sketch(config)
+    made = program.make(config, stage, mesh)
+    with jax.set_mesh(mesh):
+        from seed_jax.train.state import create
+
+        state, frozen = create(stage, made.optimizer, made.layout, jax.random.key(0))
+    held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert plan.memory.parameters == held((state.trained, frozen))
+    assert plan.memory.optimizer == held(state.optimizer)
+    assert plan.memory.peak > plan.memory.parameters + plan.memory.optimizer
+    assert plan.fits
+
+
+def test_work_is_counted_through_loops_and_recomputation():
+    x, w = jnp.ones((8, 16)), jnp.ones((16, 16))
+
+    def layers(w, x):
+        body = jax.checkpoint(lambda x, _: (jnp.tanh(x @ w), None), policy=jax.checkpoint_policies.nothing_saveable)
+        return jax.lax.scan(body, x, None, length=5)[0].sum()
+
+    once = 2 * 8 * 16 * 16
+    forward = work.of(jax.jit(layers).trace(w, x))
+    assert forward.products == 5 * once
+    # Backward: the product again, and one each for the gradients of its two factors.
+    assert work.of(jax.jit(jax.grad(layers)).trace(w, x)).products == 4 * 5 * once
+
+
+def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
+    """Every layout is tried; what does not fit or does not work is left out. The plans themselves are stood in for."""
+    tried, said = [], []
+    any_plan = planning.make(tiny(), cpu)
+
+    def make(config, topology):
+        rows = config.data.batch_size * config.mesh.tensor // topology.chips // config.optimizer.accumulation
+        layout = {"mesh": {"tensor": config.mesh.tensor}, "remat": config.model.remat, "rows": rows}
+        tried.append(tuple(layout.values())[1:])
+        if config.mesh.tensor == 4:
+            raise UserError("4 does not divide the heads.")
+        products = (3.0 if config.model.remat == "full" else 2.0) / rows
+        memory = dataclasses.replace(any_plan.memory, peak=rows, usable=3)
+        seconds = dataclasses.replace(any_plan.seconds, products=products, kernels=0.0, overlapping=0.0, exposed=0.0)
+        return dataclasses.replace(any_plan, memory=memory, seconds=seconds, **layout)
+
+    monkeypatch.setattr(planning, "make", make)
+    plans = search.run(tiny(**{"data.batch_size": 16}), cpu, said.append)
+    rows = (1, 2, 1, 2, 4, 1, 2, 4, 8)  # of tensor 1, 2 and 4
+    assert sorted(tried) == sorted((remat, count) for remat in ("full", "save_qkv") for count in rows)
+    found = [(plan.remat, plan.rows) for plan in plans]
+    assert found == [
+        (remat, count) for remat, count in (("save_qkv", 2), ("full", 2), ("save_qkv", 1), ("full", 1)) for _ in "12"
+    ]
+    assert len(said) == len(tried)
+    assert said.count("left out: 4 does not divide the heads.") == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--topology", "v5e-64"], ["v5e-64", "v5e:16x16"]),
+        (["--topology", "v5e:8x8x8"], ["v5e has 2 dimensions"]),
+        (["--topology", "cpu:8", "--mesh", "fsdp=3"], ["fsdp 3", "8 device"]),
+        (["--topology", "cpu:8", "--mesh", "model=8"], ["mesh.model"]),
+        (["--topology", "cpu:8", "--batch", "6"], ["data.batch_size is 6", "multiple of 8"]),
+        (["--topology", "cpu:8", "--remat", "some"], ["'some'"]),
+        (["--topology", "cpu:8", "--set", "modell.remat=full"], ["modell.remat is not a key"]),
+        (["--topology", "cpu:8", "--slices", "0"], ["--slices is 0"]),
+        (["--topology", "cpu:99"], ["99 devices"]),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_compiled(capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr(program.Program, "trace", lambda self: pytest.fail("compiled") if "some" not in words else None)
+    code = cli.main(["plan", "--config", str(ROOT / "configs/pretrain.py:tiny"), *arguments])
+    message = capsys.readouterr().err.strip()
+    assert code == 2
+    assert "\n" not in message
+    assert all(word in message for word in words)
+
+
+def test_the_command_prints_a_plan(capsys):
+    arguments = [
+        "--config",
+        str(ROOT / "configs/pretrain_full.py:tiny"),
+        "--topology",
+        "h200:8",
+        "--mesh",
+        "fsdp=4,tensor=2",
+    ]
+    assert cli.main(["plan", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "8 chips, mesh replica 1 x fsdp 4 x tensor 2" in printed
+    assert re.search(r"all-gather over fsdp +\d+", printed)
+    assert "ESTIMATE" in printed
+    assert "CPU's compiler" in printed
+    assert cli.main(["plan", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"]["fits"]
+    assert found["chips"] == 8
+
+
+def test_a_plan_for_tpus_without_their_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UserError, match=r"pip install 'seed-jax\[tpu\]'"):
+        topology.find("v5e:2x2")
+
+
+def test_what_is_left_open_is_filled_in(cpu):
+    mesh = sharding.make_mesh({"fsdp": -1})
+    config = pretrain_full.get_config("8b")
+    config.data.batch_size = 64
+    resolved = tuning.resolve(config, mesh, topology.accelerators.by_name("v5e"))
+    # 8 rows a device of 2048 tokens; at most 8192 tokens at a time.
+    assert (resolved.optimizer.accumulation, resolved.model.attention) == (2, "splash")
+    assert config.optimizer.accumulation == 0
+
+
+TPU_PLANS = """
+import json, sys
+from seed_jax.cli import main
+for arguments in json.loads(sys.argv[1]):
+    assert main(["plan", "--json", *arguments]) == 0
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+def test_two_tpu_topologies_compile(tmp_path):
+    """One slice with the attention kernel, and two slices; in a process of its own, as libtpu stays loaded."""
+    config = ["--config", str(ROOT / "configs/pretrain_full.py:tiny"), "--set", "model.attention=splash"]
+    runs = [
+        [*config, "--topology", "v5e:4x4", "--batch", "16", "--set", "model.remat=full"],
+        [*config, "--topology", "v5p:2x2x1", "--slices", "2", "--batch", "8"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", TPU_PLANS, json.dumps(runs)], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads("{" + text) for text in ("\n" + done.stdout).split("\n{")[1:])
+    assert (one["chips"], two["chips"], two["mesh"]["replica"]) == (16, 8, 2)
+    kinds = {(row["kind"], row["axes"]) for row in one["exchanges"]}
+    assert ("all-gather", "fsdp") in kinds or ("collective-permute", "fsdp") in kinds
+    assert one["memory"]["fits"]
+    assert 0 < one["mfu"] < 1
+    assert one["seconds"]["kernels"] > 0
+
+
+def test_the_image_tokenizers_first_stage_is_planned_like_it_is_trained(cpu):
+    """The sketch has the shapes and dtypes of rows that the real stage's reader makes."""
+    config = tokenizer_qformer.get_config("tiny")
+    plan = planning.make(config, cpu)
+    assert (plan.unit, plan.fits) == ("pictures", True)
+    sketched = registry.sketch(config).row_spec
+    vocabulary = BertVocabulary(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    reader = PairReader(sketched["image"].shape[0], vocabulary, config.data.text_length, None)
+    rows = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in reader.row_spec().items()}
+    assert rows == {name: (row.shape, row.dtype) for name, row in sketched.items()}
+
+
+def test_a_stage_without_a_sketch_says_which_have_one(cpu):
+    with pytest.raises(UserError, match="'codebook' cannot be planned: expected one of pretrain"):
+        planning.make(tokenizer_codebook.get_config("tiny"), cpu)
