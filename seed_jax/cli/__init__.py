@@ -14,7 +14,9 @@ COMMANDS = {
     "tokenize": ("tokenize", "pictures to codes"),
     "detokenize": ("detokenize", "codes to pictures"),
     "data": ("data", "build and look at shards"),
-    "generate": ("generate", "answer a prompt with text and image codes"),
+    "generate": ("generate", "answer prompts with text and images"),
+    "chat": ("chat", "a conversation in the terminal"),
+    "plan": ("plan", "what a training step needs and takes on a pod, without one"),
     "doctor": ("doctor", "versions, devices, what is installed and what is missing"),
 }
 EXIT_BAD_INPUT = 2

@@ -1,78 +1,88 @@
-"""`seed-jax generate`: one answer of text and image codes to a prompt of text and pictures."""
+"""`seed-jax generate`: answers of text and images to prompts of text and pictures."""
 
 import argparse
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
-import jax
-from PIL import Image
-
-from seed_jax import images
+from seed_jax.cli import generate_batch
+from seed_jax.cli.generation_options import add_model_options, add_settings, load, open_pictures, settings_of
 from seed_jax.errors import UserError
-from seed_jax.inference.chat import STYLES, USER, Turn, build_prompt, check_placeholders, interleave
-from seed_jax.inference.generate import Generation, Generator
-from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.inference.language_model import LanguageModel, load_language_model
-from seed_jax.inference.segments import Segment, TextSegment
-from seed_jax.precision import Precision
+from seed_jax.inference.chat import USER, Turn, build_prompt, check_placeholders, interleave
+from seed_jax.inference.drawn import described, save_pictures
+from seed_jax.inference.generate import Generation, Request
+from seed_jax.inference.settings import Settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("generate", help=__doc__)
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument("--prompt", required=True, metavar="T", help="text; <image> marks where each picture goes")
-    parser.add_argument(
-        "--image", action="append", default=[], metavar="F", help="picture (before the text by default)"
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer, if not the model's own")
-    parser.add_argument("--style", default="base", choices=sorted(STYLES), help="of the prompt (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, float32 on a CPU")
-    mode = parser.add_mutually_exclusive_group()
-    for flag, name, meaning in (
-        ("--force-image", "image", "begin the answer with an image"),
-        ("--text-only", "text", "draw no image"),
-        ("--no-grammar", "none", "do not enforce whole images, as in the original"),
-    ):
-        mode.add_argument(flag, dest="mode", action="store_const", const=name, help=meaning)
+    parser = subparsers.add_parser("generate", help=__doc__, description=run.__doc__)
+    add_model_options(parser, style="base")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="T", help="text; <image> marks where each picture or video goes")
+    what.add_argument("--batch", type=Path, metavar="FILE", help=generate_batch.HELP)
+    for flag, kind in (("--image", "picture"), ("--video", "video")):
+        parser.add_argument(
+            flag, dest="shown", action="append", type=lambda path, kind=kind: (kind, path), default=[], metavar="F",
+            help=f"{kind} (before the text by default)",
+        )  # fmt: skip
+    parser.add_argument("--frames", type=int, default=4, metavar="N", help="of each video (default: %(default)s)")
+    parser.add_argument("--negative-prompt", metavar="T", help="what guidance leads away from")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts at a time (default: 8)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of drawn pictures and a batch's answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run, mode="free")
+    add_settings(parser, Settings())
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load, encode the pictures, generate, print."""
-    pictures = [images.load(path) for path in args.image]  # before gigabytes of weights: bad input should fail at once
-    check_placeholders(args.prompt, len(pictures))
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = load_language_model(args.model, dtype)
-    codes = _encode(pictures, args, model) if pictures else []
-    turn = Turn(USER, interleave(args.prompt, codes))
-    prompt = build_prompt([turn], args.style, model.vocabulary)
-    generator = Generator(model.config, model.params, model.vocabulary, precision=Precision(dtype, dtype))
-    (answer,) = generator.generate([prompt], max_new_tokens=args.max_new_tokens, mode=args.mode)
-    print(_as_json(answer) if args.json else "\n".join(map(_as_line, answer.segments)))
+    """Answer one prompt, or a file of them; with a decoder, images of answers become PNG files in --out."""
+    settings = settings_of(args)
+    if args.decoder and not args.out:
+        raise UserError("--decoder draws PNG files: say with --out in which folder.")
+    if args.batch:
+        generate_batch.run(args, settings)
+    else:
+        _one(args, settings)
 
 
-def _encode(pictures: list[Image.Image], args: argparse.Namespace, model: LanguageModel) -> list[list[int]]:
-    directory, known = args.tokenizer or model.image_tokenizer, model.vocabulary.num_codes
-    if directory is None:
-        raise UserError(f"{args.model} names no image tokenizer: give one with --tokenizer to use --image.")
-    tokenizer = ImageTokenizer.load(directory, batch_size=len(pictures))
-    if tokenizer.config.num_codes != known:
-        raise UserError(
-            f"The image tokenizer {directory} has {tokenizer.config.num_codes} codes but the vocabulary of "
-            f"{args.model} has {known}: use the image tokenizer that the model was trained with."
-        )
-    return tokenizer.encode(pictures).tolist()
+def _one(args: argparse.Namespace, settings: Settings) -> None:
+    # Before gigabytes of weights: bad input should fail at once.
+    shown = [open_pictures(path, None if kind == "picture" else args.frames) for kind, path in args.shown]
+    check_placeholders(args.prompt, len(shown))
+    pictures = [picture for group in shown for picture in group]
+    model = load(args, settings, pictures=len(pictures))
+    turn = Turn(USER, interleave(args.prompt, model.encode(pictures), [len(group) for group in shown]))
+    words = model.generator.vocabulary
+    prompt = build_prompt([turn], args.style, words)
+    negative = args.negative_prompt
+    away = None if negative is None else [words.bos, *words.encode(negative, plain=True)]
+    (answer,) = model.generator.generate([Request(prompt, settings, away)])
+    paths = save_pictures(model, answer.segments, args.out, "picture", settings.seed) if args.decoder else []
+    if settings.mode == "none":
+        report_images([answer], words.boi)
+    print(as_json(answer, paths) if args.json else "\n".join(described(answer.segments, paths)))
+    if answer.stopped == "interrupted":
+        logging.warning("Interrupted: this is what there was.")
 
 
-def _as_json(answer: Generation) -> str:
-    segments = [segment.to_dict() for segment in answer.segments]
-    return json.dumps({"segments": segments, "ids": list(answer.ids), "stopped": answer.stopped}, ensure_ascii=False)
+def report_images(answers: list[Generation], boi: int) -> None:
+    """Say how many of the images that were begun are whole, which only without a grammar are not all."""
+    begun = sum(answer.ids.count(boi) for answer in answers)
+    whole = sum(segment["type"] == "image" for answer in answers for segment in as_dict(answer)["segments"])
+    rate = f"{100 * whole / begun:.1f} %" if begun else "none were begun"
+    logging.info("Valid images without the grammar: %d of %d (%s).", whole, begun, rate)
 
 
-def _as_line(segment: Segment) -> str:
-    if isinstance(segment, TextSegment):
-        return segment.text
-    found = segment.to_dict()
-    return f"[{found['type']}] {' '.join(map(str, found.get('codes', found.get('ids'))))}"
+def as_dict(answer: Generation, paths: list[Path] | None = None) -> dict[str, Any]:
+    """Return an answer as it is written; drawn images have their file's `path`."""
+    segments, rest = [segment.to_dict() for segment in answer.segments], iter(paths or [])
+    for segment in segments:
+        if segment["type"] == "image" and (path := next(rest, None)) is not None:
+            segment["path"] = str(path)
+    found = {"segments": segments, "ids": list(answer.ids), "stopped": answer.stopped}
+    return found if answer.score is None else found | {"score": answer.score}
+
+
+def as_json(answer: Generation, paths: list[Path]) -> str:
+    return json.dumps(as_dict(answer, paths), ensure_ascii=False)

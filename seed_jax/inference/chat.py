@@ -53,6 +53,31 @@ def build_prompt(turns: Sequence[Turn], style: str, vocabulary: Vocabulary, *, a
     return [vocabulary.bos, *(i for group in groups for i in vocabulary.encode_parts(group, plain=True))]
 
 
+@dataclasses.dataclass(frozen=True)
+class FittedPrompt:
+    """Token ids that fit into the context, and how many of the oldest turns had to be left out for that."""
+
+    ids: list[int]
+    dropped: int
+
+
+def fit_prompt(
+    turns: Sequence[Turn], style: str, vocabulary: Vocabulary, room: int, *, as_one: bool = False
+) -> FittedPrompt:
+    """Build a prompt of at most `room` tokens, without the oldest questions and their answers where it is longer.
+
+    Whole turns go: no image is ever cut. UserError where the last turn alone is too long.
+    """
+    for dropped in range(0, len(turns), 2):
+        ids = build_prompt(turns[dropped:], style, vocabulary, as_one=as_one)
+        if len(ids) <= room:
+            return FittedPrompt(ids, dropped)
+    raise UserError(
+        f"The last turn alone has {len(ids)} tokens (an image {vocabulary.codes_per_image + 2}), but there is room for "
+        f"{room}: shorten it, or ask for fewer new tokens."
+    )
+
+
 def check_placeholders(text: str, images: int) -> None:
     """Refuse a text whose `<image>` placeholders, if it has any, are not as many as there are images."""
     count = text.count(PLACEHOLDER)
@@ -63,16 +88,23 @@ def check_placeholders(text: str, images: int) -> None:
         )
 
 
-def interleave(text: str, images: Sequence[Sequence[int]]) -> list[Segment]:
-    """Return text and images (their codes) as segments: at the `<image>` placeholders, or before the text."""
-    check_placeholders(text, len(images))
-    shown = [ImageSegment(tuple(codes)) for codes in images]
+def interleave(text: str, images: Sequence[Sequence[int]], frames: Sequence[int] | None = None) -> list[Segment]:
+    """Return text and images (their codes) as segments: at the `<image>` placeholders, or before the text.
+
+    Args:
+        frames: how many of the images, in order, stand at each placeholder: those of a video stand at one. By default
+            one each.
+    """
+    frames = [1] * len(images) if frames is None else frames
+    check_placeholders(text, len(frames))
+    rest = iter(ImageSegment(tuple(codes)) for codes in images)
+    shown = [list(itertools.islice(rest, count)) for count in frames]
     if PLACEHOLDER not in text:
-        return [*shown, *([TextSegment(text)] if text else [])]
+        return [*itertools.chain(*shown), *([TextSegment(text)] if text else [])]
     segments: list[Segment] = []
-    for piece, image in itertools.zip_longest(text.split(PLACEHOLDER), shown):
+    for piece, group in itertools.zip_longest(text.split(PLACEHOLDER), shown, fillvalue=()):
         segments += [TextSegment(piece)] if piece else []
-        segments += [image] if image else []
+        segments += group
     return segments
 
 

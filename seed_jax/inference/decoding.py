@@ -1,101 +1,118 @@
-"""The program that generates: prefill, then a loop over a static KV cache with the grammar inside (spec I.C)."""
+"""The program that generates: prefill, then a loop over a static KV cache with the grammar inside (spec I.C).
 
-import functools
+The loop runs up to a given step and can be continued, by the same compiled program: so tokens can be shown, or a
+generation stopped, while it goes on.
+"""
+
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.inference.grammar import Grammar, GrammarState
-from seed_jax.models.llama import KVCache, Llama
+from seed_jax.inference.leaves import Leaf
+from seed_jax.inference.sampling import draw
+from seed_jax.inference.settings import Controls
+from seed_jax.inference.streams import Prompts, Streams
+from seed_jax.models.llama import KVCache
 
 
 @flax.struct.dataclass
 class Answers:
-    """Generated ids, how many of them count in each row (EOS does not), and which rows ended with EOS."""
+    """Generated ids, how many of them count in each row (EOS does not), and what has ended a row.
 
-    ids: Int[Array | np.ndarray, "B N"]
-    counts: Int[Array | np.ndarray, " B"]
-    ended: Bool[Array | np.ndarray, " B"]
+    Attributes:
+        done: rows that are finished: by EOS (`ended`), by a stop string (`stopped`) or because their budget is used up.
+        scores: of a beam search, log p / length ** penalty.
+    """
+
+    ids: Int[Leaf, "B N"]
+    counts: Int[Leaf, " B"]
+    done: Bool[Leaf, " B"]
+    ended: Bool[Leaf, " B"]
+    stopped: Bool[Leaf, " B"]
+    scores: Float[Leaf, " B"] | None = None
 
 
 @flax.struct.dataclass
-class _Loop:
-    """What the decoding loop carries; N is the most tokens that may be generated."""
+class State:
+    """What the loop carries; N is the most tokens that may be generated."""
 
-    step: Int[Array, ""]
-    token: Int[Array, " B"]
-    ids: Int[Array, "B N"]
-    counts: Int[Array, " B"]
-    done: Bool[Array, " B"]
-    ended: Bool[Array, " B"]
+    step: Int[Leaf, ""]
+    token: Int[Leaf, " M"]
+    answers: Answers
     grammar: GrammarState
+    stop: Int[Leaf, " B"]
+    lengths: Int[Leaf, " M"]
     cache: KVCache
 
 
-def greedy(logits: Float[Array, "B V"], allowed: Bool[Array, "B V"]) -> Int[Array, " B"]:
-    """Return the likeliest token that is allowed; ties go to the lowest id."""
-    return jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Answer prompts token by token: the likeliest ones, or drawn ones; hashable."""
 
+    streams: Streams
+    grammar: Grammar
 
-def generate_ids(
-    model: Llama,
-    grammar: Grammar,
-    new_tokens: int,
-    params: dict[str, Any],
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    budgets: Int[Array, " B"],
-) -> Answers:
-    """Generate greedily after each prompt until its row ends by itself or has used up its budget.
-
-    Args:
-        tokens: prompts, padded on the right; `lengths` their true lengths.
-        budgets: most tokens to generate in each row, at most `new_tokens`; 0 leaves a row alone.
-    """
-    rows, length = tokens.shape
-    decode = functools.partial(model.apply, {"params": params}, method="decode")
-
-    def choose(loop: _Loop, logits: Float[Array, "B V"], cache: KVCache) -> _Loop:
-        token = greedy(logits, grammar.allowed(loop.grammar, budgets - loop.counts))
-        active = ~loop.done
-        ended = loop.ended | (active & (token == grammar.eos))
-        counts = loop.counts + (active & ~ended)
-        return _Loop(
-            step=loop.step + 1,
-            token=token,
-            ids=jax.lax.dynamic_update_slice(loop.ids, token[:, None], (0, loop.step)),
-            counts=counts,
-            done=loop.done | ended | (counts >= budgets),
-            ended=ended,
-            grammar=grammar.advance(loop.grammar, token),
-            cache=cache,
+    def begin(self, params: dict[str, Any], prompts: Prompts, controls: Controls, new_tokens: int) -> State:
+        """Read the prompts."""
+        rows = controls.budgets.shape[0]
+        zero, no = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
+        own = slice(None, None, self.streams.sides)
+        return State(
+            step=jnp.int32(0),
+            token=self.streams.last(prompts),
+            answers=Answers(jnp.zeros((rows, new_tokens), jnp.int32), zero, controls.budgets <= 0, no, no),
+            grammar=self.grammar.start(prompts.tokens[own], prompts.lengths[own]),
+            stop=zero,
+            lengths=prompts.lengths,
+            cache=self.streams.begin(params, prompts, new_tokens),
         )
 
-    def body(loop: _Loop) -> _Loop:
-        # The loop's token is number `step` of the answer, whose first one stands at position `lengths`.
-        positions = (lengths + loop.step - 1)[:, None]
-        decoded = decode(loop.token[:, None], loop.cache, positions)
-        return choose(loop, decoded.logits[:, 0], decoded.cache)
+    def go_on(self, params: dict[str, Any], controls: Controls, state: State, until: Int[Array, ""]) -> State:
+        """Generate until `until` tokens have been, or every row is done."""
 
-    cache = model.empty_cache(rows, min(length + new_tokens, model.config.max_length))
-    prefill = decode(
-        tokens, cache, jnp.broadcast_to(jnp.arange(length), (rows, length)), fresh=True, at=jnp.maximum(lengths - 1, 0)
-    )
-    zero, no = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
-    start = _Loop(
-        step=jnp.int32(0),
-        token=zero,
-        ids=jnp.zeros((rows, new_tokens), jnp.int32),
-        counts=zero,
-        done=budgets <= 0,
-        ended=no,
-        grammar=grammar.start(tokens, lengths),
-        cache=cache,
-    )
-    loop = choose(start, prefill.logits[:, 0], prefill.cache)
-    loop = jax.lax.while_loop(lambda loop: ~loop.done.all() & (loop.step < new_tokens), body, loop)
-    return Answers(ids=loop.ids, counts=loop.counts, ended=loop.ended)
+        def unfinished(state: State) -> Bool[Array, ""]:
+            return ~state.answers.done.all() & (state.step < until)
+
+        def body(state: State) -> State:
+            positions = state.lengths + state.step - 1  # at first that of the prompt's last token
+            scored = self.streams.go_on(params, state.token, state.cache, positions, controls.guidance)
+            return self._choose(state, scored.scores, scored.cache, controls)
+
+        return jax.lax.while_loop(unfinished, body, state)
+
+    def answers(self, state: State) -> Answers:
+        return state.answers
+
+    def _choose(self, state: State, scores: Float[Array, "B V"], cache: KVCache, controls: Controls) -> State:
+        before, budgets = state.answers, controls.budgets
+        allowed = self.grammar.allowed(controls.rules, state.grammar, budgets - before.counts)
+        token = draw(jnp.where(allowed, scores, -jnp.inf), controls.sampling, state.step)
+        active = ~before.done
+        ended = before.ended | (active & (token == self.grammar.eos))
+        counts = before.counts + (active & ~ended)
+        grammar = self.grammar.advance(state.grammar, token)
+        stop, stopped = state.stop, before.stopped
+        if controls.stops is not None:
+            may_stop = self.grammar.may_end(controls.rules, grammar)
+            # What has come before the answer may stop is forgotten.
+            stop = jnp.where(may_stop, controls.stops.advance(stop, token), 0)
+            stopped = stopped | (active & ~ended & controls.stops.reached(stop))
+        return state.replace(
+            step=state.step + 1,
+            token=self.streams.both(token),
+            answers=before.replace(
+                ids=jax.lax.dynamic_update_slice(before.ids, token[:, None], (0, state.step)),
+                counts=counts,
+                done=before.done | ended | stopped | (counts >= budgets),
+                ended=ended,
+                stopped=stopped,
+            ),
+            grammar=grammar,
+            stop=stop,
+            cache=cache,
+        )

@@ -74,7 +74,7 @@ class Drawer:
         config = UnclipConfig.from_dict(loaded.config.get("sizes", {}), str(loaded.directory / model_dir.CONFIG))
         has_words = (loaded.directory / "vocab.json").is_file()
         vocabulary = ClipVocabulary.load(loaded.directory) if has_words else None
-        return cls(config, loaded.params, vocabulary=vocabulary, **options)
+        return cls(config, drawing_params(loaded.params), vocabulary=vocabulary, **options)
 
     @property
     def config(self) -> UnclipConfig:
@@ -177,6 +177,13 @@ class Drawer:
     def _report(self, done: Int[Array, ""]) -> None:
         """Move the bar from inside the compiled loop; all devices report, the fastest counts."""
         self._bar.update(max(0, self._base + int(done) - self._bar.n))
+
+
+def drawing_params(stored: dict) -> dict:
+    """Return the decoder's parameters: of a training workdir those that are drawn with, the moving averages."""
+    if "params" not in stored:
+        return stored
+    return {**stored["params"], **{part: tree for part, tree in stored["ema"].items() if part != "updates"}}
 
 
 def _cast(params: dict, name: str) -> dict:

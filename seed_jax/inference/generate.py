@@ -1,12 +1,11 @@
 """Answers of text and images to prompts of token ids.
 
-Prompts of unequal length share a batch. Batches are filled up to a power of two in rows, prompt length and answer
-length, so that a new prompt rarely means a new compilation.
+Prompts of unequal length and with different settings share a batch. Batches are filled up to a power of two in rows,
+prompt length and answer length, so that a new prompt rarely means a new compilation.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
-from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.decoding import generate_ids
+from seed_jax.inference import weights
+from seed_jax.inference.beams import BeamSearch
+from seed_jax.inference.decoding import Answers, Decoding
+from seed_jax.inference.generation import Generation
 from seed_jax.inference.grammar import Grammar
-from seed_jax.inference.language_model import load_language_model
-from seed_jax.inference.segments import Segment, parse
+from seed_jax.inference.interrupt import Interrupt
+from seed_jax.inference.language_model import open_language_model
+from seed_jax.inference.placement import Placement, by_rows
+from seed_jax.inference.requests import Batch, Batcher, Request, bucket, groups
+from seed_jax.inference.segments import Segment
+from seed_jax.inference.settings import Settings
+from seed_jax.inference.stopping import StopTables
+from seed_jax.inference.streaming import Streamer
+from seed_jax.inference.streams import Streams
 from seed_jax.models.llama import Llama, LlamaConfig
 from seed_jax.precision import Precision
 
-SMALLEST_BUCKET = 32
+__all__ = ["Generation", "Generator", "Request", "Settings", "bucket"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """What was generated after one prompt.
-
-    Attributes:
-        ids: without the end of the sequence; with a forced `<img>`.
-        stopped: "eos", or "length" where the budget or the context was used up.
-    """
-
-    ids: tuple[int, ...]
-    segments: tuple[Segment, ...]
-    stopped: str
+CHUNK = 32  # tokens between two looks at whether the user has interrupted
+STREAM_CHUNK = 4  # tokens between two pieces of a stream
 
 
 class Generator:
     """A language model on the device, ready to answer prompts.
 
     Args:
-        params: of a `Llama` of these sizes, adapters merged.
+        params: of a scanned `Llama` of these sizes, adapters merged; lazy ones are read one by one.
         vocabulary: the model's own.
         precision: float32 by default; with bfloat16 compute the matrices are stored in bfloat16 too.
+        quantize: "int8" or "int4" rounds the kernels.
+        mesh: cut batches and weights over devices, as in training; by default everything is on one device.
     """
 
     def __init__(
@@ -59,92 +59,106 @@ class Generator:
         vocabulary: Vocabulary,
         *,
         precision: Precision = Precision(),
-        attention: str = "xla",
+        attention: str = "chunked",
+        quantize: str | None = None,
+        mesh: Mesh | None = None,
     ):
         if vocabulary.size != config.vocab_size:
             raise UserError(
                 f"The vocabulary has {vocabulary.size} tokens but the language model {config.vocab_size}: use the "
                 "vocabulary that the model was trained with."
             )
-        model = Llama(config, precision, attention=attention)
-        abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-        model_dir.check_tree(params, meta.unbox(abstract), "the language model")
         self.config, self.vocabulary, self.precision = config, vocabulary, precision
-        self._params = _rounded(params, precision)
-        self._program = jax.jit(functools.partial(generate_ids, model), static_argnums=(0, 1))
-        self._need = jax.jit(lambda grammar, *prompts: grammar.need(grammar.start(*prompts)), static_argnums=0)
+        self.placement = Placement(mesh)
+        # Layers apart: a scan would copy each layer's kernels out of their stack before it multiplies by them.
+        self.model, self.grammar = Llama(config, precision, attention=attention, scan=False), Grammar.of(vocabulary)
+        model_dir.check_tree(params, meta.unbox(self._abstract(scan=True)), "the language model")
+        choose = weights.llama_schemes(quantize) if quantize else lambda path: None
+        tree = weights.unstacked(params)
+        place = None if mesh is None else weights.cut_over(mesh, tree, choose, self._abstract(scan=False))
+        # Matrices in the compute format: rounded once instead of at every token.
+        self.params = weights.load(tree, weights.matrices(precision.compute_dtype), choose, place)
+        self.batcher = Batcher(config, vocabulary, self.grammar, StopTables(vocabulary), self.placement.shards)
+        self._begin = jax.jit(lambda program, *rest: by_rows(program.begin(*rest)), static_argnums=(0, 4))
+        self._go_on = jax.jit(lambda program, *rest: by_rows(program.go_on(*rest)), static_argnums=0, donate_argnums=3)
+        self._answers = jax.jit(lambda program, state: program.answers(state), static_argnums=0)
 
     @classmethod
     def load(cls, directory: str | Path, **options) -> "Generator":
-        """Read a model directory or a training workdir; `options` as for the class."""
-        found = load_language_model(directory, options.get("precision", Precision()).params)
+        """Read a model directory or a training workdir, tensor by tensor; `options` as for the class."""
+        found = open_language_model(directory)
         return cls(found.config, found.params, found.vocabulary, **options)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 512, mode: str = "free"
+        self,
+        prompts: Sequence[Sequence[int] | Request],
+        settings: Settings | None = None,
+        *,
+        batch_size: int | None = None,
+        **changes,
     ) -> list[Generation]:
-        """Answer prompts (token ids with BOS), all in one batch.
+        """Answer prompts, token ids with BOS or `Request`s with settings of their own, in order.
 
         Args:
-            max_new_tokens: for each answer; less where the context of `config.max_length` tokens ends before.
-            mode: of the grammar: "free", "image" (begin with an image), "text" or "none".
+            settings: of the prompts that are plain ids; `changes` are its fields by name.
+            batch_size: prompts at a time; by default all.
+
+        Ctrl-C ends it early: the answers are what was generated until then, and are marked so.
         """
-        if not prompts:
-            return []
-        grammar = Grammar.of(self.vocabulary, mode)
-        tokens, lengths, budgets = self._batch(prompts, max_new_tokens)
-        self._check_room(grammar, tokens, lengths, budgets, len(prompts))
-        new_tokens = bucket(int(budgets.max()), self.config.max_length)
-        answers = jax.device_get(self._program(grammar, new_tokens, self._params, tokens, lengths, budgets))
-        return [
-            self._generation(answers.ids[row, : answers.counts[row]], answers.ended[row]) for row in range(len(prompts))
-        ]
+        settings = dataclasses.replace(settings or Settings(), **changes)
+        requests = [prompt if isinstance(prompt, Request) else Request(prompt, settings) for prompt in prompts]
+        names = [f"Prompt {place + 1}" for place in range(len(requests))]
+        for request, name in zip(requests, names, strict=True):
+            self.batcher.budget(request, name)  # what is wrong is said before anything is computed
+        found = [Generation((), (), "interrupted")] * len(requests)
+        with Interrupt() as interrupt:
+            for places in groups(requests, batch_size):
+                if interrupt.asked:
+                    break
+                batch = self.batcher.batch([requests[i] for i in places], [names[i] for i in places])
+                run = self._run(batch, CHUNK)
+                answers = next(run)
+                while not interrupt.asked and (later := next(run, None)) is not None:
+                    answers = later
+                for row, place in enumerate(places):
+                    found[place] = Generation.of(answers, row, requests[place].settings, self.vocabulary)
+        return found
 
-    def _batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int):
-        """Return padded tokens, lengths and budgets; rows without a prompt have budget 0."""
-        limit = self.config.max_length
-        for index, prompt in enumerate(prompts):
-            if not 0 < len(prompt) < limit:
-                raise UserError(
-                    f"Prompt {index + 1} has {len(prompt)} tokens, expected 1 to {limit - 1}: the model's context is "
-                    f"{limit} tokens, answer included."
-                )
-            if not 0 <= min(prompt) <= max(prompt) < self.config.vocab_size:
-                raise UserError(f"Prompt {index + 1} has token ids outside 0 to {self.config.vocab_size - 1}.")
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
-        rows, length = bucket(len(prompts), smallest=1), bucket(max(map(len, prompts)), limit)
-        tokens = np.full((rows, length), self.vocabulary.pad, np.int32)
-        lengths, budgets = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-            lengths[row], budgets[row] = len(prompt), min(max_new_tokens, limit - len(prompt))
-        return tokens, lengths, budgets
+    def stream(self, request: Request, chunk: int = STREAM_CHUNK) -> Iterator[Segment | Generation]:
+        """Answer one prompt bit by bit: pieces of text and whole images as they come, at last the `Generation`.
 
-    def _check_room(self, grammar: Grammar, tokens, lengths, budgets, count: int) -> None:
-        if grammar.mode == "none":
-            return
-        needs = np.asarray(self._need(grammar, tokens, lengths))
-        for row in range(count):
-            if needs[row] > budgets[row]:
-                raise UserError(
-                    f"Prompt {row + 1} leaves room for {budgets[row]} new tokens (max_new_tokens and the context of "
-                    f"{self.config.max_length} considered), but the image to be generated needs {needs[row]}."
-                )
+        Args:
+            chunk: tokens between two looks; a beam search shows nothing before its end.
 
-    def _generation(self, ids: np.ndarray, ended: np.bool_) -> Generation:
-        ids = tuple(map(int, ids))
-        return Generation(ids, tuple(parse(ids, self.vocabulary)), "eos" if ended else "length")
+        Ctrl-C ends it early, as does closing the iterator.
+        """
+        streamer = Streamer(self.vocabulary, request.settings.stop)
+        with Interrupt() as interrupt:
+            for answers in self._run(self.batcher.batch([request], ["The prompt"]), chunk):
+                if request.settings.beams == 1:
+                    yield from streamer.more(answers.ids[0, : answers.counts[0]].tolist())
+                if interrupt.asked:
+                    break
+        answer = Generation.of(answers, 0, request.settings, self.vocabulary)
+        yield from streamer.rest(answer.segments)
+        yield answer
 
+    def _abstract(self, scan: bool) -> dict[str, Any]:
+        model = Llama(self.config, self.precision, scan=scan)
+        return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
-def bucket(size: int, limit: int | None = None, smallest: int = SMALLEST_BUCKET) -> int:
-    """Return the power of two, from `smallest` on, that `size` is filled up to; never more than `limit`."""
-    filled = max(smallest, 1 << (size - 1).bit_length())
-    return filled if limit is None else min(filled, limit)
-
-
-def _rounded(params: dict[str, Any], precision: Precision) -> dict[str, Any]:
-    """Bring parameters to the device, matrices in the compute format: rounded once instead of at every token."""
-    flat = {path: jnp.asarray(leaf) for path, leaf in flatten_dict(params).items()}
-    compute = precision.compute_dtype
-    return unflatten_dict({p: leaf if p[-1] == "scale" else leaf.astype(compute) for p, leaf in flat.items()})
+    def _run(self, batch: Batch, chunk: int) -> Iterator[Answers]:
+        """Yield the answers so far after every `chunk` tokens."""
+        streams = Streams(self.model, batch.beams, batch.guided)
+        program = (Decoding if batch.beams == 1 else BeamSearch)(streams, self.grammar)
+        with self.placement.entered():
+            prompts, controls = self.placement.rows(batch.prompts), self.placement.controls(batch.controls)
+            state, step = self._begin(program, self.params, prompts, controls, batch.new_tokens), 0
+        while True:
+            step = min(step + chunk, batch.new_tokens)
+            with self.placement.entered():
+                state = self._go_on(program, self.params, controls, state, np.int32(step))
+                answers = jax.device_get(self._answers(program, state))
+            yield answers
+            if answers.done.all() or step == batch.new_tokens:
+                return

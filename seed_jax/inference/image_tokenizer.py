@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -21,6 +21,8 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
+from seed_jax.inference import weights
+from seed_jax.inference.row_groups import in_groups
 from seed_jax.models.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 
@@ -49,9 +51,10 @@ class ImageTokenizer:
     """A tokenizer with its weights on the device, compiled once for batches of one size.
 
     Args:
-        params: nested dict of arrays.
+        params: nested dict of arrays, lazy ones (`checkpoint.lazy`) too.
         precision: float32 compute by default, because codes are stored for ever; bfloat16 changes near ties.
         batch_size: pictures a step; with a `mesh`, rounded up to a multiple of its devices.
+        quantize: "int8" or "int4" rounds the ViT's kernels, 85 % of the weights: near ties become other codes.
         mesh: cut every batch over all axes; the weights are copied to each device.
     """
 
@@ -63,6 +66,7 @@ class ImageTokenizer:
         precision: Precision = Precision(),
         preprocessing: Preprocessing = Preprocessing(),
         batch_size: int = 16,
+        quantize: str | None = None,
         mesh: Mesh | None = None,
     ):
         if batch_size < 1:
@@ -72,15 +76,14 @@ class ImageTokenizer:
             raise UserError(f"Unknown interpolation {preprocessing.interpolation!r}: expected one of {known}.")
         model_dir.check_tree(params, abstract_params(config), "the image tokenizer")
         devices = 1 if mesh is None else mesh.size
-        self.config, self.precision, self.preprocessing = config, precision, preprocessing
+        self.config, self.precision, self.preprocessing, self._quantize = config, precision, preprocessing, quantize
         self.batch_size = -(-batch_size // devices) * devices
         self._cut = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._weights = params
-        rounded = _round_kernels(params, precision)
-        if rounded is not params:
-            _ = self.fingerprint  # of the weights as stored, which need not be kept beside the rounded ones
-            self._weights = {}
-        self._params = jax.device_put(rounded, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        choose = weights.vit_schemes(quantize) if quantize else lambda path: None
+        place = lambda path, leaf: jax.device_put(leaf, whole)  # noqa: E731
+        self._params = weights.load(params, lambda path: _dtype(path, precision), choose, place)
         model = SeedTokenizer(config, precision)
 
         def encode(params, pixels):
@@ -89,12 +92,13 @@ class ImageTokenizer:
         def embed(params, codes):
             return model.apply({"params": params}, codes, method="embed_codes").astype(np.float32)
 
-        self._encode, self._embed = jax.jit(encode), jax.jit(embed)
+        small = mesh is None and jax.default_backend() == "cpu"
+        self._encode, self._embed = jax.jit(in_groups(encode) if small else encode), jax.jit(embed)
 
     @classmethod
     def load(cls, directory: str | Path, **options) -> "ImageTokenizer":
-        """Read a model directory; `options` as for the class."""
-        found = model_dir.load(directory, KIND)
+        """Read a model directory, tensor by tensor; `options` as for the class."""
+        found = model_dir.open_lazily(directory, KIND)
         where = str(found.directory / model_dir.CONFIG)
         # A training workdir holds further collections (teachers, statistics) beside the parameters.
         params = found.params.get("params", found.params)
@@ -105,6 +109,8 @@ class ImageTokenizer:
         """Return a hash of weights, sizes and preprocessing: equal fingerprints give equal codes up to rounding."""
         digest = hashlib.sha256()
         described = {"sizes": self.config.to_dict(), "preprocessing": dataclasses.asdict(self.preprocessing)}
+        if self._quantize:
+            described["quantize"] = self._quantize
         digest.update(json.dumps(described, sort_keys=True).encode())
         for name, leaf in sorted(flatten_dict(self._weights, sep="/").items()):
             values = np.ascontiguousarray(leaf)
@@ -200,15 +206,9 @@ def _batched(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _round_kernels(params: dict[str, Any], precision: Precision) -> dict[str, Any]:
-    """Store matrices in the compute format once, instead of rounding them in every step; nothing else changes.
+def _dtype(path: tuple[str, ...], precision: Precision) -> np.dtype | None:
+    """Return the format of a matrix on the device, rounded once instead of in every step; None: as stored.
 
     What the codes are chosen from stays float32.
     """
-    if precision.compute_dtype == np.float32:
-        return params
-    flat = flatten_dict(params)
-    for path, leaf in flat.items():
-        if path[-1] == "kernel" and path[0] != "encode_task":
-            flat[path] = jax.numpy.asarray(leaf).astype(precision.compute_dtype)
-    return unflatten_dict(flat)
+    return precision.compute_dtype if path[-1] == "kernel" and path[0] != "encode_task" else None

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.lazy import LazyArray
+from seed_jax.convert.merging import merged
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.models import lora
@@ -30,7 +32,15 @@ def load_language_model(directory: str | Path, dtype: str | None = None) -> Lang
     Args:
         dtype: number format of the parameters; by default as stored.
     """
-    found = model_dir.load(directory, KIND, dtype=dtype)
+    return _language_model(model_dir.load(directory, KIND, dtype=dtype))
+
+
+def open_language_model(directory: str | Path) -> LanguageModel:
+    """Read a language model whose parameters stay on disk until they are used (`checkpoint.lazy`)."""
+    return _language_model(model_dir.open_lazily(directory, KIND))
+
+
+def _language_model(found: model_dir.ModelDir) -> LanguageModel:
     where = str(found.directory / model_dir.CONFIG)
     missing = sorted({"sizes", "image_tokenizer"} - found.config.keys())
     if missing:
@@ -51,4 +61,7 @@ def _merged(tree: dict[str, Any], spec: dict[str, Any] | None, where: str) -> di
     adapters = tree.get("lora")
     if adapters and not spec:
         raise UserError(f"{where} does not say how the checkpoint's adapters are scaled: it has no 'lora'.")
-    return lora.merge(tree["params"], adapters, LoraSpec(**spec)) if adapters else tree["params"]
+    if not adapters:
+        return tree["params"]
+    merge = merged if isinstance(tree["params"]["norm"]["scale"], LazyArray) else lora.merge
+    return merge(tree["params"], adapters, LoraSpec(**spec))

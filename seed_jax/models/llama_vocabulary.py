@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from seed_jax.models import quantized
 from seed_jax.models.llama_block import RESIDUAL
 from seed_jax.models.llama_config import LlamaConfig
 from seed_jax.precision import Precision
@@ -46,8 +47,10 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        init = nn.with_logical_partitioning(_padded_normal(1, self.config.vocab_size), ("embed", "vocab"))
-        shape = (self.config.hidden_size, self.config.padded_vocab_size)
-        kernel = self.param("kernel", init, shape, self.precision.param_dtype).astype(hidden.dtype)
-        logits = jnp.matmul(hidden, kernel, precision=self.precision.matmul, preferred_element_type=jnp.float32)
+        logits = quantized.product(self, hidden)  # where the parameters hold a rounded kernel
+        if logits is None:
+            init = nn.with_logical_partitioning(_padded_normal(1, self.config.vocab_size), ("embed", "vocab"))
+            shape = (self.config.hidden_size, self.config.padded_vocab_size)
+            kernel = self.param("kernel", init, shape, self.precision.param_dtype).astype(hidden.dtype)
+            logits = jnp.matmul(hidden, kernel, precision=self.precision.matmul, preferred_element_type=jnp.float32)
         return nn.with_logical_constraint(logits, LOGITS)[..., : self.config.vocab_size]

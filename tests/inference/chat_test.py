@@ -6,7 +6,7 @@ from seed_jax.data.templates.dialogue import Markers, dialogue
 from seed_jax.data.templates.dialogue import Turn as TrainingTurn
 from seed_jax.data.vocab import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.chat import ASSISTANT, USER, Turn, build_prompt, interleave
+from seed_jax.inference.chat import ASSISTANT, USER, Turn, build_prompt, fit_prompt, interleave
 from seed_jax.inference.segments import ImageSegment, MalformedSegment, TextSegment
 from tests import golden
 
@@ -84,6 +84,31 @@ def test_images_go_to_their_placeholders_or_before_the_text():
         interleave("<image> or <image>", [a])
     with pytest.raises(UserError, match=r"has 1 <image> placeholder\(s\) but 0 image\(s\)"):
         interleave("<image>", [])
+
+
+def test_the_frames_of_a_video_stand_at_one_placeholder():
+    a, b, c = (ImageSegment((n,) * 32) for n in range(3))
+    codes = [image.codes for image in (a, b, c)]
+    assert interleave("<image> or <image>?", codes, [2, 1]) == [a, b, TextSegment(" or "), c, TextSegment("?")]
+    assert interleave("What?", codes, [3]) == [a, b, c, TextSegment("What?")]
+    with pytest.raises(UserError, match=r"1 <image> placeholder\(s\) but 2 image\(s\)"):
+        interleave("<image>", codes, [2, 1])
+
+
+@pytest.mark.parametrize("as_one", [False, True])
+def test_history_that_does_not_fit_loses_its_oldest_turns_and_never_half_an_image(vocabulary, as_one):
+    pairs = [(Turn(USER, [IMAGE, QUESTION]), Turn(ASSISTANT, [ANSWER, IMAGE])) for _ in range(4)]
+    turns = [turn for pair in pairs for turn in pair] + [Turn(USER, [IMAGE, QUESTION])]
+    whole = build_prompt(turns, "vicuna", vocabulary, as_one=as_one)
+    lengths = [len(build_prompt(turns[n:], "vicuna", vocabulary, as_one=as_one)) for n in (0, 2, 4, 6, 8)]
+    for room in range(lengths[-1], len(whole) + 1, 7):
+        fitted = fit_prompt(turns, "vicuna", vocabulary, room, as_one=as_one)
+        assert fitted.dropped == 2 * next(n for n, length in enumerate(lengths) if length <= room)
+        assert fitted.ids == build_prompt(turns[fitted.dropped :], "vicuna", vocabulary, as_one=as_one)
+        for place in (n for n, token in enumerate(fitted.ids) if token == vocabulary.boi):
+            assert fitted.ids[place + 33] == vocabulary.eoi
+    with pytest.raises(UserError, match=f"The last turn alone has {lengths[-1]} tokens .* room for {lengths[-1] - 1}"):
+        fit_prompt(turns, "vicuna", vocabulary, lengths[-1] - 1, as_one=as_one)
 
 
 @pytest.mark.parametrize(
