@@ -26,10 +26,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics
 def main(argv: list[str]) -> None:
     del argv
     _set_up_log()
-    from seed_jax.train import loop  # late: bad flags are reported without waiting for jax
+    from seed_jax.train import loop, recipe  # late: bad flags are reported without waiting for jax
 
     distributed.initialize()  # before any backend is touched; does nothing on a single host
-    loop.run(_CONFIG.value, workdir=_WORKDIR.value)
+    several = _CONFIG.value.stage == recipe.STAGE
+    (recipe.run if several else loop.run)(_CONFIG.value, workdir=_WORKDIR.value)
 
 
 def _set_up_log() -> None:
@@ -71,7 +72,7 @@ def cli() -> None:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"seed_jax: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        distributed.leave(EXIT_BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Read CLIP from Hugging Face files: the vision tower with its projection, and the text encoder.
 
 A folder holds config.json and the weights as model.safetensors or pytorch_model.bin, whole or sharded with an index.
-Folders of a whole CLIP model, of one tower, and of Stable Diffusion (`text_encoder`) all serve.
+Folders of a whole CLIP model, of one tower, and of Stable Diffusion (`text_encoder`) all serve. A vision tower that was
+trained here is read from its own model directory or workdir in the same way.
 """
 
 import json
@@ -14,24 +15,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
+from seed_jax.checkpoint import model_dir
 from seed_jax.convert import table as tables
 from seed_jax.convert.table import CONV, MATRIX, SAME, Entry
 from seed_jax.convert.tensors import Tensor, Tensors, check, open_tensors
 from seed_jax.errors import UserError
 from seed_jax.models.clip_text import ClipText, ClipTextConfig
 from seed_jax.models.clip_vision import clip_vision_config
+from seed_jax.models.sizes import from_dict as sizes_from_dict
 from seed_jax.models.vit import Vit, VitConfig
 
 VISION = "vision_model."
 TEXT = "text_model."
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+KIND = "clip_vision"  # of a model directory of ours
 Tree = dict[str, Any]
 
 
 def import_vision(directory: str | Path) -> tuple[VitConfig, Tree]:
     """Return sizes and parameters (float32 NumPy arrays) of a CLIP vision tower with projection."""
     config = vision_config(directory)
+    if _own_config(directory):
+        found = model_dir.load(directory, KIND).params
+        return config, jax.tree.map(np.asarray, found.get("params", found))
     shapes = meta.unbox(
         jax.eval_shape(lambda key, x: Vit(config).init(key, x, method="embed"), jax.random.key(0), _picture(config))
     )["params"]
@@ -52,6 +59,8 @@ def import_text(directory: str | Path) -> tuple[ClipTextConfig, Tree]:
 
 def vision_config(directory: str | Path) -> VitConfig:
     """Read the sizes of the vision tower from config.json."""
+    if own := _own_config(directory):
+        return sizes_from_dict(VitConfig, own["sizes"], str(directory))
     whole = _read_config(directory)
     config = whole.get("vision_config", whole)
     names = {
@@ -70,6 +79,14 @@ def vision_config(directory: str | Path) -> VitConfig:
     sizes = {ours: config.get(theirs, defaults.get(theirs)) for ours, theirs in names.items()}
     _require({**{names[k]: v for k, v in sizes.items()}, "projection_dim": projection}, directory)
     return clip_vision_config(**sizes, projection=projection)
+
+
+def _own_config(directory: str | Path) -> dict[str, Any] | None:
+    """Return the config of a model directory of ours, or None where there are Hugging Face files."""
+    for folder in (Path(directory), Path(directory) / "model"):
+        if (folder / model_dir.CONFIG).is_file() and "kind" in _json(folder / model_dir.CONFIG):
+            return model_dir.read_config(directory, KIND)[1]
+    return None
 
 
 def text_config(directory: str | Path) -> ClipTextConfig:

@@ -6,7 +6,7 @@ is thus the same whatever the number of hosts and workers, and the position to r
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -25,6 +25,17 @@ Row = dict[str, np.ndarray]
 """`image` uint8 [S, S, 3], `text` int32 [T], `text_mask` bool [T]; with a CLIP vocabulary `clip_text` int32 [77]; with
 `embedding_width` E, `image_embedding` float32 [E]."""
 _NUM_STEPS = 1 << 40
+
+
+@runtime_checkable
+class RowReader(Protocol):
+    """Turns a record into a row of a batch; can be pickled."""
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Row: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what rows depend on, as JSON data, apart from a vocabulary."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,10 @@ class PairReader:
         if self.augmentation is None:
             return images.resize(image, self.image_size, "bicubic")
         return augment(image, self.image_size, self.augmentation, rng)
+
+    def describe(self) -> dict[str, Any]:
+        augmentation = None if self.augmentation is None else repr(self.augmentation)
+        return {"image_size": self.image_size, "text_length": self.text_length, "augmentation": augmentation}
 
     def row_spec(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """Return name -> (shape, dtype) of a row."""
@@ -95,7 +110,7 @@ def _embedding(record: Record, width: int) -> np.ndarray:
 class _Steps:
     """This process's rows of every step, as a random-access source for Grain."""
 
-    def __init__(self, stream: RecordStream, reader: PairReader, batch_size: int, rows: Sequence[int], first: int):
+    def __init__(self, stream: RecordStream, reader: RowReader, batch_size: int, rows: Sequence[int], first: int):
         self._stream, self._reader, self._batch_size = stream, reader, batch_size
         self._rows, self._first = np.array(rows, np.int64), first
 
@@ -128,7 +143,7 @@ class PairBatches:
     def __init__(
         self,
         stream: RecordStream,
-        reader: PairReader,
+        reader: RowReader,
         *,
         batch_size: int,
         rows: Sequence[int],
@@ -180,7 +195,4 @@ class PairBatches:
 
     def _describe(self) -> dict[str, Any]:
         """Return what rows depend on, apart from the vocabulary."""
-        reader = self._reader
-        augmentation = None if reader.augmentation is None else repr(reader.augmentation)
-        settings = {"image_size": reader.image_size, "text_length": reader.text_length, "augmentation": augmentation}
-        return {**self._stream.describe(), "rows": self._batch_size, **settings}
+        return {**self._stream.describe(), "rows": self._batch_size, **self._reader.describe()}

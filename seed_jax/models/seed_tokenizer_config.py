@@ -8,6 +8,8 @@ from seed_jax.models import sizes
 from seed_jax.models.qformer import QFormerConfig
 from seed_jax.models.vit import BlockConfig, VitConfig
 
+NAMED_SIZES = ("full", "small", "tiny")  # what a config may ask for: the classmethods below
+
 
 @dataclasses.dataclass(frozen=True)
 class SeedTokenizerConfig:
@@ -61,6 +63,22 @@ class SeedTokenizerConfig:
             decoder=BlockConfig(width=64, depth=2, heads=4, mlp_width=128, key_bias=True),
             embedding_width=32,
             **_head_sizes(head, (64, 32, 8), qformer),
+        )
+
+    @classmethod
+    def small(cls, head: str = "mlp") -> "SeedTokenizerConfig":
+        """Return sizes that learn the drawn world on a laptop: 48 px pictures, 32 of 256 codes."""
+        qformer = QFormerConfig(width=96, depth=2, heads=4, mlp_width=192, memory_width=96, max_positions=96)
+        blocks = BlockConfig(width=96, depth=4, heads=4, mlp_width=384, epsilon=1e-5, key_bias=True)
+        return cls(
+            # A CLIP tower's trunk, so that one network can be both the encoder and the teacher.
+            vit=VitConfig(image_size=48, patch_size=8, blocks=blocks, patch_bias=False, pre_norm=True),
+            qformer=qformer,
+            num_codes=256,
+            code_width=12,
+            decoder=BlockConfig(width=96, depth=1, heads=4, mlp_width=192, key_bias=True),
+            embedding_width=96,
+            **_head_sizes(head, (64, 32, 16), qformer),
         )
 
     @property

@@ -22,6 +22,7 @@ from seed_jax.data.sources.videos import VideosSource
 from seed_jax.data.sources.vist import VistSource
 from seed_jax.data.sources.vqa import VqaSource
 from seed_jax.data.sources.webdataset import WebDatasetSource
+from seed_jax.data.sources.world import WorldSource
 from seed_jax.errors import UserError
 
 __all__ = ["SOURCES", "Bad", "InputFile", "Raw", "Source", "open_source", "options_of"]
@@ -43,6 +44,7 @@ _ALL = (
     VistSource,
     VqaSource,
     WebDatasetSource,
+    WorldSource,
 )
 SOURCES: dict[str, type] = {source.kind: source for source in _ALL}
 

@@ -136,6 +136,24 @@ class UnclipConfig:
             prompt=PromptTokens(bos=521, eos=522),
         )  # fmt: skip
 
+    @classmethod
+    def small(cls, embedding_width: int = 96) -> "UnclipConfig":
+        """Return sizes that learn to draw the drawn world, 48 pixels, on a laptop's CPU."""
+        return cls(
+            unet=UNetConfig(
+                sample_size=6, in_channels=8, out_channels=8, block_channels=(48, 96), cross_attention=(True, False),
+                num_heads=(3, 4), layers_per_block=1, text_width=32, class_width=2 * embedding_width, norm_groups=8,
+            ),
+            vae=VAEConfig(
+                sample_size=48, latent_channels=8, block_channels=(8, 16, 32, 48), layers_per_block=1, norm_groups=4,
+                scaling_factor=1.0,
+            ),
+            text=ClipTextConfig(
+                vocab_size=8, hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2, max_length=4
+            ),
+            prompt=PromptTokens(bos=1, eos=2),
+        )  # fmt: skip
+
     def to_dict(self) -> dict:
         return sizes.to_dict(self)
 

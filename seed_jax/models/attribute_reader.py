@@ -1,0 +1,74 @@
+"""A vision tower and a Q-Former that are taught to read attributes: teachers for worlds whose truth is known."""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from seed_jax.models.layers import Dense, LayerNorm
+from seed_jax.models.qformer import QFormer
+from seed_jax.models.seed_tokenizer_config import SeedTokenizerConfig
+from seed_jax.models.vit import Vit
+from seed_jax.precision import Precision
+
+
+@flax.struct.dataclass
+class Read:
+    """Logits of every attribute, as the image embedding and the queries have them, and of what each patch shows."""
+
+    from_embedding: tuple[Float[Array, "B _"], ...]
+    from_queries: tuple[Float[Array, "B _"], ...]
+    from_patches: tuple[Float[Array, "B N _"], ...]
+
+
+class AttributeReader(nn.Module):
+    """Read every attribute several times, with linear heads that are thrown away afterwards.
+
+    From the patches' features (the part that EVA has at full size), from the image embedding, which is thereby worth
+    drawing from (CLIP's part), and from the causal queries, query i attribute i and round again (BLIP-2's part).
+
+    Args:
+        attributes: (kind, number of classes); attributes of a kind share their head.
+        patch_attributes: the same of what a patch shows.
+    """
+
+    config: SeedTokenizerConfig
+    attributes: tuple[tuple[str, int], ...]
+    patch_attributes: tuple[tuple[str, int], ...]
+    precision: Precision = Precision()
+
+    def setup(self):
+        config, precision = self.config, self.precision
+        self.vit = Vit(dataclasses.replace(config.vit, projection=config.embedding_width), precision)
+        self.ln_vision = LayerNorm(config.ln_vision_epsilon, precision)
+        self.qformer = QFormer(config.qformer, precision)
+        classes = sum(count for _, count in self.attributes)
+        shown = sum(count for _, count in self.patch_attributes)
+        self.patch_heads = Dense(shown, ("embed", None), precision=precision)
+        self.embedding_heads = Dense(classes, ("embed", None), precision=precision)
+        self.query_heads = {
+            kind: Dense(count, ("embed", None), precision=precision) for kind, count in dict(self.attributes).items()
+        }
+
+    def __call__(self, image: Float[Array, "B H W 3"]) -> Read:
+        """Read normalised pictures."""
+        states = self.vit(image)
+        embedding = self.vit.head(self.vit.final_norm(states[:, 0]))
+        first = _parted(self.embedding_heads(embedding), self.attributes)
+        normed = self.ln_vision(states)
+        patches = _parted(self.patch_heads(normed[:, 1:]), self.patch_attributes)
+        queries = self.qformer(normed).queries
+        rows = len(self.attributes)
+        second = [
+            self.query_heads[kind](queries[:, place]).astype(jnp.float32)
+            for place in range(queries.shape[1])
+            for kind, _ in [self.attributes[place % rows]]
+        ]
+        return Read(first, tuple(second), patches)
+
+
+def _parted(logits: Float[Array, "*S C"], attributes: tuple[tuple[str, int], ...]) -> tuple[Float[Array, "*S _"], ...]:
+    ends = [sum(count for _, count in attributes[: i + 1]) for i in range(len(attributes) - 1)]
+    return tuple(jnp.split(logits.astype(jnp.float32), ends, axis=-1))

@@ -1,0 +1,169 @@
+"""The stage `world_teacher`: the encoders that the drawn world's tokenizer starts from.
+
+What EVA, CLIP and BLIP-2 learnt from hundreds of millions of captioned pictures is learnt here from the truth about
+drawn scenes. The workdir is a CLIP vision tower for `teacher.vision` and `source.vision`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from seed_jax import images, sharding
+from seed_jax.convert.clip import KIND
+from seed_jax.data.pairs import PairBatches
+from seed_jax.data.records import Record
+from seed_jax.data.stream import Part, RecordStream
+from seed_jax.data.world.labels import ATTRIBUTES, PATCH_ATTRIBUTES, labels, patch_labels
+from seed_jax.data.world.tasks import scene_of
+from seed_jax.errors import UserError
+from seed_jax.losses import WeightedSum
+from seed_jax.models.attribute_reader import AttributeReader
+from seed_jax.models.seed_tokenizer_config import NAMED_SIZES, SeedTokenizerConfig
+from seed_jax.precision import Precision
+from seed_jax.train import tokenizer_flops
+from seed_jax.train.stages import LossOutput, Stage
+
+Tree = dict[str, Any]
+HEADS = "heads"  # the collection of what is thrown away, and of the Q-Former that tokenizers start from
+
+EMBEDDING = 2.0  # weight of reading the embedding, which learns last
+
+
+@dataclasses.dataclass(frozen=True)
+class TruthReader:
+    """Turn a record of a drawn scene into a row: `image` uint8 [S, S, 3], `labels` int32 [A], `patches` [N, P]."""
+
+    image_size: int
+    grid: int
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if "truth" not in record.meta or not isinstance(record.items[0], bytes):
+            raise UserError("it is no picture of the drawn world: build the shards from captions of `--source world`.")
+        picture = images.resize(images.load(record.items[0]), self.image_size, "bicubic")
+        scene = scene_of(record.meta["truth"])
+        return {"image": picture, "labels": labels(scene), "patches": patch_labels(scene, self.grid)}
+
+    def describe(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
+    """Make the stage `world_teacher`."""
+    del workdir
+    sizes = named(config.model.sizes)
+    model = AttributeReader(sizes, ATTRIBUTES, PATCH_ATTRIBUTES, Precision("float32", config.precision.compute))
+    side = sizes.image_size
+    stream = RecordStream([Part(part["path"], weight=part["weight"]) for part in config.data.parts], config.seed)
+    vision = dataclasses.replace(sizes.vit, projection=sizes.embedding_width)
+    flops = tokenizer_flops.kernels_flops(
+        sharding.unbox(abstract(model))["params"], lambda path: sizes.vit.num_tokens, lambda path: True
+    )
+    return Stage(
+        kind=KIND,
+        model_config={"sizes": dataclasses.asdict(vision), "tokenizer": sizes.to_dict()},
+        files={},
+        abstract=functools.partial(abstract, model),
+        init=functools.partial(init, model),
+        trainable=lambda path: True,
+        loss=functools.partial(loss, model),
+        batches=functools.partial(_batches, stream, TruthReader(side, sizes.vit.grid), config.data),
+        batch_size=config.data.batch_size,
+        row_spec={
+            "image": jax.ShapeDtypeStruct((side, side, 3), np.uint8),
+            "labels": jax.ShapeDtypeStruct((len(ATTRIBUTES),), np.int32),
+            "patches": jax.ShapeDtypeStruct((sizes.vit.grid**2, len(PATCH_ATTRIBUTES)), np.int32),
+        },
+        tokens_per_batch=config.data.batch_size,
+        unit="pictures",
+        flops_per_token=flops,
+        flops_convention=f"{tokenizer_flops.CONVENTION}; the ViT alone",
+    )
+
+
+def named(sizes: str) -> SeedTokenizerConfig:
+    """Return the sizes of the tokenizer that the teacher is for; those of "tiny" get a CLIP trunk."""
+    if sizes not in NAMED_SIZES:
+        raise UserError(f"model.sizes is {sizes!r}, expected {' or '.join(NAMED_SIZES)}.")
+    config = getattr(SeedTokenizerConfig, sizes)()
+    blocks = dataclasses.replace(config.vit.blocks, key_bias=True, epsilon=1e-5)
+    return dataclasses.replace(
+        config,
+        vit=dataclasses.replace(config.vit, blocks=blocks, patch_bias=False, pre_norm=True),
+        qformer=dataclasses.replace(config.qformer, dropout=0.0),
+    )
+
+
+def _batches(stream: RecordStream, reader: TruthReader, data: ml_collections.ConfigDict, rows: list[int]):
+    return PairBatches(stream, reader, batch_size=data.batch_size, rows=rows, workers=0, prefetch=data.prefetch)
+
+
+def abstract(model: AttributeReader) -> Tree:
+    """Return boxed shapes: `params` are the vision tower's, `heads` all else."""
+    return jax.eval_shape(lambda key: _parted(_fresh(model, key)), jax.random.key(0))
+
+
+def init(model: AttributeReader, key: Key[Array, ""], cut: Tree) -> Tree:
+    return jax.jit(lambda key: sharding.unbox(_parted(_fresh(model, key))), out_shardings=cut)(key)
+
+
+def _fresh(model: AttributeReader, key: Key[Array, ""]) -> Tree:
+    side = model.config.image_size
+    return model.init(key, jnp.zeros((1, side, side, 3)))["params"]
+
+
+def _parted(params: Tree) -> Tree:
+    return {"params": params["vit"], HEADS: {name: tree for name, tree in params.items() if name != "vit"}}
+
+
+def loss(model: AttributeReader, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
+    """Return mean cross-entropies over attributes, added up: from the embedding, the queries, and the patches."""
+    del key
+    params = {"vit": variables["params"], **variables[HEADS]}
+    found = model.apply({"params": params}, images.normalize(batch["image"]))
+    terms, metrics = [], {}
+    ones = jnp.ones(len(batch["image"]), jnp.float32)
+    for name, several, weight in (("embedding", found.from_embedding, EMBEDDING), ("queries", found.from_queries, 1.0)):
+        errors, right = _scored(several, batch["labels"])
+        terms.append(weight * errors)
+        metrics[f"loss_{name}"] = WeightedSum.of(errors, ones)
+        metrics[f"right_{name}"] = WeightedSum.of(right, ones)
+    errors, right = _scored_patches(found.from_patches, batch["patches"])
+    terms.append(errors)
+    metrics |= {"loss_patches": WeightedSum.of(errors, ones), "right_patches": WeightedSum.of(right, ones)}
+    return LossOutput(WeightedSum.of(sum(terms), ones), metrics)
+
+
+def _scored_patches(
+    logits: tuple[Float[Array, "B N _"], ...], labels: Int[Array, "B N P"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Return each picture's cross-entropy, summed over attributes, and the share that is right where things are."""
+    errors, right = 0.0, 0.0
+    things = labels[..., 0] < logits[0].shape[-1] - 1
+    for place, each in enumerate(logits):
+        wanted = labels[..., place]
+        errors += -jnp.take_along_axis(jax.nn.log_softmax(each), wanted[..., None], axis=-1)[..., 0]
+        right += (each.argmax(-1) == wanted) & things
+    # Patches of the ground are many and easy: those with things count as much as all others together.
+    weight = jnp.where(things, 1.0 / jnp.maximum(things.sum(-1, keepdims=True), 1), 1.0 / things.shape[-1])
+    shown = jnp.maximum(things.sum(-1), 1) * len(logits)
+    return (errors * weight).sum(-1), right.sum(-1) / shown
+
+
+def _scored(
+    logits: tuple[Float[Array, "B _"], ...], labels: Int[Array, "B A"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Return each picture's mean cross-entropy, and its share of attributes that are right."""
+    errors, right = [], []
+    for place, each in enumerate(logits):
+        wanted = labels[:, place % labels.shape[1]]
+        errors.append(-jnp.take_along_axis(jax.nn.log_softmax(each), wanted[:, None], axis=1)[:, 0])
+        right.append(each.argmax(-1) == wanted)
+    return jnp.stack(errors).mean(0), jnp.stack(right).mean(0, dtype=jnp.float32)

@@ -1,0 +1,118 @@
+"""The quickstart in its shortest form, from a teacher trained in its shortest form: every part, and again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import quickstart
+from seed_jax import sharding
+from seed_jax.checkpoint import model_dir
+from seed_jax.errors import UserError
+from seed_jax.evaluation.world import Example, Measured
+from seed_jax.evaluation.world_page import write
+from seed_jax.models.unclip import Unclip, UnclipConfig
+from seed_jax.train import recipe, teacher_files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_programs():
+    """Compile for one device and without XLA's optimisations: these runs are a few steps each."""
+    one = sharding.make_mesh({}, jax.devices()[:1])
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda *_, **__: one)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Train a smaller teacher: the reader for a few steps; a decoder of random weights stands in for the painter."""
+    config = quickstart.get_config("teacher")
+    config.world.captions = 64
+    reader = config.stages.reader
+    reader.steps, reader.log_every, reader.checkpoint.every_steps, reader.data.batch_size = 8, 1, 8, 16
+    workdir = tmp_path_factory.mktemp("quickstart") / "teacher"
+    steps = {step.name: step for step in recipe._teacher_steps(config, workdir)}
+    assert list(steps) == ["pictures", "reader", "autoencoder", "painter", "pack"]
+    steps["pictures"].run()
+    steps["reader"].run()
+    sizes = UnclipConfig.small()
+    params = sharding.unbox(Unclip(sizes).init(jax.random.key(0)))
+    model_dir.save(workdir / "painter", "unclip", {"sizes": sizes.to_dict()}, params)
+    steps["pack"].run()
+    return workdir
+
+
+def test_the_reader_learns(teacher):
+    rows = [json.loads(line) for line in (teacher / "reader/metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+@pytest.fixture(scope="module")
+def finished(teacher, tmp_path_factory):
+    config = quickstart.get_config("shortest")
+    config.teacher = str(teacher / "teacher")
+    workdir = tmp_path_factory.mktemp("quickstart") / "run"
+    recipe.run(config, workdir)
+    return config, workdir
+
+
+def test_the_whole_chain_runs_and_is_measured(finished):
+    _, workdir = finished
+    numbers = json.loads((workdir / "results.json").read_text())
+    for name in ("caption_held_attributes", "answer_held_all", "rebuilt_whole", "drawn_whole", "edited_whole"):
+        assert 0 <= numbers[name] <= 1
+    page = (workdir / "report.html").read_text()
+    assert page.count("data:image/png;base64,") > 10
+    assert "://" not in page  # nothing is fetched
+    assert (workdir / "decoder/drawings.png").is_file()
+
+
+def test_what_is_done_is_not_done_again(finished, monkeypatch):
+    config, workdir = finished
+    monkeypatch.setattr(recipe, "_train", lambda *_: pytest.fail("trained again"))
+    recipe.run(config, workdir)
+
+
+def test_other_settings_need_another_workdir(finished):
+    config, workdir = finished
+    other = quickstart.get_config("shortest")
+    other.seed = config.seed + 1
+    with pytest.raises(UserError, match="was begun with other settings"):
+        recipe.run(other, workdir)
+
+
+def test_a_packed_teacher_is_small_and_unpacks_to_what_was_trained(teacher, tmp_path):
+    packed = teacher / teacher_files.PACKED.name
+    tensors = load_file(packed)
+    assert packed.stat().st_size < 8e6
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float16)}
+    teacher_files.unpack(tmp_path, packed)
+    assert {path.name for path in tmp_path.iterdir()} == {"vision", "start", "unclip"}
+
+
+def test_time_left_goes_by_the_speed_so_far():
+    steps = [recipe.Step("a", 10, print), recipe.Step("b", 30, print)]
+    assert recipe._left(steps, {}) == 40
+    assert recipe._left(steps, {"a": 20.0}) == 60
+
+
+def test_the_page_escapes_what_a_model_said(tmp_path):
+    example = Example("describe", (np.zeros((4, 4, 3), np.uint8),), "what?", "<script>", None, False)
+    numbers = dict.fromkeys(("caption_held_attributes", "answer_held_all"), 0.5)
+    numbers |= {f"{name}_attributes": 1.0 for name in ("rebuilt", "drawn", "edited")}
+    page = write(tmp_path, Measured(numbers, (example,)), {"data": 1.0}).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "not yet" in page
+    assert "reached" in page
+
+
+def test_unknown_variant():
+    with pytest.raises(UserError, match="no variant 'huge'"):
+        quickstart.get_config("huge")
