@@ -52,6 +52,7 @@ EXTRAS["test"] = [
     "peft>=0.18,<0.22",  # exported adapters are held against it
     "beartype>=0.19",
     "pytest>=8",
+    "pytest-xdist>=3.6,<4",
     "pytest-timeout>=2.3",
     "ruff>=0.17,<0.18",
     *EXTRAS["notebooks"],

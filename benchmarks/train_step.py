@@ -36,6 +36,7 @@ def ours(args: argparse.Namespace) -> dict:
     on_cpu = jax.default_backend() == "cpu"
     sizes = LlamaConfig(num_kv_heads=SIZES["num_heads"], **SIZES)
     config = pretrain_full.get_config("8b")
+    config.model.train = "all"  # the embedding table too, as on the other side
     config.model.remat, config.model.attention = "none", "xla" if on_cpu else "auto"
     config.precision.compute = "float32" if on_cpu else "bfloat16"
     config.data.batch_size, config.data.sequence_length, config.optimizer.accumulation = args.rows, args.length, 1

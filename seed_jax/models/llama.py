@@ -117,7 +117,7 @@ class Llama(nn.Module):
             fresh: the cache is empty and `positions` are 0, 1, ..., T - 1: attend inside the window, which is cheaper.
             at: for each row the one index into T whose logits are wanted (N = 1); by default all of them (N = T).
         """
-        slots = jnp.arange(cache.k.shape[2])[None, None]
+        slots = jnp.arange(cache.slots)[None, None]
         mask = None if fresh else (slots <= positions[:, :, None])[:, None]
         stream = self._run(tokens, window(self.config, positions, mask=mask), cache)
         hidden = stream.x if at is None else jnp.take_along_axis(stream.x, at[:, None, None], axis=1)

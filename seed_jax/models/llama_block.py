@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.models import remat
-from seed_jax.models.attention import attend
+from seed_jax.models.attention import attend, attend_to_cache
 from seed_jax.models.kv_cache import KVCache
 from seed_jax.models.layers import Dense, RMSNorm
 from seed_jax.models.llama_config import LlamaConfig
@@ -88,7 +88,7 @@ class Attention(nn.Module):
             context = attend(q, k, v, causal=True, segment_ids=at.segment_ids, **how)
         else:
             past = cache.read(layer)
-            context = attend(q, past.k, past.v, mask=at.mask, **how)
+            context = attend_to_cache(q, past.k, past.v, mask=at.mask, precision=self.precision)
         context = remat.name(context.reshape(x.shape), "context")
         out = dense(c.hidden_size, ("heads", "embed"), name="o_proj")
         return Stream(out(context, deterministic=at.deterministic), cache)

@@ -125,10 +125,7 @@ def _on_cpu(x, values, scale):
     inputs, outputs = x.shape[-1], values.shape[1]
     rows = x.reshape(-1, inputs).astype(jnp.float32)
     width = max(n for n in range(1, outputs + 1) if outputs % n == 0 and (n == 1 or inputs * n <= _PART))
-    if len(rows) == 1 and len(scale) == 1 and values.dtype == jnp.int8:
-        # One fused pass over the kernel, which a product with its single row does not get.
-        y = (rows.T * values.astype(jnp.float32)).sum(0, keepdims=True) * scale
-    elif width == outputs or len(rows) >= _MANY_ROWS:
+    if width == outputs or len(rows) >= _MANY_ROWS:
         y = _whole(rows, values, scale)
     else:
         y = _in_parts(rows, values, scale, width)

@@ -141,11 +141,11 @@ class UnclipConfig:
         """Return sizes that learn to draw the drawn world, 48 pixels, on a laptop's CPU."""
         return cls(
             unet=UNetConfig(
-                sample_size=6, in_channels=8, out_channels=8, block_channels=(48, 96), cross_attention=(True, False),
+                sample_size=12, in_channels=4, out_channels=4, block_channels=(48, 96), cross_attention=(True, False),
                 num_heads=(3, 4), layers_per_block=1, text_width=32, class_width=2 * embedding_width, norm_groups=8,
             ),
             vae=VAEConfig(
-                sample_size=48, latent_channels=8, block_channels=(8, 16, 32, 48), layers_per_block=1, norm_groups=4,
+                sample_size=48, latent_channels=4, block_channels=(16, 32, 48), layers_per_block=1, norm_groups=4,
                 scaling_factor=1.0,
             ),
             text=ClipTextConfig(
