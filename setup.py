@@ -73,7 +73,6 @@ setup(
     packages=find_packages(include=["seed_jax", "seed_jax.*"]),
     include_package_data=True,
     package_data={
-        "seed_jax.train": ["world_teacher.safetensors"],
         "seed_jax.data": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
     },

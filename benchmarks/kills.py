@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +40,7 @@ def main() -> None:
     workdir = folder / "killed"
     workdir.mkdir()
     shutil.copytree(folder / "whole/demo", workdir / "demo")
-    took, named, kills = [], 0, 0
+    took, named, unmet, kills = [], 0, 0, 0
     for kills in range(1, args.kills + 1):
         count = COUNTS[kills % len(COUNTS)]
         cluster = Cluster(workdir, count, overrides)
@@ -50,13 +51,19 @@ def main() -> None:
         time.sleep(rng.uniform(0.0, 3.0))
         victim = rng.randrange(count)
         cluster.kill(victim)
+        print(f"kill {kills}: process {victim} of {count} near step {reached}", file=sys.stderr, flush=True)
         began = time.monotonic()
-        cluster.wait(120)
+        try:
+            cluster.wait(60)
+        except subprocess.TimeoutExpired:
+            # Killed before all had met: JAX waits five minutes for it to appear, which is a launcher's business.
+            unmet += 1
+            cluster.stop()
+            continue
         if count > 1:
             took.append(time.monotonic() - began)
             others = [cluster.said(number) for number in range(count) if number != victim]
             named += any(f"Host {victim} " in said for said in others)
-        print(f"kill {kills}: process {victim} of {count} near step {reached}", file=sys.stderr, flush=True)
     last = Cluster(workdir, 1, overrides)
     assert last.wait(900) == [0], last.said(0)[-2000:]
     found = clusters.losses(workdir)
@@ -67,7 +74,7 @@ def main() -> None:
     print(f"largest difference of a loss from the run left alone: {apart.max():.2e}; equal in all digits: "
           f"{np.mean(apart == 0):.0%} of steps")  # fmt: skip
     print(f"the others ended after {np.median(took):.1f} s (at most {max(took):.1f} s); {named} of {len(took)} named "
-          "the process that was gone")  # fmt: skip
+          f"the process that was gone; {unmet} kills fell before all had met")  # fmt: skip
     print("seconds: " + ", ".join(f"{kind} {seconds:.0f}" for kind, seconds in books.items()))
     shutil.rmtree(folder)
 

@@ -1,16 +1,17 @@
 """The whole recipe in miniature, without downloads: pictures become words that a small language model reads and writes.
 
-    python -m seed_jax.main --config=configs/quickstart.py --workdir=/tmp/seed
+    python -m seed_jax.main --config=configs/quickstart.py:teacher --workdir=/tmp/teacher
+    python -m seed_jax.main --config=configs/quickstart.py --config.teacher=/tmp/teacher/teacher --workdir=/tmp/seed
 
 A drawn world in which the truth is known takes the place of photographs. Encoder, teacher and decoder start from small
-networks that come with the package, as SEED starts from EVA, BLIP-2, CLIP and Stable Diffusion; `teacher` is the config
-that trained those. Everything else is learnt: stage I, stage II, the decoder on codes, pre-training, instruction
-tuning. Then it is measured on combinations that training never showed, and W/report.html shows all of it. Run the same
-command again to go on where it stopped.
+networks, as SEED starts from EVA, BLIP-2, CLIP and Stable Diffusion; the variant `teacher` trains those. Everything
+else is learnt: stage I, stage II, the decoder on codes, pre-training, instruction tuning. Then it is measured on
+combinations that training never showed, and W/report.html shows all of it. Run the same command again to go on where it
+stopped.
 
 Variants
     world    the default
-    teacher  train what comes with the package, about half an hour on two cores; --config.teacher=W/teacher uses it
+    teacher  train what the others start from, about 40 minutes on two cores
     shortest every part once, for tests: two minutes, learns nothing to speak of
 """
 
@@ -28,8 +29,8 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
         raise UserError(f"configs/quickstart.py has no variant {variant!r}: expected one of {', '.join(VARIANTS)}.")
     config = ml_collections.ConfigDict()
     config.stage = "recipe"
-    config.seed = 42
-    # Networks to start from: "" for those of the package, or the folder W/teacher of the variant `teacher`.
+    config.seed = 42  # of everything: what is drawn, and every stage
+    # Networks to start from: the folder W/teacher of the variant `teacher`; "" for those of the package, if it has any.
     config.teacher = ""
     # Codes of a picture (the language model writes 32 only; with fewer the recipe ends at the decoder), whether code i
     # knows nothing of later ones, and whether stage I comes before stage II.
@@ -38,7 +39,9 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
     config.world = ml_collections.ConfigDict(
         {"side": 48, "captions": 12_000, "questions": 12_000, "edits": 6000, "differences": 2000, "stories": 1000}
     )
-    config.evaluate = ml_collections.ConfigDict({"samples": 200, "drawings": 100, "free": 100, "shown": 12})
+    config.evaluate = ml_collections.ConfigDict(
+        {"samples": 200, "drawings": 100, "free": 100, "shown": 12, "batch": 50}
+    )
     config.stages = _teacher_stages() if variant == "teacher" else _stages()
     if variant == "teacher":
         config.world.captions = 32_000
@@ -74,10 +77,10 @@ def _teacher_stages() -> ml_collections.ConfigDict:
     stages.reader = _small(reader, steps=2600, batch=64, rate=4e-3)
     stages.reader.model.sizes = "small"
     stages.reader.optimizer.update({"following": (), "b2": 0.98, "warmup_ratio": 0.05})
-    stages.autoencoder = _decoder(steps=1200, rate=3e-3)
+    stages.autoencoder = _decoder(steps=1500, rate=2e-3)
     stages.autoencoder.model.train = ("vae",)
     stages.autoencoder.model.divergence_weight = 5e-4
-    stages.painter = _decoder(steps=4000, rate=2e-3)
+    stages.painter = _decoder(steps=3000, rate=1.5e-3)
     stages.painter.model.ema_decay = 0.998
     return stages
 
@@ -117,7 +120,7 @@ def _small(config: ml_collections.ConfigDict, *, steps: int, batch: int, rate: f
 
 def _shorten(config: ml_collections.ConfigDict) -> None:
     config.world.update({"captions": 128, "questions": 64, "edits": 32, "differences": 32, "stories": 16})
-    config.evaluate.update({"samples": 12, "drawings": 6, "free": 6, "shown": 4})
+    config.evaluate.update({"samples": 8, "drawings": 8, "free": 8, "shown": 4, "batch": 8})
     for stage in config.stages.values():
         stage.steps, stage.log_every, stage.checkpoint.every_steps = 4, 2, 2
         stage.data.batch_size = 8

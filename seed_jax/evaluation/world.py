@@ -53,7 +53,7 @@ def measure(config: ml_collections.ConfigDict, side: int, teacher: Path, workdir
         side: of the pictures.
         teacher: holds the vision tower that tells how similar pictures are.
     """
-    chain, similarity = Chain.load(workdir, side), Similarity(teacher)
+    chain, similarity = Chain.load(workdir, side, config.batch), Similarity(teacher)
     found = [_rebuilding(chain, config.drawings, similarity)]
     if chain.generator is not None:
         found += [

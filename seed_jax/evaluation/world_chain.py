@@ -25,23 +25,27 @@ from seed_jax.models.vit import Vit
 OPTIONS = DrawOptions(sampler="dpmpp", steps=12, guidance_scale=2.0)
 SEED = 1_000_003  # of what is asked; training draws from other seeds
 _TEXT_TOKENS, _IMAGE_TOKENS = 48, 64
-_BATCH = 50
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-    """The trained models; there is no generator where the recipe ended before the language model."""
+    """The trained models; there is no generator where the recipe ended before the language model.
+
+    Attributes:
+        batch: how many are drawn or answered at a time, always as many: one program serves all.
+    """
 
     tokenizer: ImageTokenizer
     drawer: Drawer
     generator: Generator | None
     side: int
+    batch: int
 
     @classmethod
-    def load(cls, workdir: Path, side: int) -> "Chain":
-        tokenizer = ImageTokenizer.load(workdir / "codebook", batch_size=_BATCH)
+    def load(cls, workdir: Path, side: int, batch: int) -> "Chain":
+        tokenizer = ImageTokenizer.load(workdir / "codebook", batch_size=batch)
         generator = Generator.load(workdir / "sft") if (workdir / "sft").is_dir() else None
-        return cls(tokenizer, Drawer.load(workdir / "decoder"), generator, side)
+        return cls(tokenizer, Drawer.load(workdir / "decoder"), generator, side, batch)
 
     def picture(self, scene: Scene, number: int) -> UInt8[np.ndarray, "S S 3"]:
         return paint(scene, self.side, np.random.default_rng([SEED, number]))
@@ -50,8 +54,9 @@ class Chain:
         return self.tokenizer.encode([Image.fromarray(picture) for picture in pictures])
 
     def draw(self, codes: Int[np.ndarray, "N Q"]) -> UInt8[np.ndarray, "N S S 3"]:
-        embeddings = self.tokenizer.embed_codes(codes)
-        return self.drawer.draw(embeddings, list(range(len(codes))), OPTIONS, batch_size=_BATCH)
+        rows = self._filled(len(codes))
+        embeddings = np.asarray(self.tokenizer.embed_codes(codes))[rows]
+        return self.drawer.draw(embeddings, list(range(len(rows))), OPTIONS, batch_size=self.batch)[: len(codes)]
 
     def say(self, prompts: list[list[Segment]]) -> list[str]:
         found = self._answers(prompts, _TEXT_TOKENS, mode="text")
@@ -73,8 +78,13 @@ class Chain:
     def _answers(self, prompts: list[list[Segment]], tokens: int, **rule) -> list[tuple[Segment, ...]]:
         vocabulary = self.generator.vocabulary
         ids = [build_prompt([Turn(USER, prompt)], "vicuna", vocabulary) for prompt in prompts]
-        found = self.generator.generate(ids, batch_size=_BATCH, max_new_tokens=tokens, **rule)
-        return [answer.segments for answer in found]
+        rows = self._filled(len(ids))
+        found = self.generator.generate([ids[i] for i in rows], batch_size=self.batch, max_new_tokens=tokens, **rule)
+        return [answer.segments for answer in found[: len(ids)]]
+
+    def _filled(self, count: int) -> list[int]:
+        """Return row numbers, the last repeated until the last batch is full."""
+        return [min(i, count - 1) for i in range(-(-count // self.batch) * self.batch)]
 
 
 def drawing_prompt(caption: str) -> list[Segment]:

@@ -43,6 +43,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """Run what is not done yet, telling how far the whole is."""
     workdir = Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
+    config = ml_collections.ConfigDict(config.to_dict())
+    for stage in config.stages.values():
+        stage.seed = config.seed
     _check_same(config, workdir)
     steps = list(_teacher_steps(config, workdir) if "reader" in config.stages else _steps(config, workdir))
     times = _times(workdir)

@@ -1,4 +1,4 @@
-"""The networks that come with the package: packed into one file, and unpacked into ordinary model directories.
+"""The networks that the quickstart starts from: packed into one file, and unpacked into ordinary model directories.
 
 vision/   the CLIP vision tower of the drawn world (`teacher.vision`)
 start/    an image tokenizer with the same encoder and a taught Q-Former, nothing else (`start.init`)
@@ -39,6 +39,7 @@ def pack(workdir: Path, out: Path) -> None:
     }
     path = workdir / PACKED.name
     save_file(tensors, path, metadata={"configs": json.dumps(configs)})
+    path.chmod(0o644)  # it is written for its owner alone, but a package is read by all
     unpack(out, path)
 
 
@@ -51,7 +52,8 @@ def unpack(out: Path, path: Path = PACKED, *, codes: int | None = None, causal: 
     """
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: install the package anew, or train it with --config=configs/quickstart.py:teacher."
+            f"{path} is missing: train it with --config=configs/quickstart.py:teacher --workdir=T, then add "
+            "--config.teacher=T/teacher."
         )
     configs, found = _configs(path), unflatten_dict(load_file(path), sep="/")
     found = jax.tree.map(lambda leaf: leaf.astype(np.float32), found)

@@ -70,7 +70,7 @@ def values(workdir, key):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     directory = tmp_path_factory.mktemp("decoder") / "start"
-    params = sharding.unbox(Unclip(SIZES).init(jax.random.key(0)))
+    params = jax.jit(lambda key: sharding.unbox(Unclip(SIZES).init(key)))(jax.random.key(0))
     return model_dir.save(directory, "unclip", {"sizes": SIZES.to_dict()}, params)
 
 

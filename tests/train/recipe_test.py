@@ -13,6 +13,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
 from seed_jax.evaluation.world import Example, Measured
 from seed_jax.evaluation.world_page import write
+from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.unclip import Unclip, UnclipConfig
 from seed_jax.train import recipe, teacher_files
 
@@ -41,7 +42,11 @@ def teacher(tmp_path_factory):
     steps["pictures"].run()
     steps["reader"].run()
     sizes = UnclipConfig.small()
-    params = sharding.unbox(Unclip(sizes).init(jax.random.key(0)))
+    shapes, rng = (
+        jax.eval_shape(lambda: sharding.unbox(Unclip(sizes).init(jax.random.key(0)))),
+        np.random.default_rng(0),
+    )
+    params = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
     model_dir.save(workdir / "painter", "unclip", {"sizes": sizes.to_dict()}, params)
     steps["pack"].run()
     return workdir
@@ -65,7 +70,10 @@ def finished(teacher, tmp_path_factory):
 def test_the_whole_chain_runs_and_is_measured(finished):
     _, workdir = finished
     numbers = json.loads((workdir / "results.json").read_text())
-    for name in ("caption_held_attributes", "answer_held_all", "rebuilt_whole", "drawn_whole", "edited_whole"):
+    for name in (
+        *("caption_held_attributes", "answer_held_all", "rebuilt_whole", "drawn_whole", "edited_whole"),
+        *("qformer_t2i_recall@1", "codebook_code_t2i_recall@1", "codebook_codes_used", "free_images_whole"),
+    ):
         assert 0 <= numbers[name] <= 1
     page = (workdir / "report.html").read_text()
     assert page.count("data:image/png;base64,") > 10
@@ -94,6 +102,15 @@ def test_a_packed_teacher_is_small_and_unpacks_to_what_was_trained(teacher, tmp_
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float16)}
     teacher_files.unpack(tmp_path, packed)
     assert {path.name for path in tmp_path.iterdir()} == {"vision", "start", "unclip"}
+
+
+def test_a_tokenizer_may_start_with_fewer_codes_that_know_of_each_other(teacher, tmp_path):
+    teacher_files.unpack(tmp_path, teacher / teacher_files.PACKED.name, codes=8, causal=False)
+    found = model_dir.load(tmp_path / "start")
+    sizes = SeedTokenizerConfig.from_dict(found.config["sizes"])
+    assert (sizes.codes_per_image, sizes.qformer.causal) == (8, False)
+    whole = model_dir.load(teacher / "teacher/start").params["qformer"]["query_tokens"]
+    np.testing.assert_array_equal(found.params["qformer"]["query_tokens"], np.asarray(whole)[:8])
 
 
 def test_time_left_goes_by_the_speed_so_far():

@@ -1,0 +1,93 @@
+"""The paper's questions, asked of the drawn world: what each choice is worth where everything can be measured.
+
+    python benchmarks/ablations.py --workdir DIR [--seeds 1 2 3] [--arms causal bilateral] [--free 5000]
+    python benchmarks/ablations.py --workdir DIR --short
+
+Every arm is the quickstart with one thing changed; an arm that was finished is not run again. `--short` runs every part
+of every arm once and measures next to nothing. Prints a table in Markdown, mean and spread over the seeds, and writes
+DIR/ablations.json. "free" figures are without the grammar that makes an image of exactly 32 codes.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from configs import quickstart
+from seed_jax.checkpoint.model_dir import write_json
+from seed_jax.train import recipe
+
+_LORA = {"stages.pretrain.model.train": "lora"}
+# Name -> what differs from the quickstart. There is no pretrained language model here: LoRA adapts random weights, and
+# trains embeddings, head and norms whole, as the original does. 16 and 8 codes end at the decoder.
+ARMS = {
+    "causal": {},
+    "bilateral": {"tokenizer.causal": False},
+    "no contrastive stage": {"tokenizer.contrastive": False},
+    "16 codes": {"tokenizer.codes": 16},
+    "8 codes": {"tokenizer.codes": 8},
+    "LoRA": {**_LORA, "stages.sft.model.train": "lora"},
+    "LoRA then full": _LORA,
+}
+FIGURES = (
+    "rebuilt_attributes",
+    "caption_held_attributes",
+    "answer_held_all",
+    "drawn_attributes",
+    "edited_attributes",
+    "free_images_whole",
+    "free_attributes",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--free", type=int, default=5000, help="captions that are drawn without the grammar")
+    parser.add_argument("--teacher", default="", help="folder of another teacher; 32 codes only")
+    parser.add_argument("--short", action="store_true")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    found = {arm: [measured(arm, seed, args) for seed in args.seeds] for arm in args.arms}
+    write_json(args.workdir / "ablations.json", found)
+    print(table(found))
+
+
+def measured(arm: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Run one arm with one seed, or go on with it, and return its figures."""
+    workdir = args.workdir / f"{arm.replace(' ', '_')}_{seed}"
+    logging.info("%s, seed %d: %s", arm, seed, workdir)
+    recipe.run(settings(arm, seed, args), workdir)
+    return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+
+
+def settings(arm: str, seed: int, args: argparse.Namespace) -> ml_collections.ConfigDict:
+    """Return the quickstart's config with what the arm changes."""
+    config = quickstart.get_config("shortest" if args.short else "world")
+    config.update_from_flattened_dict(ARMS[arm])
+    config.seed, config.teacher = seed, args.teacher
+    if not args.short:
+        config.evaluate.free = args.free
+    return config
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Return mean and spread (largest minus smallest, halved) of every figure in per cent."""
+    lines = [f"| arm | {' | '.join(name.replace('_', ' ') for name in FIGURES)} |", f"|---|{'---:|' * len(FIGURES)}"]
+    for arm, runs in found.items():
+        cells = []
+        for name in FIGURES:
+            values = 100 * np.array([run[name] for run in runs if name in run])
+            spread = f" ± {np.ptp(values) / 2:.1f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.1f}{spread}" if len(values) else "")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
