@@ -74,7 +74,7 @@ def _teacher_stages() -> ml_collections.ConfigDict:
     stages = ml_collections.ConfigDict()
     reader = decoder.get_config("tiny")
     reader.stage = "world_teacher"
-    stages.reader = _small(reader, steps=2600, batch=64, rate=4e-3)
+    stages.reader = _small(reader, steps=3600, batch=64, rate=4e-3)
     stages.reader.model.sizes = "small"
     stages.reader.optimizer.update({"following": (), "b2": 0.98, "warmup_ratio": 0.05})
     stages.autoencoder = _decoder(steps=1500, rate=2e-3)

@@ -6,6 +6,7 @@ from jaxtyping import Int32
 from seed_jax.data.world.scenes import BACKGROUNDS, COLOURS, COLUMN, PLACES, ROW, SHAPES, SIZES, Scene
 
 MOST_THINGS = 3
+UNSAID = -1  # the class of what a picture does not tell
 _ARRANGEMENTS = (ROW, COLUMN, *PLACES)
 _OF_THING = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES)}
 # What is asked of a scene, in order: (kind, number of classes); of things that are not there the last class is right.
@@ -52,3 +53,10 @@ def labels(scene: Scene) -> Int32[np.ndarray, " A"]:
         found += [names.index(getattr(thing, kind)) for kind, names in _OF_THING.items()]
     found += [classes - 1 for _, classes in ATTRIBUTES[len(found) :]]
     return np.array(found, np.int32)
+
+
+def without_colours(found: Int32[np.ndarray, "*S A"], attributes: tuple[tuple[str, int], ...]) -> np.ndarray:
+    """Return labels that say nothing of the colours of what is there, and of the ground."""
+    hidden = np.array([kind in ("colour", "background") for kind, _ in attributes])
+    nothing = np.array([count - 1 if kind == "colour" else -1 for kind, count in attributes])
+    return np.where(hidden & (found != nothing), UNSAID, found).astype(np.int32)

@@ -24,28 +24,39 @@ def paint(scene: Scene, side: int, rng: np.random.Generator | None = None) -> UI
     if rng is not None:
         picture += _texture(side, rng)[..., None]
     for thing in scene.things:
-        cover = coverage(thing.shape, thing.radius * side, (thing.x * side, thing.y * side), side)[..., None]
-        colour = np.array(COLOURS[thing.colour], float)
+        part, cover = _covered(thing.shape, thing.radius * side, (thing.x * side, thing.y * side), side)
+        cover, colour = cover[..., None], np.array(COLOURS[thing.colour], float)
         if rng is not None:
-            colour = colour * rng.uniform(0.93, 1.05) + _slope(side, rng.uniform(0, 2 * np.pi), 10.0)[..., None]
-        picture = picture * (1 - cover) + colour * cover
+            colour = colour * rng.uniform(0.93, 1.05) + _slope(side, rng.uniform(0, 2 * np.pi), 10.0)[part][..., None]
+        picture[part] = picture[part] * (1 - cover) + colour * cover
     if rng is not None:
         picture += rng.normal(0, _NOISE, picture.shape)
     return picture.round().clip(0, 255).astype(np.uint8)
 
 
-def coverage(
-    shape: str, radius: float, centre: tuple[float, float], side: int, oversampling: int = OVERSAMPLING
-) -> Float[np.ndarray, "S S"]:
+def coverage(shape: str, radius: float, centre: tuple[float, float], side: int) -> Float[np.ndarray, "S S"]:
     """Return the share of each pixel that a shape covers; lengths are in pixels, `centre` is (x, y)."""
-    fine = (np.arange(side * oversampling) + 0.5) / oversampling
-    x, y = (fine - centre[0]) / radius, (fine - centre[1]) / radius
-    reach = [np.flatnonzero(np.abs(axis) <= 1.3) for axis in (x, y)]
-    cover = np.zeros((side * oversampling,) * 2)
-    if len(reach[0]) and len(reach[1]):
-        part = np.s_[reach[1][0] : reach[1][-1] + 1, reach[0][0] : reach[0][-1] + 1]
-        cover[part] = _inside(shape, x[None, part[1]], y[part[0], None])
-    return cover.reshape(side, oversampling, side, oversampling).mean((1, 3))
+    cover = np.zeros((side, side))
+    part, found = _covered(shape, radius, centre, side)
+    cover[part] = found
+    return cover
+
+
+def _covered(
+    shape: str, radius: float, centre: tuple[float, float], side: int
+) -> tuple[tuple[slice, slice], Float[np.ndarray, "H W"]]:
+    """Return the pixels that a shape may cover, and the share of each that it does."""
+    x, y = (
+        slice(max(0, int(middle - 1.3 * radius)), max(0, min(side, int(middle + 1.3 * radius) + 1)))
+        for middle in centre
+    )
+    fine = [
+        (np.arange(along.start * OVERSAMPLING, along.stop * OVERSAMPLING) + 0.5) / OVERSAMPLING - middle
+        for along, middle in zip((x, y), centre, strict=True)
+    ]
+    inside = _inside(shape, fine[0][None] / radius, fine[1][:, None] / radius)
+    height, width = y.stop - y.start, x.stop - x.start
+    return (y, x), inside.reshape(height, OVERSAMPLING, width, OVERSAMPLING).mean((1, 3))
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "H W"]:
