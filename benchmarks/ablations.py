@@ -11,6 +11,7 @@ DIR/ablations.json. "free" figures are without the grammar that makes an image o
 import argparse
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import ml_collections
@@ -32,6 +33,9 @@ ARMS = {
     "LoRA": {**_LORA, "stages.sft.model.train": "lora"},
     "LoRA then full": _LORA,
 }
+# These differ in the language model only: what comes before it is taken from the first arm.
+_FROM_CAUSAL = ("LoRA", "LoRA then full")
+_BEFORE = ("teacher", "pictures", "qformer", "codebook", "decoder", "tokenise")
 FIGURES = (
     "rebuilt_attributes",
     "caption_held_attributes",
@@ -62,8 +66,20 @@ def measured(arm: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Run one arm with one seed, or go on with it, and return its figures."""
     workdir = args.workdir / f"{arm.replace(' ', '_')}_{seed}"
     logging.info("%s, seed %d: %s", arm, seed, workdir)
+    first = args.workdir / f"causal_{seed}"
+    if arm in _FROM_CAUSAL and not workdir.exists() and (first / "results.json").is_file():
+        _begin_as(first, workdir)
     recipe.run(settings(arm, seed, args), workdir)
     return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+
+
+def _begin_as(first: Path, workdir: Path) -> None:
+    """Copy what comes before the language model from a finished run."""
+    times = json.loads((first / recipe.TIMES).read_text(encoding="utf-8"))
+    for name in ("teacher", "data", "qformer", "codebook", "decoder"):
+        if (first / name).is_dir():
+            shutil.copytree(first / name, workdir / name)
+    write_json(workdir / recipe.TIMES, {name: times[name] for name in _BEFORE if name in times})
 
 
 def settings(arm: str, seed: int, args: argparse.Namespace) -> ml_collections.ConfigDict:

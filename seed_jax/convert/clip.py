@@ -17,7 +17,7 @@ from flax.core import meta
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.convert import table as tables
-from seed_jax.convert.table import CONV, MATRIX, SAME, Entry
+from seed_jax.convert.table import CONV, MATRIX, Entry, dense_entries, norm_entries
 from seed_jax.convert.tensors import Tensor, Tensors, check, open_tensors
 from seed_jax.errors import UserError
 from seed_jax.models.clip_text import ClipText, ClipTextConfig
@@ -176,14 +176,14 @@ def _vision_table(config: VitConfig) -> list[Entry]:
         Entry("cls_token", f"{VISION}embeddings.class_embedding"),
         Entry("patch_embed/kernel", f"{VISION}embeddings.patch_embedding.weight", CONV),
         Entry("pos_embed", f"{VISION}embeddings.position_embedding.weight"),
-        *_norm("pre_norm", f"{VISION}pre_layrnorm"),
-        *_norm(f"{ours}/norm1", f"{theirs}layer_norm1", layers),
-        *_norm(f"{ours}/norm2", f"{theirs}layer_norm2", layers),
-        *_dense(f"{ours}/attn/qkv", f"{theirs}self_attn.qkv_proj", layers),
-        *_dense(f"{ours}/attn/proj", f"{theirs}self_attn.out_proj", layers),
-        *_dense(f"{ours}/mlp/fc1", f"{theirs}mlp.fc1", layers),
-        *_dense(f"{ours}/mlp/fc2", f"{theirs}mlp.fc2", layers),
-        *_norm("final_norm", f"{VISION}post_layernorm"),
+        *norm_entries("pre_norm", f"{VISION}pre_layrnorm"),
+        *norm_entries(f"{ours}/norm1", f"{theirs}layer_norm1", layers),
+        *norm_entries(f"{ours}/norm2", f"{theirs}layer_norm2", layers),
+        *dense_entries(f"{ours}/attn/qkv", f"{theirs}self_attn.qkv_proj", layers),
+        *dense_entries(f"{ours}/attn/proj", f"{theirs}self_attn.out_proj", layers),
+        *dense_entries(f"{ours}/mlp/fc1", f"{theirs}mlp.fc1", layers),
+        *dense_entries(f"{ours}/mlp/fc2", f"{theirs}mlp.fc2", layers),
+        *norm_entries("final_norm", f"{VISION}post_layernorm"),
         Entry("head/kernel", "visual_projection.weight", MATRIX),
     ]
 
@@ -194,26 +194,12 @@ def _text_table(config: ClipTextConfig) -> list[Entry]:
     entries = [
         Entry("token_embedding", f"{TEXT}embeddings.token_embedding.weight"),
         Entry("position_embedding", f"{TEXT}embeddings.position_embedding.weight"),
-        *_norm("final_layer_norm", f"{TEXT}final_layer_norm"),
+        *norm_entries("final_layer_norm", f"{TEXT}final_layer_norm"),
     ]
     for name in ("layer_norm1", "layer_norm2"):
-        entries += _norm(f"layers/{name}", f"{theirs}{name}", layers)
+        entries += norm_entries(f"layers/{name}", f"{theirs}{name}", layers)
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        entries += _dense(f"layers/self_attn/{name}", f"{theirs}self_attn.{name}", layers)
+        entries += dense_entries(f"layers/self_attn/{name}", f"{theirs}self_attn.{name}", layers)
     for name in ("fc1", "fc2"):
-        entries += _dense(f"layers/{name}", f"{theirs}mlp.{name}", layers)
+        entries += dense_entries(f"layers/{name}", f"{theirs}mlp.{name}", layers)
     return entries
-
-
-def _dense(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
-    return [
-        Entry(f"{path}/kernel", f"{name}.weight", MATRIX, layers),
-        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
-    ]
-
-
-def _norm(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
-    return [
-        Entry(f"{path}/scale", f"{name}.weight", SAME, layers),
-        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
-    ]

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from seed_jax.convert.table import MATRIX, SAME, Entry, Layout
+from seed_jax.convert.table import Entry, Layout, dense_entries
 from seed_jax.convert.tokenizer_table import blocks_entries, key_table, qformer_entries
 from seed_jax.models.image_text import ImageTextConfig
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
@@ -26,7 +26,11 @@ def image_text_table(config: ImageTextConfig) -> list[Entry]:
 
 def retrieval_table() -> list[Entry]:
     """Return the entries of what turns embeddings into the vectors that are compared."""
-    return [*_dense("vision_proj"), *_dense("text_proj"), Entry("temperature", "temp")]
+    return [
+        *dense_entries("vision_proj", "vision_proj"),
+        *dense_entries("text_proj", "text_proj"),
+        Entry("temperature", "temp"),
+    ]
 
 
 def text_branch_table(config: TextBranchConfig) -> list[Entry]:
@@ -36,7 +40,7 @@ def text_branch_table(config: TextBranchConfig) -> list[Entry]:
         *blocks_entries("blocks", "blocks_text", config.decoder),
         Entry("reverse_qformer/query_tokens", "reverse_tokens_text", Layout(lead=1)),
         *qformer_entries("reverse_qformer", TEXT_REVERSE, config.reverse),
-        *_dense("proj", "distill_text_proj"),
+        *dense_entries("proj", "distill_text_proj"),
     ]
 
 
@@ -48,8 +52,3 @@ def text_branch_buffers(config: TextBranchConfig) -> dict[str, np.ndarray]:
 def below(path: str, entries: list[Entry]) -> list[Entry]:
     """Return the entries of parameters that lie below `path` in a larger tree."""
     return [dataclasses.replace(entry, path=f"{path}/{entry.path}") for entry in entries]
-
-
-def _dense(path: str, name: str | None = None) -> list[Entry]:
-    name = name or path
-    return [Entry(f"{path}/kernel", f"{name}.weight", MATRIX), Entry(f"{path}/bias", f"{name}.bias", SAME)]

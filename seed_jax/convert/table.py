@@ -54,6 +54,22 @@ class Entry:
         return [self.name] if self.layers is None else [self.name.format(layer) for layer in self.layers]
 
 
+def dense_entries(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
+    """Return kernel and bias of a PyTorch Linear."""
+    return [
+        Entry(f"{path}/kernel", f"{name}.weight", MATRIX, layers),
+        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
+    ]
+
+
+def norm_entries(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
+    """Return scale and bias of a PyTorch LayerNorm."""
+    return [
+        Entry(f"{path}/scale", f"{name}.weight", SAME, layers),
+        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
+    ]
+
+
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flatten_dict(tree, sep="/")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seed_jax.convert.table import CONV, MATRIX, SAME, Entry, Layout
+from seed_jax.convert.table import CONV, MATRIX, SAME, Entry, Layout, dense_entries, norm_entries
 from seed_jax.models.qformer import QFormerConfig
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.vit import BlockConfig
@@ -22,19 +22,19 @@ def key_table(config: SeedTokenizerConfig) -> list[Entry]:
         Entry("vit/patch_embed/kernel", f"{VIT}patch_embed.proj.weight", CONV),
         Entry("vit/patch_embed/bias", f"{VIT}patch_embed.proj.bias"),
         *blocks_entries("vit/blocks", f"{VIT}blocks", config.vit.blocks),
-        *_norm("ln_vision", "ln_vision"),
+        *norm_entries("ln_vision", "ln_vision"),
         Entry("qformer/query_tokens", "query_tokens", Layout(lead=1)),
         *qformer_entries("qformer", QFORMER, config.qformer),
-        *_dense("encode_task/fc1", "encode_task_layer.0"),
-        *_dense("encode_task/fc2", "encode_task_layer.2"),
+        *dense_entries("encode_task/fc1", "encode_task_layer.0"),
+        *dense_entries("encode_task/fc2", "encode_task_layer.2"),
         Entry("codebook", "quantize.embedding.weight"),
-        *_dense("decode_task/fc1", "decode_task_layer.0"),
-        *_dense("decode_task/fc2", "decode_task_layer.2"),
+        *dense_entries("decode_task/fc1", "decode_task_layer.0"),
+        *dense_entries("decode_task/fc2", "decode_task_layer.2"),
         Entry("recon_pos_embed", "pos_embed", Layout(lead=1)),
         *blocks_entries("recon_blocks", "blocks", config.decoder),
         Entry("image_pos_embed", "pos_embed_image", Layout(lead=1)),
         *blocks_entries("image_blocks", "blocks_image", config.decoder),
-        *_dense("image_proj", "distill_image_proj"),
+        *dense_entries("image_proj", "distill_image_proj"),
     ]
     if config.head == "mlp":
         # Activations without weights stand between the layers of the official Sequential.
@@ -58,14 +58,14 @@ def blocks_entries(path: str, name: str, config: BlockConfig) -> list[Entry]:
     """Return the entries of a stack of timm-style blocks."""
     path, name, layers = f"{path}/layers", f"{name}.{{}}", range(config.depth)
     entries = [
-        *_norm(f"{path}/norm1", f"{name}.norm1", layers),
-        *_norm(f"{path}/norm2", f"{name}.norm2", layers),
-        *_dense(f"{path}/attn/proj", f"{name}.attn.proj", layers),
-        *_dense(f"{path}/mlp/fc1", f"{name}.mlp.fc1", layers),
-        *_dense(f"{path}/mlp/fc2", f"{name}.mlp.fc2", layers),
+        *norm_entries(f"{path}/norm1", f"{name}.norm1", layers),
+        *norm_entries(f"{path}/norm2", f"{name}.norm2", layers),
+        *dense_entries(f"{path}/attn/proj", f"{name}.attn.proj", layers),
+        *dense_entries(f"{path}/mlp/fc1", f"{name}.mlp.fc1", layers),
+        *dense_entries(f"{path}/mlp/fc2", f"{name}.mlp.fc2", layers),
     ]
     if config.key_bias:
-        return entries + _dense(f"{path}/attn/qkv", f"{name}.attn.qkv", layers)
+        return entries + dense_entries(f"{path}/attn/qkv", f"{name}.attn.qkv", layers)
     return [
         *entries,
         Entry(f"{path}/attn/qkv/kernel", f"{name}.attn.qkv.weight", MATRIX, layers),
@@ -76,7 +76,7 @@ def blocks_entries(path: str, name: str, config: BlockConfig) -> list[Entry]:
 
 def qformer_entries(path: str, name: str, config: QFormerConfig) -> list[Entry]:
     """Return the entries of a BERT with cross-attention, without its query tokens, which stand elsewhere."""
-    entries = _norm(f"{path}/embed_norm", f"{name}embeddings.LayerNorm")
+    entries = norm_entries(f"{path}/embed_norm", f"{name}embeddings.LayerNorm")
     if config.vocab_size:
         for kind in ("word", "position"):
             entries.append(Entry(f"{path}/{kind}_embeddings", f"{name}embeddings.{kind}_embeddings.weight"))
@@ -94,29 +94,17 @@ def qformer_entries(path: str, name: str, config: QFormerConfig) -> list[Entry]:
 
 
 def _attention(path: str, name: str, layers: Sequence[int]) -> list[Entry]:
-    entries = [e for part in ("query", "key", "value") for e in _dense(f"{path}/{part}", f"{name}.self.{part}", layers)]
-    entries += _dense(f"{path}/out", f"{name}.output.dense", layers)
-    return entries + _norm(f"{path}/norm", f"{name}.output.LayerNorm", layers)
+    entries = [
+        e for part in ("query", "key", "value") for e in dense_entries(f"{path}/{part}", f"{name}.self.{part}", layers)
+    ]
+    entries += dense_entries(f"{path}/out", f"{name}.output.dense", layers)
+    return entries + norm_entries(f"{path}/norm", f"{name}.output.LayerNorm", layers)
 
 
 def _feed_forward(path: str, name: str, layers: Sequence[int]) -> list[Entry]:
     widen, narrow = (name.format("{}", part) for part in ("intermediate", "output"))
     return [
-        *_dense(f"{path}/mlp/fc1", f"{widen}.dense", layers),
-        *_dense(f"{path}/mlp/fc2", f"{narrow}.dense", layers),
-        *_norm(f"{path}/norm", f"{narrow}.LayerNorm", layers),
-    ]
-
-
-def _dense(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
-    return [
-        Entry(f"{path}/kernel", f"{name}.weight", MATRIX, layers),
-        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
-    ]
-
-
-def _norm(path: str, name: str, layers: Sequence[int] | None = None) -> list[Entry]:
-    return [
-        Entry(f"{path}/scale", f"{name}.weight", SAME, layers),
-        Entry(f"{path}/bias", f"{name}.bias", SAME, layers),
+        *dense_entries(f"{path}/mlp/fc1", f"{widen}.dense", layers),
+        *dense_entries(f"{path}/mlp/fc2", f"{narrow}.dense", layers),
+        *norm_entries(f"{path}/norm", f"{narrow}.LayerNorm", layers),
     ]
