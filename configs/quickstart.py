@@ -77,9 +77,10 @@ def _teacher_stages() -> ml_collections.ConfigDict:
     stages.reader = _small(reader, steps=3600, batch=64, rate=4e-3)
     stages.reader.model.sizes = "small"
     stages.reader.optimizer.update({"following": (), "b2": 0.98, "warmup_ratio": 0.05})
-    stages.autoencoder = _decoder(steps=1500, rate=2e-3)
+    stages.autoencoder = _decoder(steps=3000, rate=2e-3)
+    stages.autoencoder.data.batch_size = 16
     stages.autoencoder.model.train = ("vae",)
-    stages.autoencoder.model.divergence_weight = 5e-4
+    stages.autoencoder.model.divergence_weight = 2e-5
     stages.painter = _decoder(steps=3000, rate=1.5e-3)
     stages.painter.model.ema_decay = 0.998
     return stages
