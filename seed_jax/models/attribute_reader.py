@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,6 +13,11 @@ from seed_jax.models.qformer import QFormer
 from seed_jax.models.seed_tokenizer_config import SeedTokenizerConfig
 from seed_jax.models.vit import Vit
 from seed_jax.precision import Precision
+
+
+# Noise beside which attributes must be read, as shares of a vector's root mean square. Without it a head can read what
+# is faint, and whoever is taught with squared errors or codes afterwards loses it.
+EMBEDDING_NOISE, QUERY_NOISE = 0.4, 1.0
 
 
 @flax.struct.dataclass
@@ -27,7 +33,8 @@ class AttributeReader(nn.Module):
     """Read every attribute several times, with linear heads that are thrown away afterwards.
 
     From the patches' features (the part that EVA has at full size), from the image embedding, which is thereby worth
-    drawing from (CLIP's part), and from the causal queries, query i attribute i and round again (BLIP-2's part).
+    drawing from (CLIP's part), and from the causal queries, query i attribute i and round again (BLIP-2's part). Where
+    there is a random stream "noise", embedding and queries are read through it.
 
     Args:
         attributes: (kind, number of classes); attributes of a kind share their head.
@@ -56,10 +63,10 @@ class AttributeReader(nn.Module):
         """Read normalised pictures."""
         states = self.vit(image)
         embedding = self.vit.head(self.vit.final_norm(states[:, 0]))
-        first = _parted(self.embedding_heads(embedding), self.attributes)
+        first = _parted(self.embedding_heads(self._noisy(embedding, EMBEDDING_NOISE)), self.attributes)
         normed = self.ln_vision(states)
         patches = _parted(self.patch_heads(normed[:, 1:]), self.patch_attributes)
-        queries = self.qformer(normed).queries
+        queries = self._noisy(self.qformer(normed).queries, QUERY_NOISE)
         rows = len(self.attributes)
         second = [
             self.query_heads[kind](queries[:, place]).astype(jnp.float32)
@@ -67,6 +74,12 @@ class AttributeReader(nn.Module):
             for kind, _ in [self.attributes[place % rows]]
         ]
         return Read(first, tuple(second), patches)
+
+    def _noisy(self, vectors: Float[Array, "*S E"], share: float) -> Float[Array, "*S E"]:
+        if not self.has_rng("noise"):
+            return vectors
+        size = share * jnp.sqrt(jnp.square(vectors).mean(-1, keepdims=True))
+        return vectors + size * jax.random.normal(self.make_rng("noise"), vectors.shape, vectors.dtype)
 
 
 def _parted(logits: Float[Array, "*S C"], attributes: tuple[tuple[str, int], ...]) -> tuple[Float[Array, "*S _"], ...]:

@@ -134,9 +134,8 @@ def _parted(params: Tree) -> Tree:
 
 def loss(model: AttributeReader, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
     """Return mean cross-entropies over attributes, added up: from the embedding, the queries, and the patches."""
-    del key
     params = {"vit": variables["params"], **variables[HEADS]}
-    found = model.apply({"params": params}, images.normalize(batch["image"]))
+    found = model.apply({"params": params}, images.normalize(batch["image"]), rngs={"noise": key})
     terms, metrics = [], {}
     ones = jnp.ones(len(batch["image"]), jnp.float32)
     for name, several, weight in (("embedding", found.from_embedding, EMBEDDING), ("queries", found.from_queries, 1.0)):
