@@ -14,7 +14,6 @@ from seed_jax.models.seed_tokenizer_config import SeedTokenizerConfig
 from seed_jax.models.vit import Vit
 from seed_jax.precision import Precision
 
-
 # Noise beside which attributes must be read, as shares of a vector's root mean square. Without it a head can read what
 # is faint, and whoever is taught with squared errors or codes afterwards loses it.
 EMBEDDING_NOISE, QUERY_NOISE = 0.4, 1.0
