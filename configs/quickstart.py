@@ -55,9 +55,9 @@ def _stages() -> ml_collections.ConfigDict:
     stages = ml_collections.ConfigDict()
     stages.qformer = _small(tokenizer_qformer.get_config("tiny"), steps=250, batch=64, rate=3e-4)
     stages.qformer.model.sizes = "small"
-    stages.codebook = _small(tokenizer_codebook.get_config("tiny"), steps=400, batch=64, rate=2e-3)
+    stages.codebook = _small(tokenizer_codebook.get_config("tiny"), steps=800, batch=64, rate=2e-3)
     stages.codebook.model.sizes = "small"
-    stages.codebook.codebook.update({"start": "kmeans", "ema_decay": 0.99, "restart_after": 100})
+    stages.codebook.codebook.update({"start": "kmeans", "ema_decay": 0.99, "restart_after": 20})
     for name in ("qformer", "codebook"):
         stages[name].data.demo, stages[name].data.augment = False, False
         stages[name].data.text_length = stages[name].evaluate.text_length = 32
@@ -81,7 +81,8 @@ def _teacher_stages() -> ml_collections.ConfigDict:
     stages.autoencoder.data.batch_size = 16
     stages.autoencoder.model.train = ("vae",)
     stages.autoencoder.model.divergence_weight = 2e-5
-    stages.painter = _decoder(steps=3000, rate=1.5e-3)
+    stages.painter = _decoder(steps=9000, rate=1.2e-3)
+    stages.painter.data.batch_size = 16
     stages.painter.model.ema_decay = 0.998
     return stages
 
