@@ -71,8 +71,8 @@ def write(workdir: Path, found: Measured, times: dict[str, float]) -> Path:
     parts = [
         "<h1>SEED in miniature</h1>",
         "<p>A drawn world, pictures as 32 discrete codes, and a small language model that reads and writes them. "
-        "What is asked here shows combinations of colour and shape that no training picture shows. Whether an answer "
-        "is right is judged by programs that read pixels and words; wrong ones have a red edge.</p>",
+        "What is asked here shows combinations of size, colour and shape that no training picture shows. Whether an "
+        "answer is right is judged by programs that read pixels and words; wrong ones have a red edge.</p>",
         _goals(numbers),
         _talk([each for each in found.examples if each.task == "talk"]),
         *[_examples(task, *words, found) for task, words in _SECTIONS.items()],

@@ -12,6 +12,7 @@ from seed_jax.data import bert_vocab, build
 from seed_jax.data.build_settings import Settings
 from seed_jax.data.encoding import Encoder
 from seed_jax.data.sources import open_source
+from seed_jax.data.sources.world import draw_unit, read_recipe
 from seed_jax.data.templates import Phrases
 from seed_jax.data.vocab import train_small
 from seed_jax.data.world import TASKS, make_sample
@@ -19,7 +20,7 @@ from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.inference.picture_encoder import PictureEncoder
 
 CAPTION_QUESTION = "Please describe this image in one short sentence."
-_HELD_PICTURES = 200
+_HELD_PICTURES, _EXAMPLES = 200, 12
 _WORDS_FROM = 300  # samples of each task whose words make the vocabularies
 _BERT_SIZE, _PIECES = 200, 512
 
@@ -37,6 +38,11 @@ class Corpus:
     @property
     def held_pictures(self) -> Path:
         return self.directory / "held_pictures"
+
+    @property
+    def examples(self) -> Path:
+        """A few of the held pictures as PNG files, to try commands on."""
+        return self.directory / "examples"
 
     @property
     def bert_vocabulary(self) -> Path:
@@ -80,6 +86,10 @@ def draw_pictures(corpus: Corpus, config: ml_collections.ConfigDict) -> None:
     ):
         described = _describe(corpus, name, config, task="captions", count=count, held=held)
         build.build(open_source("world", [described]), out, settings=Settings(progress=False))
+    corpus.examples.mkdir(exist_ok=True)
+    held = read_recipe(described)
+    for number in range(_EXAMPLES):
+        (corpus.examples / f"{number:02}.png").write_bytes(draw_unit(held, number, "").items[0])
     texts = _texts(config.seed)
     bert_vocab.train_small(texts, _BERT_SIZE).save(corpus.bert_vocabulary)
 

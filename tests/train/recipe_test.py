@@ -79,6 +79,7 @@ def test_the_whole_chain_runs_and_is_measured(finished):
     assert page.count("data:image/png;base64,") > 10
     assert "://" not in page  # nothing is fetched
     assert (workdir / "decoder/drawings.png").is_file()
+    assert len(list((workdir / "data/examples").glob("*.png"))) == 12
 
 
 def test_what_is_done_is_not_done_again(finished, monkeypatch):
