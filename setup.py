@@ -20,6 +20,7 @@ CORE = [
     "numpy>=2.0,<3",
     "pillow>=10",
     "safetensors>=0.5,<1",
+    "scipy>=1.13,<2",
     "sentencepiece>=0.2.0,<0.3",
     "etils[epath]>=1.9.1,<2",
     "absl-py>=2.1,<3",
