@@ -87,11 +87,14 @@ def write_arrays(path: Path, params: Mapping[str, Any]) -> None:
     tree = unflatten_dict(
         {p: leaf if isinstance(leaf, (jax.Array, LazyArray)) else LazyArray.of(leaf) for p, leaf in flat.items()}
     )
+    one_by_one = _OneByOne()
     registry = type_handlers.create_type_handler_registry(
-        (jax.Array, type_handlers.ArrayHandler()), (LazyArray, _OneByOne())
+        (jax.Array, type_handlers.ArrayHandler()), (LazyArray, one_by_one)
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
         checkpointer.save(epath.Path(path).absolute(), args=ocp.args.PyTreeSave(tree, save_args=chunks(tree)))
+    if one_by_one.error is not None:
+        raise one_by_one.error
 
 
 def chunks(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,14 +111,22 @@ def chunks(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _OneByOne(type_handlers.NumpyHandler):
-    """Write lazy arrays one after the other, as what Orbax reads back as arrays of NumPy."""
+    """Write lazy arrays one after the other, as what Orbax reads back as arrays of NumPy.
+
+    An array that cannot be made ends the writing and is kept as `error`. Raised inside Orbax it would be out before
+    the arrays that are written at the same time, and those would come into a folder that was removed meanwhile.
+    """
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
+        self.error: Exception | None = None
 
     async def serialize(self, values, infos, args=None):
         """Read, write and let go of each array; nothing is left to wait for."""
-        for value, info, arg in zip(values, infos, args, strict=True):
-            for written in await super().serialize([np.asarray(value)], [info], [arg]):
-                written.result()
+        try:
+            for value, info, arg in zip(values, infos, args, strict=True):
+                for written in await super().serialize([np.asarray(value)], [info], [arg]):
+                    written.result()
+        except Exception as error:
+            self.error = error
         return []
