@@ -76,6 +76,7 @@ setup(
     package_data={
         "seed_jax.data": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
+        "seed_jax.train": ["world_teacher.safetensors"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -94,6 +94,9 @@ def readme_commands(name: str) -> list[str]:
 
 
 def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
+    (quickstart,) = readme_commands("quickstart command")
+    # tests/train/recipe_test.py runs its shortest form.
+    assert quickstart.endswith("-m seed_jax.main --config=configs/quickstart.py --workdir=runs/quickstart")
     (main,) = readme_commands("main command")
     assert main.endswith("-m seed_jax.main --config=configs/pretrain.py:tiny --workdir=runs/tiny")
     for line in readme_commands("generate command"):
