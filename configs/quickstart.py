@@ -11,7 +11,7 @@ stopped.
 
 Variants
     world    the default
-    teacher  train what the others start from, about 40 minutes on two cores
+    teacher  train what the others start from, about an hour on two cores
     shortest every part once, for tests: two minutes, learns nothing to speak of
 """
 
@@ -66,7 +66,7 @@ def _stages() -> ml_collections.ConfigDict:
         stages[name].evaluate.most = 200
     stages.decoder = _decoder(steps=250, rate=5e-4)
     stages.pretrain = _language("pretrain", steps=700, rate=2e-3)
-    stages.sft = _language("sft", steps=1400, rate=1.5e-3)
+    stages.sft = _language("sft", steps=1000, rate=1.5e-3)
     return stages
 
 

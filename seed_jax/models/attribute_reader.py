@@ -36,7 +36,7 @@ class AttributeReader(nn.Module):
     there is a random stream "noise", embedding and queries are read through it.
 
     Args:
-        attributes: (kind, number of classes); attributes of a kind share their head.
+        attributes: (kind, number of classes).
         patch_attributes: the same of what a patch shows.
     """
 
@@ -54,9 +54,9 @@ class AttributeReader(nn.Module):
         shown = sum(count for _, count in self.patch_attributes)
         self.patch_heads = Dense(shown, ("embed", None), precision=precision)
         self.embedding_heads = Dense(classes, ("embed", None), precision=precision)
-        self.query_heads = {
-            kind: Dense(count, ("embed", None), precision=precision) for kind, count in dict(self.attributes).items()
-        }
+        # One for each attribute: were they shared by kind, the first thing's colour would look like the second's, and
+        # who reads codes would have to count places.
+        self.query_heads = [Dense(count, ("embed", None), precision=precision) for _, count in self.attributes]
 
     def __call__(self, image: Float[Array, "B H W 3"]) -> Read:
         """Read normalised pictures."""
@@ -68,9 +68,7 @@ class AttributeReader(nn.Module):
         queries = self._noisy(self.qformer(normed).queries, QUERY_NOISE)
         rows = len(self.attributes)
         second = [
-            self.query_heads[kind](queries[:, place]).astype(jnp.float32)
-            for place in range(queries.shape[1])
-            for kind, _ in [self.attributes[place % rows]]
+            self.query_heads[place % rows](queries[:, place]).astype(jnp.float32) for place in range(queries.shape[1])
         ]
         return Read(first, tuple(second), patches)
 

@@ -103,21 +103,21 @@ def _steps(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Step]:
         paths[name]["data.held"] = corpus.held_pictures
     if not config.teacher:
         changes = {"codes": config.tokenizer.codes, "causal": config.tokenizer.causal}
-        yield Step("teacher", 1, functools.partial(teacher_files.unpack, teacher, **changes))
-    yield Step("pictures", 25, functools.partial(world_corpus.draw_pictures, corpus, config))
+        yield Step("teacher", 4, functools.partial(teacher_files.unpack, teacher, **changes))
+    yield Step("pictures", 16, functools.partial(world_corpus.draw_pictures, corpus, config))
     pictures = ({"path": str(corpus.pictures), "weight": 1.0},)
-    for name, seconds in (("qformer", 75), ("codebook", 95), ("decoder", 60)):
+    for name, seconds in (("qformer", 37), ("codebook", 86), ("decoder", 120)):
         if name != "qformer" or config.tokenizer.contrastive:
             yield Step(name, seconds, functools.partial(_train, stages[name], workdir / name, paths[name], pictures))
     if config.tokenizer.codes == CODES_PER_IMAGE:
         yield from _language_steps(config, workdir, corpus, paths)
-    yield Step("evaluate", 60, functools.partial(_evaluate, config, workdir))
+    yield Step("evaluate", 33, functools.partial(_evaluate, config, workdir))
 
 
 def _language_steps(config: ml_collections.ConfigDict, workdir: Path, corpus: Corpus, paths: dict) -> Iterator[Step]:
     tokenise = functools.partial(world_corpus.tokenise, corpus, config, workdir / "codebook")
     yield Step("tokenise", 75, tokenise)
-    for name, seconds in (("pretrain", 110), ("sft", 110)):
+    for name, seconds in (("pretrain", 88), ("sft", 125)):
         parts = corpus.parts(name)
         yield Step(name, seconds, functools.partial(_train, config.stages[name], workdir / name, paths[name], parts))
 
@@ -126,11 +126,11 @@ def _teacher_steps(config: ml_collections.ConfigDict, workdir: Path) -> Iterator
     corpus, stages, teacher = Corpus(workdir / "data"), config.stages, workdir / "teacher"
     pictures = ({"path": str(corpus.pictures), "weight": 1.0},)
     yield Step("pictures", 60, functools.partial(world_corpus.draw_pictures, corpus, config))
-    yield Step("reader", 900, functools.partial(_train, stages.reader, workdir / "reader", {}, pictures))
+    yield Step("reader", 750, functools.partial(_train, stages.reader, workdir / "reader", {}, pictures))
     source = {"source.vision": workdir / "reader"}
     for name, seconds, paths in (
-        ("autoencoder", 500, source),
-        ("painter", 900, {**source, "model.init": workdir / "autoencoder"}),
+        ("autoencoder", 700, source),
+        ("painter", 2000, {**source, "model.init": workdir / "autoencoder"}),
     ):
         yield Step(name, seconds, functools.partial(_train, stages[name], workdir / name, paths, pictures))
     yield Step("pack", 5, functools.partial(teacher_files.pack, workdir, teacher))

@@ -1,6 +1,8 @@
 """The quickstart in its shortest form, from a teacher trained in its shortest form: every part, and again."""
 
 import json
+import shlex
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import quickstart
-from seed_jax import sharding
+from seed_jax import cli, sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
 from seed_jax.evaluation.world import Example, Measured
@@ -16,6 +18,8 @@ from seed_jax.evaluation.world_page import write
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.unclip import Unclip, UnclipConfig
 from seed_jax.train import recipe, teacher_files
+
+PAGE = Path(__file__).parents[2] / "docs/quickstart.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,6 +84,19 @@ def test_the_whole_chain_runs_and_is_measured(finished):
     assert "://" not in page  # nothing is fetched
     assert (workdir / "decoder/drawings.png").is_file()
     assert len(list((workdir / "data/examples").glob("*.png"))) == 12
+
+
+def test_the_commands_of_the_page_run(finished, tmp_path, monkeypatch, capsys):
+    _, workdir = finished
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "W").symlink_to(workdir)
+    block = PAGE.read_text().split("<!-- commands -->")[1].split("<!-- end -->")[0]
+    commands = [line for line in block.splitlines() if line.startswith("seed-jax ")]
+    assert len(commands) == 3
+    for line in commands:
+        assert cli.main(shlex.split(line)[1:]) == 0
+    assert (tmp_path / "drawn/contact_sheet.png").is_file()
+    assert len(list((tmp_path / "drawn").glob("0*.png"))) == 12 * 5
 
 
 def test_what_is_done_is_not_done_again(finished, monkeypatch):
