@@ -122,6 +122,14 @@ def test_a_packed_teacher_is_small_and_unpacks_to_what_was_trained(teacher, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"vision", "start", "unclip"}
 
 
+def test_the_teacher_of_the_package_is_there_and_fits_the_config(tmp_path):
+    assert teacher_files.PACKED.stat().st_size < 8e6
+    teacher_files.unpack(tmp_path)
+    sizes = {name: model_dir.load(tmp_path / name).config["sizes"] for name in ("start", "unclip")}
+    assert SeedTokenizerConfig.from_dict(sizes["start"]).codes_per_image == 32
+    assert UnclipConfig.from_dict(sizes["unclip"]) == UnclipConfig.small()
+
+
 def test_a_tokenizer_may_start_with_fewer_codes_that_know_of_each_other(teacher, tmp_path):
     teacher_files.unpack(tmp_path, teacher / teacher_files.PACKED.name, codes=8, causal=False)
     found = model_dir.load(tmp_path / "start")
