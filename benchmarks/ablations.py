@@ -12,11 +12,13 @@ import argparse
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import quickstart
 from seed_jax.checkpoint.model_dir import write_json
 from seed_jax.train import recipe
@@ -33,9 +35,7 @@ ARMS = {
     "LoRA": {**_LORA, "stages.sft.model.train": "lora"},
     "LoRA then full": _LORA,
 }
-# These differ in the language model only: what comes before it is taken from the first arm.
-_FROM_CAUSAL = ("LoRA", "LoRA then full")
-_BEFORE = ("teacher", "pictures", "qformer", "codebook", "decoder", "tokenise")
+_LANGUAGE = ("pretrain", "sft")  # the stages of the language model
 FIGURES = (
     "rebuilt_attributes",
     "caption_held_attributes",
@@ -67,19 +67,25 @@ def measured(arm: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     workdir = args.workdir / f"{arm.replace(' ', '_')}_{seed}"
     logging.info("%s, seed %d: %s", arm, seed, workdir)
     first = args.workdir / f"causal_{seed}"
-    if arm in _FROM_CAUSAL and not workdir.exists() and (first / "results.json").is_file():
+    if _differs_late(arm) and not workdir.exists() and (first / "results.json").is_file():
         _begin_as(first, workdir)
     recipe.run(settings(arm, seed, args), workdir)
     return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
 
 
+def _differs_late(arm: str) -> bool:
+    """Whether an arm differs from the first one in the language model only."""
+    return bool(ARMS[arm]) and all(key.startswith(tuple(f"stages.{name}." for name in _LANGUAGE)) for key in ARMS[arm])
+
+
 def _begin_as(first: Path, workdir: Path) -> None:
     """Copy what comes before the language model from a finished run."""
     times = json.loads((first / recipe.TIMES).read_text(encoding="utf-8"))
-    for name in ("teacher", "data", "qformer", "codebook", "decoder"):
-        if (first / name).is_dir():
-            shutil.copytree(first / name, workdir / name)
-    write_json(workdir / recipe.TIMES, {name: times[name] for name in _BEFORE if name in times})
+    for folder in first.iterdir():
+        if folder.is_dir() and folder.name not in _LANGUAGE:
+            shutil.copytree(folder, workdir / folder.name)
+    later = (*_LANGUAGE, "evaluate")
+    write_json(workdir / recipe.TIMES, {name: seconds for name, seconds in times.items() if name not in later})
 
 
 def settings(arm: str, seed: int, args: argparse.Namespace) -> ml_collections.ConfigDict:

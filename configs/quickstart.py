@@ -1,17 +1,16 @@
 """The whole recipe in miniature, without downloads: pictures become words that a small language model reads and writes.
 
-    python -m seed_jax.main --config=configs/quickstart.py:teacher --workdir=/tmp/teacher
-    python -m seed_jax.main --config=configs/quickstart.py --config.teacher=/tmp/teacher/teacher --workdir=/tmp/seed
+    python -m seed_jax.main --config=configs/quickstart.py --workdir=/tmp/seed
 
 A drawn world in which the truth is known takes the place of photographs. Encoder, teacher and decoder start from small
-networks, as SEED starts from EVA, BLIP-2, CLIP and Stable Diffusion; the variant `teacher` trains those. Everything
-else is learnt: stage I, stage II, the decoder on codes, pre-training, instruction tuning. Then it is measured on
-combinations that training never showed, and W/report.html shows all of it. Run the same command again to go on where it
-stopped.
+networks that come with the package, as SEED starts from EVA, BLIP-2, CLIP and Stable Diffusion; the variant `teacher`
+trains those. Everything else is learnt: stage I, stage II, the decoder on codes, pre-training, instruction tuning. Then
+it is measured on combinations that training never showed, and W/report.html shows all of it. Run the same command again
+to go on where it stopped.
 
 Variants
     world    the default
-    teacher  train what the others start from, about an hour on two cores
+    teacher  train what the others start from, about an hour on two cores; --config.teacher=W/teacher uses it
     shortest every part once, for tests: two minutes, learns nothing to speak of
 """
 
@@ -30,7 +29,7 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.stage = "recipe"
     config.seed = 42  # of everything: what is drawn, and every stage
-    # Networks to start from: the folder W/teacher of the variant `teacher`; "" for those of the package, if it has any.
+    # Networks to start from: the folder W/teacher of the variant `teacher`; "" for those of the package.
     config.teacher = ""
     # Codes of a picture (the language model writes 32 only; with fewer the recipe ends at the decoder), whether code i
     # knows nothing of later ones, and whether stage I comes before stage II.

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.pages import command_lines
+
 ROOT = Path(__file__).parents[1]
 STEPS = 24
 
@@ -87,19 +89,13 @@ def test_it_learns_and_shows_what(finished):
     assert all(0 <= int(code) < 128 for code in codes)
 
 
-def readme_commands(name: str) -> list[str]:
-    """Return the lines of the README's block between `<!-- name -->` and `<!-- end -->`."""
-    block = (ROOT / "README.md").read_text().split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
-    return [line for line in block.splitlines() if line and not line.startswith("```")]
-
-
 def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
-    (quickstart,) = readme_commands("quickstart command")
+    (quickstart,) = command_lines("README.md", "quickstart command")
     # tests/train/recipe_test.py runs its shortest form.
     assert quickstart.endswith("-m seed_jax.main --config=configs/quickstart.py --workdir=runs/quickstart")
-    (main,) = readme_commands("main command")
+    (main,) = command_lines("README.md", "main command")
     assert main.endswith("-m seed_jax.main --config=configs/pretrain.py:tiny --workdir=runs/tiny")
-    for line in readme_commands("generate command"):
+    for line in command_lines("README.md", "generate command"):
         words = shlex.split(line.replace("runs/tiny", str(finished[0])))
         assert words[0] == ".venv/bin/seed-jax"
         done = subprocess.run(

@@ -80,16 +80,14 @@ class Corpus:
 
 def draw_pictures(corpus: Corpus, config: ml_collections.ConfigDict) -> None:
     """Make the shards of captioned pictures, those that are held back, and both vocabularies."""
-    for out, name, count, held in (
-        (corpus.pictures, "captions", config.world.captions, False),
-        (corpus.held_pictures, "held", _HELD_PICTURES, True),
-    ):
-        described = _describe(corpus, name, config, task="captions", count=count, held=held)
+    shown = _describe(corpus, "captions", config, task="captions", count=config.world.captions, held=False)
+    held = _describe(corpus, "held", config, task="captions", count=_HELD_PICTURES, held=True)
+    for described, out in ((shown, corpus.pictures), (held, corpus.held_pictures)):
         build.build(open_source("world", [described]), out, settings=Settings(progress=False))
     corpus.examples.mkdir(exist_ok=True)
-    held = read_recipe(described)
+    asked = read_recipe(held)
     for number in range(_EXAMPLES):
-        (corpus.examples / f"{number:02}.png").write_bytes(draw_unit(held, number, "").items[0])
+        (corpus.examples / f"{number:02}.png").write_bytes(draw_unit(asked, number, "").items[0])
     texts = _texts(config.seed)
     bert_vocab.train_small(texts, _BERT_SIZE).save(corpus.bert_vocabulary)
 

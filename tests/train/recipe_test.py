@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +17,7 @@ from seed_jax.evaluation.world_page import write
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.unclip import Unclip, UnclipConfig
 from seed_jax.train import recipe, teacher_files
-
-PAGE = Path(__file__).parents[2] / "docs/quickstart.md"
+from tests.pages import command_lines
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,10 +44,8 @@ def teacher(tmp_path_factory):
     steps["pictures"].run()
     steps["reader"].run()
     sizes = UnclipConfig.small()
-    shapes, rng = (
-        jax.eval_shape(lambda: sharding.unbox(Unclip(sizes).init(jax.random.key(0)))),
-        np.random.default_rng(0),
-    )
+    shapes = jax.eval_shape(lambda: sharding.unbox(Unclip(sizes).init(jax.random.key(0))))
+    rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
     model_dir.save(workdir / "painter", "unclip", {"sizes": sizes.to_dict()}, params)
     steps["pack"].run()
@@ -90,9 +86,9 @@ def test_the_commands_of_the_page_run(finished, tmp_path, monkeypatch, capsys):
     _, workdir = finished
     monkeypatch.chdir(tmp_path)
     (tmp_path / "W").symlink_to(workdir)
-    block = PAGE.read_text().split("<!-- commands -->")[1].split("<!-- end -->")[0]
-    commands = [line for line in block.splitlines() if line.startswith("seed-jax ")]
+    commands = command_lines("docs/quickstart.md", "commands")
     assert len(commands) == 3
+    assert all(line.startswith("seed-jax ") for line in commands)
     for line in commands:
         assert cli.main(shlex.split(line)[1:]) == 0
     assert (tmp_path / "drawn/contact_sheet.png").is_file()

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from seed_jax.data.world.scenes import COLOURS, Scene, is_held
+from seed_jax.data.world.scenes import COLOURS, Scene, Thing, is_held
 
 _CONTRAST = 0.65  # keeps turned colours within 0 to 255, about
 _LIKE = 80.0  # distance in RGB below which a colour looks like a named one
@@ -29,7 +29,7 @@ def _turned(colours: np.ndarray, turn: Float[np.ndarray, "3 3"]) -> np.ndarray:
     return (np.asarray(colours, np.float32) - 127.5) @ turn.astype(np.float32) + 127.5
 
 
-def _looks_held(thing, turn: Float[np.ndarray, "3 3"]) -> bool:
+def _looks_held(thing: Thing, turn: Float[np.ndarray, "3 3"]) -> bool:
     colour = _turned(np.array(COLOURS[thing.colour]), turn)
     return any(
         is_held(thing.size, name, thing.shape) and np.linalg.norm(colour - value) < _LIKE
