@@ -33,7 +33,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
     Raises:
         UserError: bad input, before anything is written to a checkpoint.
-        SystemExit: with code 75 after SIGTERM, once the state is saved; the same command continues.
+        SystemExit: with code 75 after SIGTERM, once the state is saved, or at the end; the same command continues.
     """
     workdir = workdirs.place(workdir)
     checks.check(config)
@@ -46,6 +46,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             variables = _train(config, workdir, mesh, stage, preemption, hosts)
         # Outside the mesh: what a stage shows at the end are ordinary programs of their own.
         stage.finish(variables, workdir)
+        if preemption.asked:
+            # After the last step; whoever meant to go on, a recipe with its next stage, must not.
+            logging.warning("SIGTERM: this run is complete; run the same command again for what comes after it.")
+            raise SystemExit(EXIT_PREEMPTED)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,14 @@ EXIT_PREEMPTED = 75
 
 
 class Preemption:
-    """Notice SIGTERM. On several hosts all agree on the step after which they stop."""
+    """Notice SIGTERM. On several hosts all agree on the step after which they stop.
+
+    Attributes:
+        asked: whether SIGTERM came; with several hosts only the step tells.
+    """
 
     def __init__(self):
-        self._asked = False
+        self.asked = False
         self._several = jax.process_count() > 1
         # With several hosts jax.distributed has installed a notifier of its own, which must not be replaced.
         if not self._several:
@@ -21,11 +25,11 @@ class Preemption:
 
     def _note(self, signum, frame) -> None:
         del signum, frame
-        self._asked = True
+        self.asked = True
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
+        return multihost_utils.reached_preemption_sync_point(step) if self._several else self.asked
 
     def close(self) -> None:
         if not self._several:

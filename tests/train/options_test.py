@@ -1,7 +1,9 @@
 """Options of the loop, each in a short run on the fake devices."""
 
+import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -108,6 +110,21 @@ def test_it_saves_by_minutes_too(monkeypatch):
             saved.append(step)
     # Every 120 s, looked at every five steps; counted anew from every save.
     assert saved == [15, 30, 40, 55, 70, 80, 95, 100]
+
+
+def test_sigterm_after_the_last_step_is_not_overlooked(shards, tmp_path, monkeypatch):
+    """Otherwise a recipe would begin its next stage, and have lost the signal."""
+    built = loop.registry.build
+
+    def ended(config, folder):
+        stage = built(config, folder)
+        return dataclasses.replace(stage, finish=lambda *of: (os.kill(os.getpid(), signal.SIGTERM), stage.finish(*of)))
+
+    monkeypatch.setattr(loop.registry, "build", ended)
+    with pytest.raises(SystemExit) as stopped:
+        loop.run(config_for(shards), tmp_path)
+    assert stopped.value.code == loop.EXIT_PREEMPTED
+    assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
