@@ -64,6 +64,8 @@ def main() -> None:
             took.append(time.monotonic() - began)
             others = [cluster.said(number) for number in range(count) if number != victim]
             named += any(f"Host {victim} " in said for said in others)
+            for said in others:
+                print("    " + (said.splitlines() or ["said nothing"])[-1][:160], file=sys.stderr, flush=True)
     last = Cluster(workdir, 1, overrides)
     assert last.wait(900) == [0], last.said(0)[-2000:]
     found = clusters.losses(workdir)

@@ -21,10 +21,13 @@ EMBEDDING_NOISE, QUERY_NOISE = 0.4, 1.0
 
 @flax.struct.dataclass
 class Read:
-    """Logits of every attribute, as the image embedding and the queries have them, and of what each patch shows."""
+    """Logits of every attribute, as the image embedding and the queries have them, and of what each patch shows.
+
+    A query's are of all classes of all attributes, one attribute after the other.
+    """
 
     from_embedding: tuple[Float[Array, "B _"], ...]
-    from_queries: tuple[Float[Array, "B _"], ...]
+    from_queries: Float[Array, "B Q C"]
     from_patches: tuple[Float[Array, "B N _"], ...]
 
 
@@ -54,9 +57,9 @@ class AttributeReader(nn.Module):
         shown = sum(count for _, count in self.patch_attributes)
         self.patch_heads = Dense(shown, ("embed", None), precision=precision)
         self.embedding_heads = Dense(classes, ("embed", None), precision=precision)
-        # One for each attribute: were they shared by kind, the first thing's colour would look like the second's, and
-        # who reads codes would have to count places.
-        self.query_heads = [Dense(count, ("embed", None), precision=precision) for _, count in self.attributes]
+        # One for all: a query must say which attribute it tells as well. With a head for each, the first thing's red
+        # may look like the second's, both become one code, and who reads codes has to count places.
+        self.query_heads = Dense(classes, ("embed", None), precision=precision)
 
     def __call__(self, image: Float[Array, "B H W 3"]) -> Read:
         """Read normalised pictures."""
@@ -66,11 +69,7 @@ class AttributeReader(nn.Module):
         normed = self.ln_vision(states)
         patches = _parted(self.patch_heads(normed[:, 1:]), self.patch_attributes)
         queries = self._noisy(self.qformer(normed).queries, QUERY_NOISE)
-        rows = len(self.attributes)
-        second = [
-            self.query_heads[place % rows](queries[:, place]).astype(jnp.float32) for place in range(queries.shape[1])
-        ]
-        return Read(first, tuple(second), patches)
+        return Read(first, self.query_heads(queries).astype(jnp.float32), patches)
 
     def _noisy(self, vectors: Float[Array, "*S E"], share: float) -> Float[Array, "*S E"]:
         if not self.has_rng("noise"):

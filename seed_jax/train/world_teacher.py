@@ -138,8 +138,10 @@ def loss(model: AttributeReader, variables: Tree, batch: Mapping[str, Array], ke
     found = model.apply({"params": params}, images.normalize(batch["image"]), rngs={"noise": key})
     terms, metrics = [], {}
     ones = jnp.ones(len(batch["image"]), jnp.float32)
-    for name, several, weight in (("embedding", found.from_embedding, EMBEDDING), ("queries", found.from_queries, 1.0)):
-        errors, right = _scored(several, batch["labels"])
+    for name, (errors, right), weight in (
+        ("embedding", _scored(found.from_embedding, batch["labels"]), EMBEDDING),
+        ("queries", _scored_queries(found.from_queries, batch["labels"]), 1.0),
+    ):
         terms.append(weight * errors)
         metrics[f"loss_{name}"] = WeightedSum.of(errors, ones)
         metrics[f"right_{name}"] = WeightedSum.of(right, ones)
@@ -163,11 +165,23 @@ def _scored_patches(
     return (errors * weight).sum(-1), right.sum(-1) / jnp.maximum(asked.sum(-1), 1)
 
 
+def _scored_queries(
+    logits: Float[Array, "B Q C"], labels: Int[Array, "B A"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """The same as `_scored` of queries, each of which names one class among those of all attributes."""
+    counts = np.array([count for _, count in ATTRIBUTES])
+    first = jnp.asarray(np.cumsum(counts) - counts)[None]
+    wanted = jnp.where(labels >= 0, labels + first, labels)
+    asked = np.arange(logits.shape[1]) % labels.shape[1]
+    errors, right, said = _one(logits, wanted[:, asked])
+    return errors.mean(1), right.sum(1) / said.sum(1)
+
+
 def _scored(
     logits: tuple[Float[Array, "B _"], ...], labels: Int[Array, "B A"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Return each picture's mean cross-entropy, and its share of attributes that are right."""
-    found = [_one(each, labels[:, place % labels.shape[1]]) for place, each in enumerate(logits)]
+    found = [_one(each, labels[:, place]) for place, each in enumerate(logits)]
     errors, right, said = (jnp.stack(part).astype(jnp.float32) for part in zip(*found, strict=True))
     return errors.mean(0), right.sum(0) / said.sum(0)
 
