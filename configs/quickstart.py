@@ -36,7 +36,7 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
     config.tokenizer = ml_collections.ConfigDict({"codes": 32, "causal": True, "contrastive": True})
     # Samples of the drawn world: pictures for the tokenizer and the decoder, then what the language model reads.
     config.world = ml_collections.ConfigDict(
-        {"side": 48, "captions": 12_000, "questions": 12_000, "edits": 6000, "differences": 2000, "stories": 1000}
+        {"side": 48, "captions": 12_000, "questions": 6000, "edits": 6000, "differences": 2000, "stories": 1000}
     )
     config.evaluate = ml_collections.ConfigDict(
         {"samples": 200, "drawings": 100, "free": 100, "shown": 12, "batch": 50}
@@ -79,10 +79,11 @@ def _teacher_stages() -> ml_collections.ConfigDict:
     stages.autoencoder = _decoder(steps=3000, rate=2e-3)
     stages.autoencoder.data.batch_size = 16
     stages.autoencoder.model.train = ("vae",)
-    stages.autoencoder.model.divergence_weight = 2e-5
-    stages.painter = _decoder(steps=9000, rate=1.2e-3)
+    # Loud latents: noise of half their size must not be seen in the picture, since the UNet errs by as much.
+    stages.autoencoder.model.divergence_weight = 1e-3
+    stages.painter = _decoder(steps=26_000, rate=1.5e-3)
     stages.painter.data.batch_size = 16
-    stages.painter.model.ema_decay = 0.998
+    stages.painter.model.ema_decay = 0.999
     return stages
 
 

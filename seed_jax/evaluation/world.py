@@ -118,7 +118,7 @@ def _captions(chain: Chain, count: int, held: bool) -> Measured:
 def _questions(chain: Chain, count: int, held: bool) -> Measured:
     name, samples = f"answer_{'held' if held else 'known'}", _samples("questions", count, held)
     pictures = [chain.picture(sample.items[0], number) for number, sample in enumerate(samples)]
-    asked, kinds = [sample.items[1] for sample in samples], [sample.meta["kind"] for sample in samples]
+    asked, kinds = [sample.items[1] for sample in samples], [sample.meta["kinds"][0] for sample in samples]
     codes = chain.codes(pictures)
     said = chain.say([[image_segment(row), TextSegment(text)] for row, text in zip(codes, asked, strict=True)])
     right = [right_answer(kind, text, s.items[2]) for s, kind, text in zip(samples, kinds, said, strict=True)]

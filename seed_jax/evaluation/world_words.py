@@ -12,15 +12,10 @@ _COLOUR, _SHAPE, _SIZE = ("|".join(names) for names in (COLOURS, SHAPES, SIZES))
 _THING = re.compile(rf"\b({_SIZE})\s+({_COLOUR})\s+({_SHAPE})\b")
 _GROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\s+background\b")
 _PLACE = re.compile("|".join(PLACES))
-# Words of order -> arrangement, and whether the things are named in its direction.
-_ORDERS = {
-    "from left to right": (ROW, True),
-    "from top to bottom": (COLUMN, True),
-    "left of": (ROW, True),
-    "right of": (ROW, False),
-    "above": (COLUMN, True),
-    "below": (COLUMN, False),
-}
+# Words of order -> arrangement.
+_ORDERS = {"from left to right": ROW, "from top to bottom": COLUMN}
+# Words between two things, or before both -> arrangement, and whether things go that way where the words are between.
+_RELATIONS = {"left of": (ROW, True), "right of": (ROW, False), "above": (COLUMN, True), "below": (COLUMN, False)}
 ATTRIBUTES = ("size", "colour", "shape", "arrangement", "background", "count")
 _KINDS = {
     "colour": tuple(COLOURS),
@@ -58,9 +53,22 @@ def read_caption(text: str) -> Scene:
     if len(things) == 1:
         arrangement = match[0] if (match := _PLACE.search(text)) else ""
     elif len(things) > 1:
-        arrangement, forward = next((order for words, order in _ORDERS.items() if words in text), ("", True))
+        arrangement, forward = _order(text)
         things = things if forward else things[::-1]
     return Scene(tuple(things), arrangement, ground[1] if ground else "")
+
+
+def _order(text: str) -> tuple[str, bool]:
+    """Return the arrangement that words tell, and whether the things are named in its direction."""
+    for words, arrangement in _ORDERS.items():
+        if words in text:
+            return arrangement, True
+    for words, (arrangement, forward) in _RELATIONS.items():
+        if words in text:
+            # "Right of a star, a circle": what is named first is what the other stands right of.
+            before = text.index(words) < _THING.search(text).start()
+            return arrangement, forward != before
+    return "", True
 
 
 def compare(found: Scene, meant: Scene) -> Agreement:

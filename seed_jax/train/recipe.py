@@ -130,7 +130,7 @@ def _teacher_steps(config: ml_collections.ConfigDict, workdir: Path) -> Iterator
     source = {"source.vision": workdir / "reader"}
     for name, seconds, paths in (
         ("autoencoder", 700, source),
-        ("painter", 2000, {**source, "model.init": workdir / "autoencoder"}),
+        ("painter", 4000, {**source, "model.init": workdir / "autoencoder"}),
     ):
         yield Step(name, seconds, functools.partial(_train, stages[name], workdir / name, paths, pictures))
     yield Step("pack", 5, functools.partial(teacher_files.pack, workdir, teacher))

@@ -70,11 +70,11 @@ class Corpus:
                 part("stories", "pretrain.interleaved", 0.5),
             )
         return (
-            part("questions", "sft.qa", 3.0),
-            part("captions", "sft.qa", 2.0, reverse_ratio=0.5, question=CAPTION_QUESTION),
+            part("questions", "sft.conversation", 1.5),
+            part("captions", "sft.qa", 2.5, reverse_ratio=0.5, question=CAPTION_QUESTION),
             part("edits", "sft.edit", 2.0),
-            part("differences", "sft.difference", 0.5),
-            part("stories", "sft.interleaved", 0.3),
+            part("differences", "sft.difference", 0.4),
+            part("stories", "sft.interleaved", 0.2),
         )
 
 

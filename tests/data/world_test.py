@@ -135,7 +135,7 @@ class OneCode:
     [
         ("captions", "pretrain.image_text_pair"),
         ("captions", "sft.qa"),
-        ("questions", "sft.qa"),
+        ("questions", "sft.conversation"),
         ("edits", "sft.edit"),
         ("edits", "pretrain.edit"),
         ("differences", "sft.difference"),

@@ -48,6 +48,9 @@ def test_every_caption_is_read_as_its_scene():
     [
         ("a small red circle left of a large blue star on a grey background", set()),
         ("a small red circle right of a large blue star on a grey background", {"size", "colour", "shape"}),
+        ("on a grey background, right of a small red circle, a large blue star", set()),
+        ("left of a large blue star, a small red circle on a grey background", set()),
+        ("left of a small red circle, a large blue star on a grey background", {"size", "colour", "shape"}),
         ("a small red circle above a large blue star on a grey background", {"arrangement"}),
         ("a small red circle left of a large blue cross on a grey background", {"shape"}),
         ("a small red circle on the left on a grey background", {"arrangement", "count", "size", "colour", "shape"}),

@@ -1,8 +1,9 @@
 """Samples of the drawn world, made from a short description such as `{"task": "captions", "count": 2000, "seed": 1}`.
 
-`task` is one of captions (tasks pretrain.image_text_pair, sft.qa), questions (sft.qa), edits (sft.edit, pretrain.edit),
-differences (sft.difference), stories (pretrain.interleaved, sft.interleaved); `side` is that of the pictures in pixels
-(default 64); with `"held": true` every sample shows combinations that all others lack. Any number, always the same.
+`task` is one of captions (tasks pretrain.image_text_pair, sft.qa), questions (sft.conversation), edits (sft.edit,
+pretrain.edit), differences (sft.difference), stories (pretrain.interleaved, sft.interleaved); `side` is that of the
+pictures in pixels (default 64); with `"held": true` every sample shows combinations that all others lack. Any number,
+always the same.
 """
 
 import dataclasses

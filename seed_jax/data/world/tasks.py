@@ -36,12 +36,13 @@ def _captions(rng: np.random.Generator, held: bool) -> Sample:
 
 def _questions(rng: np.random.Generator, held: bool) -> Sample:
     scene = draw_scene(rng, held)
-    asked = wording.questions(scene)
-    kinds = sorted({each.kind for each in asked})
-    kind = kinds[rng.integers(len(kinds))]
-    among = [each for each in asked if each.kind == kind]
-    question = among[rng.integers(len(among))]
-    return Sample((scene, question.text, question.answer), {"kind": kind})
+    possible: dict[str, list[wording.Question]] = {}
+    for each in wording.questions(scene):
+        possible.setdefault(each.kind, []).append(each)
+    kinds = [str(kind) for kind in rng.permutation(sorted(possible))]
+    drawn = [possible[kind][rng.integers(len(possible[kind]))] for kind in kinds]
+    said = [text for question in drawn for text in (question.text, question.answer)]
+    return Sample((scene, *said), {"kinds": kinds})
 
 
 def _edits(rng: np.random.Generator, held: bool) -> Sample:

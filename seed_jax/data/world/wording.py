@@ -49,7 +49,9 @@ def captions(scene: Scene) -> tuple[str, ...]:
     if len(names) == 1:
         said = [f"{names[0]} {scene.arrangement}"]
     elif len(names) == 2:
-        said = [f"{names[0]} {FORWARD[across]} {names[1]}", f"{names[1]} {BACKWARD[across]} {names[0]}"]
+        # In the pictures' order either way. Where the second thing may come first, nothing before it tells so: whoever
+        # writes has to choose between things attribute by attribute, and mixes them up.
+        said = [f"{names[0]} {FORWARD[across]} {names[1]}", f"{BACKWARD[across]} {names[0]}, {names[1]}"]
     else:
         said = [f"{', '.join(names[:-1])} and {names[-1]} {ORDER[across]}"]
     return tuple(wording for each in said for wording in (f"{each} on a {ground}", f"on a {ground}, {each}"))
