@@ -10,7 +10,7 @@ to go on where it stopped.
 
 Variants
     world    the default
-    teacher  train what the others start from, about an hour on two cores; --config.teacher=W/teacher uses it
+    teacher  train what the others start from, about two hours on two cores; --config.teacher=W/teacher uses it
     shortest every part once, for tests: two minutes, learns nothing to speak of
 """
 
