@@ -65,7 +65,7 @@ def _stages() -> ml_collections.ConfigDict:
         stages[name].evaluate.most = 200
     stages.decoder = _decoder(steps=250, rate=5e-4)
     stages.pretrain = _language("pretrain", steps=700, rate=2e-3)
-    stages.sft = _language("sft", steps=1000, rate=1.5e-3)
+    stages.sft = _language("sft", steps=1500, rate=1.5e-3)
     return stages
 
 

@@ -25,7 +25,7 @@ from seed_jax.train.averages import first_averages, next_averages
 from seed_jax.train.decoder import prediction_error
 from seed_jax.train.decoder_flops import step_flops
 from seed_jax.train.optimizer import make_optimizer
-from tests import golden
+from tests import golden, programs
 from tests.models import unclip_cases
 
 STEPS = 24
@@ -44,13 +44,8 @@ SIZES = UnclipConfig(
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
-    """Cut everything over two devices, and compile without XLA's optimisations: a few steps each do not need them."""
-    two = sharding.make_mesh({"fsdp": 2}, jax.devices()[:2])
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda *_, **__: two)
+    with programs.quick(devices=2):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def settings(init, **changes):

@@ -17,18 +17,14 @@ from seed_jax.evaluation.world_page import write
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.unclip import Unclip, UnclipConfig
 from seed_jax.train import recipe, teacher_files
+from tests import programs
 from tests.pages import command_lines
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_programs():
-    """Compile for one device and without XLA's optimisations: these runs are a few steps each."""
-    one = sharding.make_mesh({}, jax.devices()[:1])
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda *_, **__: one)
+    with programs.quick(devices=1):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import tokenizer_codebook, tokenizer_qformer
-from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.data.clip_vocab import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.train import loop
+from tests import programs
 
 SHARDED, RESHARDED = {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 1, "fsdp": 8, "tensor": 1}
 STEPS = 48  # enough to see learning begin
@@ -118,9 +118,7 @@ def clip_vocabulary(directory):
     return directory
 
 
-def test_every_option_at_once(stage_one, tmp_path, monkeypatch):
-    one = sharding.make_mesh({}, jax.devices()[:1])  # compiles faster
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: one)
+def test_every_option_at_once(stage_one, tmp_path):
     config = settings(
         tokenizer_codebook.get_config("tiny"),
         6,
@@ -138,7 +136,8 @@ def test_every_option_at_once(stage_one, tmp_path, monkeypatch):
         codebook__dead_after=2,
         codebook__kmeans_vectors=8,
     )
-    loop.run(config, tmp_path / "run")
+    with programs.quick(devices=1):
+        loop.run(config, tmp_path / "run")
     assert len(values(tmp_path / "run", "loss_text")) == 6
     variables = model_dir.load(tmp_path / "run").params
     assert variables["text_branch"]["reverse_qformer"]["query_tokens"].shape == (77, 64)
