@@ -36,7 +36,7 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
     config.tokenizer = ml_collections.ConfigDict({"codes": 32, "causal": True, "contrastive": True})
     # Samples of the drawn world: pictures for the tokenizer and the decoder, then what the language model reads.
     config.world = ml_collections.ConfigDict(
-        {"side": 48, "captions": 12_000, "questions": 6000, "edits": 6000, "differences": 2000, "stories": 1000}
+        {"side": 48, "captions": 12_000, "questions": 6000, "edits": 6000, "differences": 1200, "stories": 600}
     )
     config.evaluate = ml_collections.ConfigDict(
         {"samples": 200, "drawings": 100, "free": 100, "shown": 12, "batch": 50}
@@ -52,7 +52,7 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
 def _stages() -> ml_collections.ConfigDict:
     """Return the stages in their order; each is an ordinary config."""
     stages = ml_collections.ConfigDict()
-    stages.qformer = _small(tokenizer_qformer.get_config("tiny"), steps=250, batch=64, rate=3e-4)
+    stages.qformer = _small(tokenizer_qformer.get_config("tiny"), steps=180, batch=64, rate=3e-4)
     stages.qformer.model.sizes = "small"
     stages.codebook = _small(tokenizer_codebook.get_config("tiny"), steps=800, batch=64, rate=2e-3)
     stages.codebook.model.sizes = "small"
@@ -63,9 +63,9 @@ def _stages() -> ml_collections.ConfigDict:
         stages[name].optimizer.schedule = "warmup_cosine"
         stages[name].optimizer.warmup_ratio = 0.05
         stages[name].evaluate.most = 200
-    stages.decoder = _decoder(steps=250, rate=5e-4)
-    stages.pretrain = _language("pretrain", steps=700, rate=2e-3)
-    stages.sft = _language("sft", steps=1500, rate=1.5e-3)
+    stages.decoder = _decoder(steps=180, rate=5e-4)
+    stages.pretrain = _language("pretrain", steps=650, rate=2e-3)
+    stages.sft = _language("sft", steps=1250, rate=1.5e-3)
     return stages
 
 

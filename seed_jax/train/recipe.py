@@ -106,7 +106,7 @@ def _steps(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Step]:
         yield Step("teacher", 4, functools.partial(teacher_files.unpack, teacher, **changes))
     yield Step("pictures", 16, functools.partial(world_corpus.draw_pictures, corpus, config))
     pictures = ({"path": str(corpus.pictures), "weight": 1.0},)
-    for name, seconds in (("qformer", 37), ("codebook", 86), ("decoder", 90)):
+    for name, seconds in (("qformer", 32), ("codebook", 86), ("decoder", 90)):
         if name != "qformer" or config.tokenizer.contrastive:
             yield Step(name, seconds, functools.partial(_train, stages[name], workdir / name, paths[name], pictures))
     if config.tokenizer.codes == CODES_PER_IMAGE:
@@ -116,8 +116,8 @@ def _steps(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Step]:
 
 def _language_steps(config: ml_collections.ConfigDict, workdir: Path, corpus: Corpus, paths: dict) -> Iterator[Step]:
     tokenise = functools.partial(world_corpus.tokenise, corpus, config, workdir / "codebook")
-    yield Step("tokenise", 60, tokenise)
-    for name, seconds in (("pretrain", 88), ("sft", 185)):
+    yield Step("tokenise", 65, tokenise)
+    for name, seconds in (("pretrain", 85), ("sft", 145)):
         parts = corpus.parts(name)
         yield Step(name, seconds, functools.partial(_train, config.stages[name], workdir / name, paths[name], parts))
 
