@@ -14,7 +14,9 @@ def quick(devices: int) -> Iterator[None]:
     """Cut everything over so many devices, whatever a config says, and compile without XLA's optimisations."""
     mesh = sharding.make_mesh({"fsdp": devices}, jax.devices()[:devices])
     jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
+            yield
+    finally:  # also where a test fails inside: the ones after it are not to be compiled so
+        jax.config.update("jax_disable_most_optimizations", False)

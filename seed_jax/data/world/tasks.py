@@ -36,9 +36,7 @@ def _captions(rng: np.random.Generator, held: bool) -> Sample:
 
 def _questions(rng: np.random.Generator, held: bool) -> Sample:
     scene = draw_scene(rng, held)
-    possible: dict[str, list[wording.Question]] = {}
-    for each in wording.questions(scene):
-        possible.setdefault(each.kind, []).append(each)
+    possible = wording.by_kind(wording.questions(scene))
     kinds = [str(kind) for kind in rng.permutation(sorted(possible))]
     drawn = [possible[kind][rng.integers(len(possible[kind]))] for kind in kinds]
     said = [text for question in drawn for text in (question.text, question.answer)]

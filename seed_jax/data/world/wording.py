@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +32,17 @@ class Change:
     instruction: str
     difference: str
     scene: Scene
+
+
+Said = TypeVar("Said", Question, Change)
+
+
+def by_kind(several: Iterable[Said]) -> dict[str, list[Said]]:
+    """Sort questions or changes by their kind."""
+    found: dict[str, list[Said]] = {}
+    for each in several:
+        found.setdefault(each.kind, []).append(each)
+    return found
 
 
 def full_name(thing: Thing) -> str:
@@ -107,9 +119,6 @@ def changes(scene: Scene) -> Iterator[Change]:
 
 def change(scene: Scene, rng: np.random.Generator, held: bool | None = None) -> Change:
     """Draw a change, each kind as often; `held` says whether it must lead to a held combination, or to none."""
-    possible: dict[str, list[Change]] = {}
-    for each in changes(scene):
-        if held is None or each.scene.held == held:
-            possible.setdefault(each.kind, []).append(each)
+    possible = by_kind(each for each in changes(scene) if held is None or each.scene.held == held)
     chosen = possible[str(rng.choice(list(possible)))]
     return chosen[rng.integers(len(chosen))]
