@@ -34,16 +34,16 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
     # Codes of a picture (the language model writes 32 only; with fewer the recipe ends at the decoder), whether code i
     # knows nothing of later ones, and whether stage I comes before stage II.
     config.tokenizer = ml_collections.ConfigDict({"codes": 32, "causal": True, "contrastive": True})
-    # Samples of the drawn world: pictures for the tokenizer and the decoder, then what the language model reads.
-    config.world = ml_collections.ConfigDict(
-        {"side": 48, "captions": 12_000, "questions": 6000, "edits": 6000, "differences": 1200, "stories": 600}
-    )
+    # Samples of the drawn world: captioned pictures for the tokenizer and the decoder, and `crowded` more with three
+    # things each, which few others have; then what the language model reads.
+    config.world = ml_collections.ConfigDict({"side": 48, "captions": 12_000, "crowded": 0})
+    config.world.update({"questions": 6000, "edits": 6000, "differences": 1200, "stories": 600})
     config.evaluate = ml_collections.ConfigDict(
         {"samples": 200, "drawings": 100, "free": 100, "shown": 12, "batch": 50}
     )
     config.stages = _teacher_stages() if variant == "teacher" else _stages()
     if variant == "teacher":
-        config.world.captions = 32_000
+        config.world.update({"captions": 32_000, "crowded": 10_000})
     if variant == "shortest":
         _shorten(config)
     return config

@@ -104,6 +104,13 @@ def client() -> Any:
     return distributed.global_state.client
 
 
+def coordinator() -> str:
+    """Return the address at which host 0 coordinates the others; "" on a single host."""
+    from jax._src import distributed  # as above
+
+    return distributed.global_state.coordinator_address or ""
+
+
 def leave(code: int) -> NoReturn:
     """End this process; on several hosts at once, since an ordinary exit would wait minutes for the others."""
     if client() is None:

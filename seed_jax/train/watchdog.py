@@ -55,6 +55,12 @@ class Hosts:
         self._seconds, self._step, self._closed = seconds, 0, threading.Event()
         self._names: dict[str, str] = {}
         if self._client:
+            # JAX aborts at once when its coordinator is gone, before any thread of ours is asked.
+            logging.info(
+                "This is host %d of %d. Host 0 (%s) coordinates them: should it die, JAX itself ends this process with "
+                "code 134 and speaks of the leader task.",
+                *(jax.process_index(), jax.process_count(), distributed.coordinator()),
+            )
             self._say("starting")
             threading.Thread(target=self._watch, name="hosts", daemon=True).start()
 

@@ -82,8 +82,12 @@ def draw_pictures(corpus: Corpus, config: ml_collections.ConfigDict) -> None:
     """Make the shards of captioned pictures, those that are held back, and both vocabularies."""
     shown = _describe(corpus, "captions", config, task="captions", count=config.world.captions, held=False)
     held = _describe(corpus, "held", config, task="captions", count=_HELD_PICTURES, held=True)
-    for described, out in ((shown, corpus.pictures), (held, corpus.held_pictures)):
-        build.build(open_source("world", [described]), out, settings=Settings(progress=False))
+    described = [shown]
+    if config.world.crowded:
+        crowded = {"task": "captions", "count": config.world.crowded, "things": 3}
+        described.append(_describe(corpus, "crowded", config, **crowded))
+    for sources, out in ((described, corpus.pictures), ([held], corpus.held_pictures)):
+        build.build(open_source("world", sources), out, settings=Settings(progress=False))
     corpus.examples.mkdir(exist_ok=True)
     asked = read_recipe(held)
     for number in range(_EXAMPLES):

@@ -73,6 +73,14 @@ def test_samples_are_the_same_always_and_differ_by_number_and_seed(task):
         assert all(item.held for item in make_sample(task, 0, number, True).items if isinstance(item, Scene))
 
 
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("things", [1, 2, 3])
+def test_the_number_of_things_may_be_given(task, things):
+    for number in range(20):
+        first = next(item for item in make_sample(task, 0, number, things=things).items if isinstance(item, Scene))
+        assert len(first.things) == things
+
+
 def test_a_change_changes_one_thing_that_its_words_name():
     rng = np.random.default_rng(1)
     for scene in scenes(100):
@@ -164,6 +172,7 @@ def test_records_suit_their_templates(tmp_path, kind, task):
         ("{", "does not describe drawn samples"),
         ('{"task": "songs", "count": 1}', "task is 'songs', expected one of captions"),
         ('{"task": "captions", "count": 0}', "count is 0, expected a whole number of at least 1"),
+        ('{"task": "captions", "count": 1, "things": 4}', "things is 4, expected 1, 2 or 3"),
         ('{"task": "captions", "count": 1, "colour": "red"}', "expected JSON with task, count, seed"),
     ],
 )

@@ -31,7 +31,7 @@ def quick_programs():
 def teacher(tmp_path_factory):
     """Train a smaller teacher: the reader for a few steps; a decoder of random weights stands in for the painter."""
     config = quickstart.get_config("teacher")
-    config.world.captions = 64
+    config.world.update({"captions": 64, "crowded": 8})
     reader = config.stages.reader
     reader.steps, reader.log_every, reader.checkpoint.every_steps, reader.data.batch_size = 8, 1, 8, 16
     workdir = tmp_path_factory.mktemp("quickstart") / "teacher"

@@ -2,8 +2,8 @@
 
 `task` is one of captions (tasks pretrain.image_text_pair, sft.qa), questions (sft.conversation), edits (sft.edit,
 pretrain.edit), differences (sft.difference), stories (pretrain.interleaved, sft.interleaved); `side` is that of the
-pictures in pixels (default 64); with `"held": true` every sample shows combinations that all others lack. Any number,
-always the same.
+pictures in pixels (default 64); with `"held": true` every sample shows combinations that all others lack; `"things": 3`
+is how many each scene has, else one to three. Any number, always the same.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ class Recipe:
     seed: int = 0
     held: bool = False
     side: int = SIDE
+    things: int | None = None
 
 
 class WorldSource:
@@ -67,12 +68,14 @@ def read_recipe(path: Path) -> Recipe:
     for name, (value, least) in numbers.items():
         if type(value) is not int or value < least:
             raise UserError(f"{path}: {name} is {value!r}, expected a whole number of at least {least}.")
+    if recipe.things not in (None, 1, 2, 3):
+        raise UserError(f"{path}: things is {recipe.things!r}, expected 1, 2 or 3.")
     return recipe
 
 
 def draw_unit(recipe: Recipe, number: int, name: str) -> Raw:
     """Draw one sample; the pictures of one sample share texture and noise, so that only what was changed changes."""
-    sample = make_sample(recipe.task, recipe.seed, number, recipe.held)
+    sample = make_sample(recipe.task, recipe.seed, number, recipe.held, recipe.things)
 
     def item(part: str | Scene) -> str | bytes:
         if isinstance(part, str):

@@ -31,7 +31,8 @@ ROW, COLUMN = "row", "column"
 SITES = {2: (0.25, 0.75), 3: (0.18, 0.5, 0.82)}
 _JITTER = 0.025  # how far all things of a scene are shifted together, at most
 _GAP = 0.02  # between things
-_NUMBERS = (0.35, 0.45, 0.2)  # how often there are one, two, three things
+# How often one, two, three things are tried. What does not fit is drawn anew, so 7 % of the scenes have three.
+_NUMBERS = (0.35, 0.45, 0.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ HELD = tuple(look for look in itertools.product(SIZES, COLOURS, SHAPES) if is_he
 
 
 def draw_scene(rng: np.random.Generator, held: bool = False, number: int | None = None) -> Scene:
-    """Draw a scene: with `held`, one that has a held combination, else one that has none."""
+    """Draw a scene of `number` things, or of one to three: with `held` one of them is a held combination, else none."""
     while True:
         count = number or 1 + int(rng.choice(len(_NUMBERS), p=_NUMBERS))
         looks = [_look(rng) for _ in range(count)]

@@ -29,13 +29,13 @@ def scene_of(truth: dict) -> Scene:
     return Scene(tuple(Thing(**each) for each in truth["things"]), truth["arrangement"], truth["background"])
 
 
-def _captions(rng: np.random.Generator, held: bool) -> Sample:
-    scene = draw_scene(rng, held)
+def _captions(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
+    scene = draw_scene(rng, held, things)
     return Sample((scene, wording.caption(scene, rng)), {"truth": truth(scene)})
 
 
-def _questions(rng: np.random.Generator, held: bool) -> Sample:
-    scene = draw_scene(rng, held)
+def _questions(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
+    scene = draw_scene(rng, held, things)
     possible = wording.by_kind(wording.questions(scene))
     kinds = [str(kind) for kind in rng.permutation(sorted(possible))]
     drawn = [possible[kind][rng.integers(len(possible[kind]))] for kind in kinds]
@@ -43,21 +43,21 @@ def _questions(rng: np.random.Generator, held: bool) -> Sample:
     return Sample((scene, *said), {"kinds": kinds})
 
 
-def _edits(rng: np.random.Generator, held: bool) -> Sample:
-    before = draw_scene(rng, held)
+def _edits(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
+    before = draw_scene(rng, held, things)
     change = wording.change(before, rng, held)
     return Sample((before, change.scene, change.instruction), {"kind": change.kind})
 
 
-def _differences(rng: np.random.Generator, held: bool) -> Sample:
-    before = draw_scene(rng, held)
+def _differences(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
+    before = draw_scene(rng, held, things)
     change = wording.change(before, rng, held)
     question = "What is different in image B?"
     return Sample((before, change.scene, question, change.difference), {"kind": change.kind})
 
 
-def _stories(rng: np.random.Generator, held: bool) -> Sample:
-    scene = draw_scene(rng, held, number=1 + int(rng.integers(2)))
+def _stories(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
+    scene = draw_scene(rng, held, things or 1 + int(rng.integers(2)))
     items: list[str | Scene] = [wording.caption(scene, rng), scene]
     for _ in range(STORY_PICTURES - 1):
         change = wording.change(scene, rng, held)
@@ -66,7 +66,7 @@ def _stories(rng: np.random.Generator, held: bool) -> Sample:
     return Sample(tuple(items), {"response_at": 2})
 
 
-TASKS: dict[str, Callable[[np.random.Generator, bool], Sample]] = {
+TASKS: dict[str, Callable[[np.random.Generator, bool, int | None], Sample]] = {
     "captions": _captions,
     "questions": _questions,
     "edits": _edits,
@@ -75,10 +75,11 @@ TASKS: dict[str, Callable[[np.random.Generator, bool], Sample]] = {
 }
 
 
-def make_sample(task: str, seed: int, number: int, held: bool = False) -> Sample:
+def make_sample(task: str, seed: int, number: int, held: bool = False, things: int | None = None) -> Sample:
     """Return sample `number` of a task; it is always the same.
 
     Args:
         held: with combinations that training never shows, instead of without.
+        things: in every first scene, from one to three; None leaves it to chance.
     """
-    return TASKS[task](np.random.default_rng([seed, int(held), list(TASKS).index(task), number]), held)
+    return TASKS[task](np.random.default_rng([seed, int(held), list(TASKS).index(task), number]), held, things)
