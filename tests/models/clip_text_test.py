@@ -9,14 +9,14 @@ from seed_jax.convert.tensors import Tensor, Tensors
 from seed_jax.convert.unclip import key_table
 from seed_jax.errors import UserError
 from seed_jax.models.clip_text import ClipText, ClipTextConfig
-from tests.models.unclip_cases import decoder, error, quick_jit, tensors
+from tests.models.unclip_cases import decoder, error, tensors
 
 
 @pytest.mark.parametrize("prompt", ["empty", "text"])
 def test_states_equal_the_originals(prompt):
     unclip, params = decoder()
     pieces = tensors("pieces")
-    states = quick_jit(unclip.text_states)(params, pieces[f"input_ids_{prompt}"])
+    states = jax.jit(unclip.text_states)(params, pieces[f"input_ids_{prompt}"])
     # The original's own float32 error is 1.6e-6; values reach 3.5.
     assert error(states, pieces[f"text_last_hidden_state_{prompt}"]) < 1e-5
 
@@ -49,8 +49,8 @@ def test_quick_gelu_equals_pytorch():
 def test_a_token_sees_no_later_one():
     model = ClipText(ClipTextConfig(20, 8, 16, 2, 2, max_length=5))
     tokens = jnp.array([[3, 4, 5, 6, 7]])
-    params = quick_jit(model.init)(jax.random.key(0), tokens)
-    run = quick_jit(model.apply)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)
+    run = jax.jit(model.apply)
     changed = run(params, tokens.at[0, 3].set(9)) - run(params, tokens)
     assert np.abs(changed).max(-1)[0, :3].max() == 0
     assert np.abs(changed).max(-1)[0, 3:].min() > 0

@@ -7,10 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from seed_jax.convert.unclip import ImportedUnclip, abstract_params, import_unclip
+from seed_jax.models.clip_text import ClipTextConfig
 from seed_jax.models.unclip import Unclip, UnclipConfig
+from seed_jax.models.unclip.config import PromptTokens, UNetConfig, VAEConfig
 from tests import golden
 
 FOLDER = "unclip_tiny/diffusion_model"
+# Two levels, one of them with attention: every kind of layer once.
+SMALLEST = UnclipConfig(
+    unet=UNetConfig(
+        sample_size=8, block_channels=(8, 16), cross_attention=(True, False), num_heads=(2, 2), layers_per_block=1,
+        text_width=16, class_width=64, norm_groups=4,
+    ),
+    vae=VAEConfig(sample_size=16, block_channels=(8, 8), layers_per_block=1, norm_groups=4),
+    text=ClipTextConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, max_length=8
+    ),
+    prompt=PromptTokens(bos=18, eos=19),
+)  # fmt: skip
 
 
 @functools.cache
@@ -37,11 +51,6 @@ def random_decoder(config: UnclipConfig, **options) -> tuple[Unclip, dict]:
 
     params = jax.tree_util.tree_map_with_path(fill, abstract_params(config))
     return Unclip(config, **options), jax.tree.map(jnp.asarray, params)
-
-
-def quick_jit(function):
-    """Compile without XLA's optimisations: at these sizes they save nothing and take half of a test's time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache

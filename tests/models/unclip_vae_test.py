@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from seed_jax.models.unclip.vae import decode_in_tiles
-from tests.models.unclip_cases import decoder, error, quick_jit, tensors
+from tests.models.unclip_cases import decoder, error, tensors
 
 
 def test_decode_equals_the_originals():
     unclip, params = decoder()
     pieces = tensors("pieces")
-    pixels = quick_jit(unclip.vae.decode)(params["vae"], pieces["vae.in_z"])
+    pixels = jax.jit(unclip.vae.decode)(params["vae"], pieces["vae.in_z"])
     assert error(pixels, pieces["vae.decode"]) < 1e-4
 
 
 def test_encode_equals_the_originals():
     unclip, params = decoder()
     pieces = tensors("pieces")
-    moments = quick_jit(unclip.vae.encode)(params["vae"], pieces["vae.in_x"])
+    moments = jax.jit(unclip.vae.encode)(params["vae"], pieces["vae.in_x"])
     assert error(moments.mean, pieces["vae.encode_mean"]) < 1e-4
     assert error(moments.logvar, pieces["vae.encode_logvar"]) < 1e-4
 
@@ -27,7 +27,7 @@ def test_encode_equals_the_originals():
 def test_encode_pixels_gives_what_decode_latents_takes():
     unclip, params = decoder()
     pieces, scale = tensors("pieces"), unclip.config.vae.scaling_factor
-    moments = quick_jit(unclip.encode_pixels)(params, pieces["vae.in_x"] / 2 + 0.5)
+    moments = jax.jit(unclip.encode_pixels)(params, pieces["vae.in_x"] / 2 + 0.5)
     assert error(moments.mean / scale, pieces["vae.encode_mean"]) < 1e-4
     assert error(moments.logvar - 2 * np.log(scale), pieces["vae.encode_logvar"]) < 1e-4
 
@@ -48,6 +48,6 @@ def test_one_large_tile_is_exact():
     unclip, params = decoder()
     latents = tensors("pndm_5")["latents_final"]
     at_once, in_one = (
-        quick_jit(functools.partial(unclip.decode_latents, tile=tile))(params, latents) for tile in (None, 64)
+        jax.jit(functools.partial(unclip.decode_latents, tile=tile))(params, latents) for tile in (None, 64)
     )
     assert error(in_one, at_once) < 1e-6

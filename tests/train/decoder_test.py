@@ -17,34 +17,22 @@ from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
 from seed_jax.inference.draw import Drawer
-from seed_jax.models.clip_text import ClipTextConfig
-from seed_jax.models.unclip import Condition, Unclip, UnclipConfig
-from seed_jax.models.unclip.config import PromptTokens, UNetConfig, VAEConfig
+from seed_jax.models.unclip import Condition, Unclip
 from seed_jax.train import loop
 from seed_jax.train.averages import first_averages, next_averages
 from seed_jax.train.decoder import prediction_error
 from seed_jax.train.decoder_flops import step_flops
 from seed_jax.train.optimizer import make_optimizer
-from tests import golden, programs
+from tests import golden, meshes
 from tests.models import unclip_cases
+from tests.models.unclip_cases import SMALLEST
 
 STEPS = 24
-SIZES = UnclipConfig(
-    unet=UNetConfig(
-        sample_size=8, block_channels=(8, 16), cross_attention=(True, False), num_heads=(2, 2), layers_per_block=1,
-        text_width=16, class_width=64, norm_groups=4,
-    ),
-    vae=VAEConfig(sample_size=16, block_channels=(8, 8), layers_per_block=1, norm_groups=4),
-    text=ClipTextConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, max_length=8
-    ),
-    prompt=PromptTokens(bos=18, eos=19),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
-    with programs.quick(devices=2):
+    with meshes.on_devices(2):
         yield
 
 
@@ -65,8 +53,8 @@ def values(workdir, key):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     directory = tmp_path_factory.mktemp("decoder") / "start"
-    params = jax.jit(lambda key: sharding.unbox(Unclip(SIZES).init(key)))(jax.random.key(0))
-    return model_dir.save(directory, "unclip", {"sizes": SIZES.to_dict()}, params)
+    params = jax.jit(lambda key: sharding.unbox(Unclip(SMALLEST).init(key)))(jax.random.key(0))
+    return model_dir.save(directory, "unclip", {"sizes": SMALLEST.to_dict()}, params)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +124,7 @@ def test_the_loss_is_that_of_diffusers():
     timesteps = np.array([3, 400, 990])
     states = rng.standard_normal((batch, 7, sizes.text_width), np.float32)
     labels = rng.standard_normal((batch, sizes.class_width), np.float32)
-    compute = unclip_cases.quick_jit(functools.partial(prediction_error, unclip))
+    compute = jax.jit(functools.partial(prediction_error, unclip))
     ours = compute(params, latents, noise, timesteps, Condition(jnp.asarray(states), jnp.asarray(labels)))
     folder = golden.path(unclip_cases.FOLDER)
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
@@ -151,12 +139,12 @@ def test_the_loss_is_that_of_diffusers():
 
 
 def test_flops_are_those_of_the_kernels():
-    params = sharding.unbox(jax.eval_shape(Unclip(SIZES).init, jax.random.key(0)))
+    params = sharding.unbox(jax.eval_shape(Unclip(SMALLEST).init, jax.random.key(0)))
     unet = params["unet"]
     places = {"conv_in": 64, "conv_out": 64}
     least = 6 * sum(unet[name]["kernel"].size * count for name, count in places.items())
-    assert least < step_flops(params, SIZES, ("unet",)) < 6 * 64 * sum(x.size for x in jax.tree.leaves(unet))
-    assert step_flops(params, SIZES, ("unet", "vae")) > step_flops(params, SIZES, ("unet",))
+    assert least < step_flops(params, SMALLEST, ("unet",)) < 6 * 64 * sum(x.size for x in jax.tree.leaves(unet))
+    assert step_flops(params, SMALLEST, ("unet", "vae")) > step_flops(params, SMALLEST, ("unet",))
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from seed_jax.evaluation.world_page import write
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.unclip import Unclip, UnclipConfig
 from seed_jax.train import recipe, teacher_files
-from tests import programs
+from tests import meshes
 from tests.pages import command_lines
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_programs():
-    with programs.quick(devices=1):
+def one_device():
+    with meshes.on_devices(1):
         yield
 
 

@@ -14,7 +14,7 @@ from seed_jax.data.clip_vocab import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.train import loop
-from tests import programs
+from tests import meshes
 
 SHARDED, RESHARDED = {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 1, "fsdp": 8, "tensor": 1}
 STEPS = 48  # enough to see learning begin
@@ -136,7 +136,7 @@ def test_every_option_at_once(stage_one, tmp_path):
         codebook__dead_after=2,
         codebook__kmeans_vectors=8,
     )
-    with programs.quick(devices=1):
+    with meshes.on_devices(1):
         loop.run(config, tmp_path / "run")
     assert len(values(tmp_path / "run", "loss_text")) == 6
     variables = model_dir.load(tmp_path / "run").params
