@@ -1,11 +1,17 @@
-"""The commands of README.md and of the pages in docs/, for tests that run them."""
+"""The fenced blocks of README.md and of the pages in docs/, for tests that run them."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
+def blocks(page: str, name: str) -> list[str]:
+    """Return what stands in a page's fenced blocks between `<!-- name -->` and `<!-- end -->`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"<!-- {name} -->\n```\w+\n(.*?)\n```\n<!-- end -->", text, re.DOTALL)
+
+
 def command_lines(page: str, name: str) -> list[str]:
-    """Return the lines of a page's fenced block between `<!-- name -->` and `<!-- end -->`."""
-    block = (ROOT / page).read_text(encoding="utf-8").split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
-    return [line for line in block.splitlines() if line and not line.startswith("```")]
+    """Return the lines of those blocks."""
+    return [line for block in blocks(page, name) for line in block.splitlines() if line]

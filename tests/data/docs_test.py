@@ -18,14 +18,10 @@ from seed_jax.data.vocab import train_small
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.data.sources.samples import png, tar, write_pictures
 from tests.models.tokenizer_cases import random_like
+from tests.pages import blocks, command_lines
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
-
-
-def blocks(name):
-    """Return what stands in the fenced blocks between `<!-- name -->` and `<!-- end -->`."""
-    return re.findall(rf"<!-- {name} -->\n```\w+\n(.*?)\n```\n<!-- end -->", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -58,11 +54,10 @@ def test_every_command_runs(place, capsys, monkeypatch):
 
     monkeypatch.setattr(data_build, "_load_encoder", load_once)
     monkeypatch.setattr(measure, "PACKED_ROWS", 2)
-    (mixture,) = blocks("file mixture.py")
+    (mixture,) = blocks("docs/data.md", "file mixture.py")
     (place / "mixture.py").write_text(mixture)
-    commands = [line for block in blocks("commands") for line in block.splitlines()]
-    assert sum("```bash" in line for line in PAGE.splitlines()) == len(blocks("commands"))
-    for program, *words in map(shlex.split, commands):
+    assert PAGE.count("```bash\n") == len(blocks("docs/data.md", "commands"))
+    for program, *words in map(shlex.split, command_lines("docs/data.md", "commands")):
         if program == "python":
             words = [sys.executable, str(ROOT / words[0]), *words[1:], "--seconds", "0.1", "--records", "60"]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
