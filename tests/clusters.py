@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests import fast_xla
+
 ROOT = Path(__file__).parents[1]
 DEVICES = 8  # of all processes together
 LOST_SECONDS = 5.0
@@ -38,7 +40,7 @@ class Cluster:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // self.count}",
+            "XLA_FLAGS": fast_xla.flags(DEVICES // self.count),
             **(joined if self.count > 1 else {}),
         }
         command = [sys.executable, "-m", "seed_jax.main", f"--workdir={self.workdir}", *overrides]

@@ -3,16 +3,17 @@
 import os
 import tempfile
 
+from tests import fast_xla
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast_xla.flags(8)}"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Programs that several tests or their subprocesses run (resumed runs, other folders) are compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="seed_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Most programs run once or twice: compiling them with all of XLA's optimisations takes longer than they save.
-# JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs the tests with them, half as long again.
+# =0 runs the tests with all of XLA's optimisations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from jaxtyping import install_import_hook

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import fast_xla
 from tests.pages import command_lines
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def command(workdir: Path, *overrides: str) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return {**os.environ, "XLA_FLAGS": fast_xla.flags(devices)}
 
 
 def run(workdir: Path, *overrides: str, devices: int = 1) -> subprocess.CompletedProcess:

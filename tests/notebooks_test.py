@@ -15,7 +15,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.models.llama import Llama, LlamaConfig
 from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.models.unclip import UnclipConfig
-from tests import golden
+from tests import fast_xla, golden
 from tests.models.tokenizer_cases import random_like
 from tests.models.unclip_cases import random_decoder
 
@@ -64,7 +64,7 @@ def with_values(notebook, values):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, values, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", fast_xla.flags(1))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = with_values(nbformat.read(path, as_version=4), values)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
