@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="", help="folder of another teacher; 32 codes only")
     parser.add_argument("--short", action="store_true")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     found = {arm: [measured(arm, seed, args) for seed in args.seeds] for arm in args.arms}
     write_json(args.workdir / "ablations.json", found)
     print(table(found))
