@@ -63,9 +63,7 @@ def main() -> None:
         if count > 1:
             took.append(time.monotonic() - began)
             others = [cluster.said(number) for number in range(count) if number != victim]
-            # Where host 0 is gone, JAX ends the others itself and calls it the leader task.
-            name = f"Host {victim} (" if victim else "leader task was"
-            named += any(name in said for said in others)
+            named += any(clusters.names(said, victim) for said in others)
             for said in others:
                 print("    " + (said.splitlines() or ["said nothing"])[-1][:160], file=sys.stderr, flush=True)
     last = Cluster(workdir, 1, overrides)

@@ -74,6 +74,13 @@ class Cluster:
             process.wait()
 
 
+def names(said: str, gone: int) -> bool:
+    """Return whether what a process said names the one that is gone; host 0, which coordinates, is JAX's leader."""
+    if gone == 0:
+        return "leader task was preempted" in said or "Host 0 is gone" in said
+    return f"Host {gone} (" in said and ") is gone" in said
+
+
 def losses(workdir: Path) -> dict[int, float] | None:
     """Return the loss of each reported step; None while a line is being written."""
     path = workdir / "metrics.jsonl"

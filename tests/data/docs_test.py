@@ -56,7 +56,7 @@ def test_every_command_runs(place, capsys, monkeypatch):
     monkeypatch.setattr(measure, "PACKED_ROWS", 2)
     (mixture,) = blocks("docs/data.md", "file mixture.py")
     (place / "mixture.py").write_text(mixture)
-    assert PAGE.count("```bash\n") == len(blocks("docs/data.md", "commands"))
+    assert sum("```bash" in line for line in PAGE.splitlines()) == len(blocks("docs/data.md", "commands"))
     for program, *words in map(shlex.split, command_lines("docs/data.md", "commands")):
         if program == "python":
             words = [sys.executable, str(ROOT / words[0]), *words[1:], "--seconds", "0.1", "--records", "60"]

@@ -173,6 +173,7 @@ def test_records_suit_their_templates(tmp_path, kind, task):
         ('{"task": "songs", "count": 1}', "task is 'songs', expected one of captions"),
         ('{"task": "captions", "count": 0}', "count is 0, expected a whole number of at least 1"),
         ('{"task": "captions", "count": 1, "things": 4}', "things is 4, expected 1, 2 or 3"),
+        ('{"task": "captions", "count": 1, "things": true}', "things is True, expected 1, 2 or 3"),
         ('{"task": "captions", "count": 1, "colour": "red"}', "expected JSON with task, count, seed"),
     ],
 )

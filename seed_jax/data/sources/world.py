@@ -68,7 +68,7 @@ def read_recipe(path: Path) -> Recipe:
     for name, (value, least) in numbers.items():
         if type(value) is not int or value < least:
             raise UserError(f"{path}: {name} is {value!r}, expected a whole number of at least {least}.")
-    if recipe.things not in (None, 1, 2, 3):
+    if recipe.things is not None and (type(recipe.things) is not int or not 1 <= recipe.things <= 3):
         raise UserError(f"{path}: things is {recipe.things!r}, expected 1, 2 or 3.")
     return recipe
 
