@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seed_jax.errors import UserError
-from seed_jax.models import splash
+from seed_jax.models import remat, splash
 from seed_jax.precision import Precision
 
 IMPLEMENTATIONS = ("xla", "chunked", "splash", "cudnn")
@@ -62,19 +62,27 @@ def attend(
             neither). "splash" knows causality and segments only: with a `mask` (decoding) it is "xla".
         dropout: share of the attention weights dropped where `dropout_rng` is given (always "xla", and K == H).
 
-    K key-value heads may be fewer than the H query heads if K divides H.
+    K key-value heads may be fewer than the H query heads if K divides H. What remat policies may keep has its names
+    here (`remat.ATTENTION_NAMES`).
     """
     dropping = dropout_rng is not None and dropout > 0
     if implementation in ("splash", INTERPRETED) and mask is None and not dropping:
         interpret = implementation == INTERPRETED
         return splash.attend(q, k, v, causal=causal, segment_ids=segment_ids, scale=scale, interpret=interpret)
+    q, k, v = (remat.name(x, kept) for x, kept in zip((q, k, v), remat.OPERANDS, strict=True))
     if segment_ids is not None:
         same = segment_mask(segment_ids, segment_ids)
         mask = same if mask is None else mask & same
     if dropping:
         if causal:
             mask = causal_mask(q.shape[1]) if mask is None else mask & causal_mask(q.shape[1])
-        return _attend_with_dropout(q, k, v, mask, scale, precision, dropout, dropout_rng)
+        context = _attend_with_dropout(q, k, v, mask, scale, precision, dropout, dropout_rng)
+    else:
+        context = _attend(q, k, v, mask, causal, scale, precision, implementation)
+    return remat.name(context, remat.CONTEXT)
+
+
+def _attend(q, k, v, mask, causal, scale, precision, implementation):
     with jax.default_matmul_precision("highest" if precision.compute == "float32" else "default"):
         if implementation == "chunked":
             return _attend_in_blocks(q, k, v, mask, causal, scale)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from seed_jax.models import remat
+from seed_jax.models import gathered
 from seed_jax.models.attention import attend, attend_to_cache
 from seed_jax.models.kv_cache import KVCache
 from seed_jax.models.layers import Dense, RMSNorm
@@ -56,9 +56,30 @@ def window(config: LlamaConfig, positions: Int[Array, "B T"], **rest) -> Window:
 
 def rotate(x: Float[Array, "B T H D"], at: Window) -> Float[Array, "B T H D"]:
     """Turn dimension i together with dimension i + D / 2 (the rotate-half layout), in float32."""
+    return jax.lax.platform_dependent(x, at.cos, at.sin, tpu=rotate_by_product, default=rotate_by_halves)
+
+
+def rotate_by_halves(
+    x: Float[Array, "B T H D"], cos: Float[Array, "B T 1 F"], sin: Float[Array, "B T 1 F"]
+) -> Float[Array, "B T H D"]:
+    """Cut the halves apart and join them again."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * at.cos - second * at.sin, second * at.cos + first * at.sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
+
+
+def rotate_by_product(
+    x: Float[Array, "B T H D"], cos: Float[Array, "B T 1 F"], sin: Float[Array, "B T 1 F"]
+) -> Float[Array, "B T H D"]:
+    """Swap the halves by a product with a permutation.
+
+    A TPU lays a head over its 128 lanes; cutting it leaves half of them empty on every pass over memory. By the
+    compiler's cycles that is 5 % of a step of the 8B, the product a tenth of it.
+    """
+    half = x.shape[-1] // 2
+    swap = jnp.asarray(np.roll(np.eye(2 * half), half, axis=1), x.dtype)
+    swapped = jnp.matmul(x, swap, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    cos, sin = jnp.concatenate((cos, cos), axis=-1), jnp.concatenate((-sin, sin), axis=-1)
+    return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -78,9 +99,9 @@ class Attention(nn.Module):
             y = dense(count * c.head_size, ("embed", "heads"), name=name)(x, deterministic=at.deterministic)
             return y.reshape(*x.shape[:2], count, c.head_size)
 
-        q = remat.name(rotate(heads("q_proj", c.num_heads), at), "query")
-        k = remat.name(rotate(heads("k_proj", c.num_kv_heads), at), "key")
-        v = remat.name(heads("v_proj", c.num_kv_heads), "value")
+        q = rotate(heads("q_proj", c.num_heads), at)
+        k = rotate(heads("k_proj", c.num_kv_heads), at)
+        v = heads("v_proj", c.num_kv_heads)
         if cache is not None:
             cache = cache.write(layer, k, v, None if at.mask is None else at.positions)
         how = {"precision": self.precision, "implementation": self.implementation}
@@ -89,9 +110,8 @@ class Attention(nn.Module):
         else:
             past = cache.read(layer)
             context = attend_to_cache(q, past.k, past.v, mask=at.mask, precision=self.precision)
-        context = remat.name(context.reshape(x.shape), "context")
         out = dense(c.hidden_size, ("heads", "embed"), name="o_proj")
-        return Stream(out(context, deterministic=at.deterministic), cache)
+        return Stream(out(context.reshape(x.shape), deterministic=at.deterministic), cache)
 
 
 class Mlp(nn.Module):
@@ -105,10 +125,11 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], at: Window) -> Float[Array, "B T D"]:
         dense = functools.partial(Dense, use_bias=False, precision=self.precision, lora=self.lora)
         wide = functools.partial(dense, self.config.intermediate_size, ("embed", "mlp"))
+        x = gathered.settled(x)
         gate = wide(name="gate_proj")(x, deterministic=at.deterministic)
         up = wide(name="up_proj")(x, deterministic=at.deterministic)
         down = dense(self.config.hidden_size, ("mlp", "embed"), name="down_proj")
-        return down(jax.nn.silu(gate) * up, deterministic=at.deterministic)
+        return down(gathered.settled(jax.nn.silu(gate) * up), deterministic=at.deterministic)
 
 
 class Block(nn.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
+from seed_jax.models import gathered
 from seed_jax.precision import Precision
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -44,7 +45,9 @@ def delta(
     """Return the adapter's contribution `scale * dropout(x) a b`; no dropout without `rng`."""
     if rng is not None:
         keep = 1.0 - spec.dropout
-        x = jnp.where(jax.random.bernoulli(rng, keep, x.shape), x / keep, 0).astype(x.dtype)
+        # Drawn once: worked into all that takes it, the making of random bits alone compiles for minutes on TPUs.
+        kept = gathered.settled(jax.random.bernoulli(rng, keep, x.shape))
+        x = jnp.where(kept, x / keep, 0).astype(x.dtype)
     low = jnp.matmul(x, a.astype(x.dtype), precision=precision.matmul)
     return jnp.matmul(low, b.astype(x.dtype), precision=precision.matmul) * spec.scale
 

@@ -9,7 +9,8 @@ from jax.ad_checkpoint import checkpoint_name
 from seed_jax.errors import UserError
 
 _POLICIES = jax.checkpoint_policies
-ATTENTION_NAMES = ("query", "key", "value", "context")
+OPERANDS, CONTEXT = ("query", "key", "value"), "context"  # of attention, named where it is computed
+ATTENTION_NAMES = (*OPERANDS, CONTEXT)
 # Products with gathered weights, and kernels, are calls that the policies for dots do not look into. Query and key
 # after their rotation take the place of the products they come from: as much memory, and nothing is rotated twice.
 _CALLS = _POLICIES.save_only_these_names("product", *ATTENTION_NAMES)

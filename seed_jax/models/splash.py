@@ -13,6 +13,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from seed_jax.models import remat
+
 LANES = 128
 BLOCK = 512  # positions of queries and of keys a kernel works on at a time; the largest that fits all generations
 _PADDING = -1  # segment of positions that only fill up
@@ -59,13 +61,15 @@ def _on_device(q, k, v, query_segments, key_segments, *, causal, block, interpre
     """Run the kernel over this device's rows."""
     queries, size = q.shape[1], q.shape[-1]
     block_q, block_k = _block(queries, block), _block(k.shape[1], block)
+    # Heads first, as the kernels of both directions take them: what is kept under its name is not turned again.
+    q, k, v = (remat.name(jnp.moveaxis(x, 2, 1), kept) for x, kept in zip((q, k, v), remat.OPERANDS, strict=True))
     q, query_segments = _fill(q, query_segments, block_q)
     k, key_segments = _fill(k, key_segments, block_k)
     v, _ = _fill(v, key_segments, block_k)
-    shape = (q.shape[1], k.shape[1])
+    shape = (q.shape[2], k.shape[2])
     mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * q.shape[2]),
+        splash.MultiHeadMask([mask] * q.shape[1]),
         block_sizes=splash.BlockSizes(
             block_q=block_q,
             block_kv=block_k,
@@ -78,13 +82,12 @@ def _on_device(q, k, v, query_segments, key_segments, *, causal, block, interpre
         ),
         head_shards=1,
         q_seq_shards=1,
-        # Remat policies that keep a layer's attention output keep what the backward kernels need, too.
-        residual_checkpoint_name="context",
+        # The context as the kernel leaves it and the sums of its softmax: with both nothing of it is done twice.
+        residual_checkpoint_name=remat.CONTEXT,
         interpret=interpret,
     )
     one = lambda q, k, v, of_q, of_k: kernel(q, k, v, splash.SegmentIds(of_q, of_k))  # noqa: E731
-    heads_first = [jnp.moveaxis(x, 2, 1) for x in (q, k, v)]
-    context = jnp.moveaxis(jax.vmap(one)(*heads_first, query_segments, key_segments), 1, 2)
+    context = jnp.moveaxis(jax.vmap(one)(q, k, v, query_segments, key_segments), 1, 2)
     return context[:, :queries, :, :size].astype(q.dtype)
 
 
@@ -96,7 +99,7 @@ def _block(length: int, most: int) -> int:
 
 
 def _fill(x, segments, block):
-    """Fill up the length to a multiple of `block` and the head size to one of 128."""
-    length = -x.shape[1] % block
-    x = jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, -x.shape[-1] % LANES)))
+    """Fill up the length of [B, H, T, D] to a multiple of `block` and the head size to one of 128."""
+    length = -x.shape[2] % block
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, length), (0, -x.shape[3] % LANES)))
     return x, jnp.pad(segments, ((0, 0), (0, -segments.shape[1] % block)), constant_values=_PADDING)

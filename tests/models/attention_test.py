@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 from seed_jax import sharding
 from seed_jax.errors import UserError
-from seed_jax.models import attention
+from seed_jax.models import attention, remat
 from seed_jax.models.attention import attend
 
 
@@ -83,6 +83,23 @@ def test_the_tpu_kernel_equals_the_plain_product(size, queries, keys, kv_heads, 
     np.testing.assert_allclose(kernel, plain, atol=2e-6)  # float32 sums in another order
     for ours, expected in zip(gradient_of_kernel, gradient, strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_nothing_is_kept_twice_for_the_backward_pass():
+    """A policy that keeps attention's operands and result keeps one copy of each, in the kernel's own order there."""
+    x = jax.ShapeDtypeStruct((2, 256, 3, 128), jnp.float32)
+
+    def kept(implementation):
+        def layer(x):
+            y = attend(jnp.sin(x), jnp.cos(x), jnp.tanh(x), causal=True, implementation=implementation)
+            return jnp.sin(y).sum()
+
+        run = jax.checkpoint(layer, policy=remat.POLICIES["save_qkv"])
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(run, x)[1], x)))
+
+    assert kept("xla") == 5 * x.size  # x, query, key, value, context
+    # Besides, the sums of the softmax and which blocks the kernel visits.
+    assert 5 * x.size < kept(attention.INTERPRETED) < 5.1 * x.size
 
 
 def test_the_tpu_kernel_is_cut_over_rows_and_heads():

@@ -25,6 +25,7 @@ from seed_jax.losses import next_token_loss
 from seed_jax.models import lora
 from seed_jax.models.layers import RMSNorm
 from seed_jax.models.llama import Llama, LlamaConfig, stack_layers, unstack_layers
+from seed_jax.models.llama_block import rotate, rotate_by_halves, rotate_by_product, window
 from seed_jax.precision import Precision
 from tests import golden
 
@@ -151,6 +152,27 @@ def test_norm_rounds_where_the_original_does():
     expected = norm(torch.tensor(np.asarray(x, np.float32)).bfloat16()).detach().float().numpy()
     found = RMSNorm(1e-6, BF16).apply({"params": {"scale": scale.astype(jnp.float32)}}, x)
     np.testing.assert_array_equal(np.asarray(found, np.float32), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rotation_on_a_tpu_is_the_one_elsewhere(dtype):
+    """Halves swapped by a product with ones are the halves themselves; gradients round once more in 16 bits."""
+    x = jax.random.normal(jax.random.key(0), (2, 9, 3, 16), dtype)
+    at = window(dataclasses.replace(SMALL, hidden_size=48, num_heads=3, num_kv_heads=3), jnp.arange(18).reshape(2, 9))
+
+    def run(rotated):
+        def total(x):
+            y = rotated(x, at.cos, at.sin).astype(jnp.float32)
+            return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
+
+        return jax.jit(jax.grad(total, has_aux=True))(x)
+
+    (gradient, plain), (gradient_of_product, product) = run(rotate_by_halves), run(rotate_by_product)
+    step = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(product, plain, rtol=step, atol=2 * float(jnp.finfo("float32").eps))
+    np.testing.assert_allclose(gradient_of_product.astype("float32"), gradient.astype("float32"), atol=2 * step)
+    text = jax.jit(lambda x: rotate(x, at)).trace(x).lower(lowering_platforms=("tpu",)).as_text()
+    assert "dot_general" in text
 
 
 def test_each_position_depends_on_earlier_ones_only():
