@@ -72,8 +72,8 @@ def rotate_by_product(
 ) -> Float[Array, "B T H D"]:
     """Swap the halves by a product with a permutation.
 
-    A TPU lays a head over its 128 lanes; cutting it leaves half of them empty on every pass over memory. By the
-    compiler's cycles that is 5 % of a step of the 8B, the product a tenth of it.
+    A TPU lays a head over its 128 lanes; cutting it leaves half of them empty on every pass over memory, which is
+    5 % of a step of the 8B by the plan.
     """
     half = x.shape[-1] // 2
     swap = jnp.asarray(np.roll(np.eye(2 * half), half, axis=1), x.dtype)
