@@ -125,14 +125,23 @@ def _gather_backward(name, axis, kept, cotangent):
 gather.defvjp(_gather_forward, _gather_backward)
 
 
+def stages(size: int) -> tuple[int, int]:
+    """Return how many of `size` devices share out in a first stage and in a second; (size, 1) is one stage alone.
+
+    The more share the first, the less is left for the second; but neither may be a whole slice.
+    """
+    seconds = [part for part in range(2, math.isqrt(size) + 1) if size % part == 0]
+    if size <= STAGE or not seconds:
+        return size, 1
+    second = max(seconds, key=lambda part: (size // part >= STAGE, part))
+    return size // second, second
+
+
 def scatter(x: Array, name: str, axis: int) -> Array:
     """Sum over a mesh axis and keep this device's part; in two stages where there are many devices."""
-    size = jax.lax.axis_size(name)
-    if size <= STAGE:
+    outer, inner = stages(jax.lax.axis_size(name))
+    if inner == 1:
         return jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
-    # The more share the first stage, the less is left for the second.
-    outer = next(part for part in range(1, size + 1) if size % part == 0 and part >= max(STAGE, math.sqrt(size)))
-    inner = size // outer
     # Device a * inner + b ends with part a * inner + b: first the devices of one b share the outer parts out.
     columns = [[a * inner + b for a in range(outer)] for b in range(inner)]
     rows = [[a * inner + b for b in range(inner)] for a in range(outer)]

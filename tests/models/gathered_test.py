@@ -46,6 +46,14 @@ def test_products_and_gradients_are_the_plain_ones(monkeypatch, shape):
         assert not re.search(r"f32\[(16,32|32,16)\]\S* all-reduce\(", text)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(4, (4, 1)), (8, (8, 1)), (11, (11, 1)), (12, (4, 3)), (16, (8, 2)), (25, (5, 5)), (64, (8, 8)), (256, (16, 16))],
+)
+def test_many_devices_scatter_in_two_stages(size, expected):
+    assert gathered.stages(size) == expected
+
+
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_the_heads_gradient_is_sent_once(shape):
     """Of several chunks, whose logits are scored one after the other, only the summed gradient leaves a device."""
