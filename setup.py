@@ -74,9 +74,9 @@ setup(
     packages=find_packages(include=["seed_jax", "seed_jax.*"]),
     include_package_data=True,
     package_data={
-        "seed_jax.data": ["page.css"],
+        "seed_jax.data.inspect": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
-        "seed_jax.train": ["world_teacher.safetensors"],
+        "seed_jax.quickstart": ["world_teacher.safetensors"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,
