@@ -1,41 +1,67 @@
-"""Train: `python -m seed_jax.main --config=configs/pretrain.py[:variant] --workdir=DIR [--config.key=value]`.
+"""Train: `python -m seed_jax.main --config=configs/pretrain.py[:variant] [--workdir=DIR] [--config.key=value]`.
 
+`--config=pretrain:tiny` names a packaged config from any directory; the workdir is `runs/<config>[_<variant>]` unless
+given.
 Run the same command again to resume. Exit codes: 0 trained; 2 bad input, one sentence on stderr; 75 stopped by SIGTERM
-after saving. This file is intentionally short.
+after saving; 76 the run hangs or lost a host, start it again.
 """
 
 import logging
 import re
 import sys
+from typing import Any
 
+import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
+from etils import epath
 from ml_collections import config_flags
 
 from seed_jax import distributed
 from seed_jax.errors import UserError
+from seed_jax.train.config import loading
 
 EXIT_BAD_INPUT = 2
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "What to run, e.g. configs/pretrain.py:tiny.", lock_config=True
+    "config", None, "Config file or name of a packaged config, with a variant, e.g. pretrain:tiny.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "AnyPath of checkpoints, metrics and the trained model (default: runs/<config>[_<variant>])."
+)
 
 
 def main(argv: list[str]) -> None:
+    """Train what the flags say."""
     del argv
-    _set_up_log()
-    from seed_jax.quickstart import recipe  # late: bad flags are reported without waiting for jax
+    set_up_log()
+    run(_CONFIG.value, _WORKDIR.value or loading.default_workdir(flags.FLAGS["config"].config_filename_and_variant))
+
+
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """Train one stage, or the stages of a recipe.
+
+    Raises:
+        UserError: bad input.
+        SystemExit: with code 75 after SIGTERM, once the state is saved.
+    """
+    # JAX is imported here, so that errors in flags and configs are reported without waiting for it.
+    from seed_jax.quickstart import recipe
     from seed_jax.train import loop
+    from seed_jax.train.stages import registry
 
-    distributed.initialize()  # before any backend is touched; does nothing on a single host
-    several = _CONFIG.value.stage == recipe.STAGE
-    (recipe.run if several else loop.run)(_CONFIG.value, workdir=_WORKDIR.value)
+    logging.info("Workdir: %s", workdir)
+    if config.get("stage") == recipe.STAGE:
+        distributed.initialize()
+        recipe.run(config, workdir)
+        return
+    parsed = registry.parse_config(config)
+    distributed.initialize()  # before any backend is used; does nothing on a single host
+    loop.train(parsed, workdir)
 
 
-def _set_up_log() -> None:
-    """Show our own messages with the time of day; of the libraries, warnings only."""
+def set_up_log() -> None:
+    """Show our own messages with the time of day; of libraries, warnings only."""
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger().setLevel(logging.INFO)
     for library in ("absl", "jax"):
@@ -43,37 +69,58 @@ def _set_up_log() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line and load the config; whatever is wrong with either becomes one sentence."""
+    """Parse the command line and load the config; anything wrong with either becomes one sentence."""
+    argv, name = _resolve_config(argv)
     try:
         rest = flags.FLAGS(argv)
-        _ = _CONFIG.value.stage  # a config file that cannot be read says so only when it is looked into
+        if _CONFIG.value is None:
+            raise UserError("--config is missing: give a config file or a packaged config such as pretrain:tiny.")
+        flags.FLAGS["config"].config_filename_and_variant = name
+        _ = _CONFIG.value.stage  # an unreadable config raises only when it is accessed
     except flags.Error as error:
         raise UserError(f"{str(error).strip().removeprefix('flag ')} (see --helpshort).") from error
     except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_key(argv, str(error.args[0]))) from error
-    except OSError as error:
-        raise UserError(
-            f"--config cannot be loaded: {str(error).split('Attempted')[-1].split()[-1]} is missing."
-        ) from error
+        raise UserError(_unknown_option(argv, str(error.args[0]))) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{_overridden(argv, str(error))} ({str(error).strip().splitlines()[0]}).") from error
     return rest
 
 
-def _unknown_key(argv: list[str], message: str) -> str:
-    """Name the override that ml_collections refused: it tells the last part of the key, and a near one if it knows."""
+def _resolve_config(argv: list[str]) -> tuple[list[str], str]:
+    """Replace the name of a packaged config by its file; return also the name as it was given."""
+    resolved, name = list(argv), ""
+    for index, argument in enumerate(argv):
+        match = re.fullmatch(r"--?config(=(.*))?", argument)
+        if match and (match[1] or index + 1 < len(argv)):
+            name = match[2] if match[1] else argv[index + 1]
+            file, variant = loading.resolve(name)
+            path = f"{file}:{variant}" if variant else str(file)
+            if match[1]:
+                resolved[index] = f"--config={path}"
+            else:
+                resolved[index + 1] = path
+    return resolved, name
+
+
+def _unknown_option(argv: list[str], message: str) -> str:
+    """Name the override that ml_collections refused; its message has the last part of the key and maybe a near one."""
     key, *near = re.findall(r"\w+", message.replace("\\n", " ").replace("Did you mean", "").replace("instead of", ""))
-    named = [word.split("=")[0] for word in argv if re.match(rf"--config\.([\w.]+\.)?{key}(=|$)", word)]
-    hint = f", did you mean {near[0]}?" if near else "; see the config file for its keys."
-    return f"{named[0] if named else key} is not a key of the config{hint}"
+    hint = f", did you mean {near[0]}?" if near else "; see the config file for its options."
+    return f"{_overridden(argv, key)} is not an option of the config{hint}"
+
+
+def _overridden(argv: list[str], key: str) -> str:
+    named: Any = [word.split("=")[0] for word in argv if re.match(rf"--config\.([\w.]+\.)?{re.escape(key)}(=|$)", word)]
+    return named[0] if named else key
 
 
 def cli() -> None:
     """Run `main`, with one sentence and exit code 2 for bad input."""
-    flags.mark_flags_as_required(["config", "workdir"])
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"seed_jax: {error}", file=sys.stderr)
-        distributed.leave(EXIT_BAD_INPUT)
+        distributed.exit_process(EXIT_BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""From a compiled step to seconds: an estimate to rank layouts by, never checked against hardware.
+"""Estimate the time of a compiled step, to rank layouts by; never checked against hardware.
 
-    step = max(products + kernels, overlapping exchanges) + other exchanges
+    step = max(matmuls + kernels, overlapped collectives) + exposed collectives
 
-Products: the TPU compiler's own cycle counts (times trips of loops) over the clock; without a TPU compiler, all matrix
-products at 60 % of peak. Kernels (splash): their products at half of peak. Exchanges: bytes that pass a chip's links,
-(g - 1) / g of what is gathered or scattered in a group of g and twice that of what is all-reduced, over the links of
-the torus dimensions that the group spans, halved where those do not close to a ring; between slices over the network.
+Matmuls: the TPU compiler's own cycle counts (times trips of loops) over the clock; without a TPU compiler, all matrix
+multiplications at 60 % of peak. Kernels (splash attention): their matmuls at half of peak. Collectives: bytes that pass
+a chip's links, (g - 1) / g of what is gathered or scattered in a group of g and twice that of what is all-reduced, over
+the ICI links of the torus dimensions that the group spans, halved where those have no wraparound; between slices over
+DCN.
 """
 
 import dataclasses
@@ -15,20 +16,29 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seed_jax.plan import hlo
+from seed_jax.plan.executed_flops import ExecutedFlops
 from seed_jax.plan.topology import Topology
-from seed_jax.plan.work import Work
 
-SHARE_OF_PEAK = 0.6  # without cycle counts
-KERNEL_SHARE_OF_PEAK = 0.5
+MATMUL_UTILIZATION = 0.6  # without cycle counts
+KERNEL_UTILIZATION = 0.5
 METHOD = (
-    "an estimate never checked on hardware: the compiler's cycles over the clock (or products at 60 % of peak), "
-    "kernels at half of peak, exchanges over the specified links; overlapping ones are hidden as far as products last"
+    "an estimate never checked on hardware: the compiler's cycles over the clock (or matmuls at 60 % of peak), kernels "
+    "at half of peak, collectives over the specified links; asynchronous ones overlap as far as matmuls last"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
-    """What chips send each other in a step: all collectives of a kind over the same mesh axes."""
+class CollectiveCost:
+    """All collectives of a kind over the same mesh axes in a step.
+
+    Attributes:
+        kind: such as "all-gather".
+        axes: mesh axes, joined by "+".
+        overlaps: whether they are asynchronous.
+        count: how many a step runs.
+        bytes: of their payloads, in all.
+        seconds: if nothing overlaps.
+    """
 
     kind: str
     axes: str
@@ -39,84 +49,84 @@ class Exchange:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seconds:
-    """Parts of a step, and their sum if as much overlaps as can (`step`) or nothing does (`most`)."""
+class StepTime:
+    """Seconds of the parts of a step; their sum if as much overlaps as can (`step`) or nothing (`worst_case`)."""
 
-    products: float
+    matmuls: float
     kernels: float
-    overlapping: float
+    overlapped: float
     exposed: float
 
     @property
     def step(self) -> float:
-        return max(self.products + self.kernels, self.overlapping) + self.exposed
+        return max(self.matmuls + self.kernels, self.overlapped) + self.exposed
 
     @property
-    def most(self) -> float:
-        return self.products + self.kernels + self.overlapping + self.exposed
+    def worst_case(self) -> float:
+        return self.matmuls + self.kernels + self.overlapped + self.exposed
 
 
-def exchanges(found: Sequence[hlo.Collective], mesh: Mesh, topology: Topology) -> list[Exchange]:
-    """Add collectives up by kind and mesh axes, most bytes first."""
+def collective_costs(collectives: Sequence[hlo.Collective], mesh: Mesh, topology: Topology) -> list[CollectiveCost]:
+    """Sum up collectives by kind and mesh axes, most bytes first."""
     sums: dict[tuple[str, str, bool], list[float]] = {}
-    for each in found:
-        key = (each.kind, _axes(each.group, mesh), each.overlaps)
+    for collective in collectives:
+        key = (collective.kind, _spanned_axes(collective.group, mesh), collective.overlaps)
         entry = sums.setdefault(key, [0, 0, 0.0])
-        entry[0] += each.times
-        entry[1] += each.bytes
-        entry[2] += _seconds(each, mesh, topology)
-    rows = [Exchange(*key, int(count), int(size), seconds) for key, (count, size, seconds) in sums.items()]
+        entry[0] += collective.times
+        entry[1] += collective.bytes
+        entry[2] += _seconds(collective, mesh, topology)
+    rows = [CollectiveCost(*key, int(count), int(size), seconds) for key, (count, size, seconds) in sums.items()]
     return sorted(rows, key=lambda row: -row.bytes)
 
 
-def seconds(module: hlo.Module, work: Work, rows: Sequence[Exchange], topology: Topology) -> Seconds:
-    """Add up the parts of a step."""
+def step_time(module: hlo.Module, flops: ExecutedFlops, rows: Sequence[CollectiveCost], topology: Topology) -> StepTime:
+    """Estimate the parts of a step."""
     chip, cycles = topology.accelerator, hlo.cycles(module)
-    if cycles and chip.clock:
-        products = cycles / chip.clock
+    if cycles and chip.clock_hz:
+        matmuls = cycles / chip.clock_hz
     else:
-        products = work.products / topology.chips / (SHARE_OF_PEAK * chip.peak)
-    return Seconds(
-        products=products,
-        kernels=work.kernels / topology.chips / (KERNEL_SHARE_OF_PEAK * chip.peak),
-        overlapping=sum((row.seconds for row in rows if row.overlaps), 0.0),
+        matmuls = flops.matmuls / topology.chips / (MATMUL_UTILIZATION * chip.peak_flops)
+    return StepTime(
+        matmuls=matmuls,
+        kernels=flops.kernels / topology.chips / (KERNEL_UTILIZATION * chip.peak_flops),
+        overlapped=sum((row.seconds for row in rows if row.overlaps), 0.0),
         exposed=sum((row.seconds for row in rows if not row.overlaps), 0.0),
     )
 
 
-def _axes(group: tuple[int, ...], mesh: Mesh) -> str:
+def _spanned_axes(group: tuple[int, ...], mesh: Mesh) -> str:
     """Name the mesh axes along which the members of a group differ."""
     if len(group) < 2 or max(group) >= mesh.size:
         return "?"
-    places = np.array(np.unravel_index(group, mesh.devices.shape))
-    names = [name for name, row in zip(mesh.axis_names, places, strict=True) if len(set(row.tolist())) > 1]
+    coordinates = np.array(np.unravel_index(group, mesh.devices.shape))
+    names = [name for name, row in zip(mesh.axis_names, coordinates, strict=True) if len(set(row.tolist())) > 1]
     return "+".join(names)
 
 
-def _seconds(each: hlo.Collective, mesh: Mesh, topology: Topology) -> float:
-    group = each.group
-    if each.kind == "send":  # what slices exchange is sent by name
-        return each.bytes / topology.accelerator.wire
+def _seconds(collective: hlo.Collective, mesh: Mesh, topology: Topology) -> float:
+    group = collective.group
+    if collective.kind == "send":  # between slices
+        return collective.bytes / topology.accelerator.dcn_bandwidth
     if len(group) < 2 or max(group) >= mesh.size:
         return 0.0
-    passing = each.bytes * (len(group) - 1) / len(group) * (2 if each.kind == "all-reduce" else 1)
-    if each.kind == "collective-permute":
-        passing = each.bytes
+    traffic = collective.bytes * (len(group) - 1) / len(group) * (2 if collective.kind == "all-reduce" else 1)
+    if collective.kind == "collective-permute":
+        traffic = collective.bytes
     devices = [mesh.devices.flat[index] for index in group]
     if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
-        return passing / topology.accelerator.wire
-    return passing / _link(devices, topology)
+        return traffic / topology.accelerator.dcn_bandwidth
+    return traffic / _ici_bandwidth(devices, topology)
 
 
-def _link(devices: Sequence[object], topology: Topology) -> float:
-    """Return bytes/s into a chip within a group: the links of the torus dimensions that the group spans."""
+def _ici_bandwidth(devices: Sequence[object], topology: Topology) -> float:
+    """Return bytes/s into a chip within a group, over the ICI links of the torus dimensions that the group spans."""
     chip = topology.accelerator
-    if not topology.extents:
-        return chip.link
-    places = np.array([device.coords[: chip.dimensions] for device in devices])
+    if not topology.torus:
+        return chip.ici_bandwidth
+    coordinates = np.array([device.coords[: chip.torus_dimensions] for device in devices])
     share = 0.0
-    for dimension, extent in enumerate(topology.extents):
-        spanned = len(set(places[:, dimension].tolist()))
+    for dimension, extent in enumerate(topology.torus):
+        spanned = len(set(coordinates[:, dimension].tolist()))
         if spanned > 1:
-            share += 1.0 if spanned == extent and extent % chip.wraps == 0 else 0.5
-    return chip.link * share / chip.dimensions
+            share += 1.0 if spanned == extent and extent % chip.wraparound_size == 0 else 0.5
+    return chip.ici_bandwidth * share / chip.torus_dimensions

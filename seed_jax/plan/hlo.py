@@ -1,6 +1,6 @@
-"""Read a compiled program's text: how often each operation runs, what it sends, and how long it may take.
+"""Parse the text of a compiled HLO module: how often each operation runs, its collectives, its estimated cycles.
 
-Loops run their body as often as their condition says, and bodies are counted that often.
+The body of a loop counts as often as its trip count says.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices, with everything that its repetitions add up to.
+    """A collective operation.
 
     Attributes:
         kind: one of `KINDS`.
-        payload: bytes of the whole array that it makes (all-gather) or takes (the others), once.
+        payload: bytes of the full array that it produces (all-gather) or consumes (the others), once.
         times: how often a step runs it.
-        groups: partition numbers of one group.
-        overlaps: whether the compiler lets it run beside computation.
+        group: partition ids of one group.
+        overlaps: whether it is asynchronous.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Take a program's text apart."""
+    """Parse a module's text."""
     computations: dict[str, list[Operation]] = {}
     entry, name, current = "", "", None
     for line in text.splitlines():
@@ -82,8 +82,8 @@ def parse(text: str) -> Module:
             entry = name if header["entry"] else entry
         elif line.rstrip() == "}":  # not the end of an attribute that runs over several lines
             current = None
-        elif current is not None and (found := _OPERATION.match(line)):
-            current.append(Operation(found["name"], found["shape"], found["code"], found["rest"], name))
+        elif current is not None and (match := _OPERATION.match(line)):
+            current.append(Operation(match["name"], match["shape"], match["code"], match["rest"], name))
     return Module(computations, entry, _times(computations, entry))
 
 
@@ -98,12 +98,12 @@ def _times(computations: dict[str, list[Operation]], entry: str) -> dict[str, in
 
 
 def _callers_first(calls: dict[str, list[tuple[str, int]]], entry: str) -> list[str]:
-    """Order computations so that each comes after all that call it."""
+    """Sort computations topologically: callers before callees."""
     done: dict[str, None] = {}
     stack = [(entry, False)]
     while stack:
-        name, left = stack.pop()
-        if left:
+        name, is_done = stack.pop()
+        if is_done:
             done[name] = None
         elif name not in done:
             stack.append((name, True))
@@ -115,7 +115,7 @@ def _calls(operations: list[Operation], computations: dict[str, list[Operation]]
     for operation in operations:
         count = _trips(operation, computations) if operation.code == "while" else 1
         for callee in _CALLED.findall(operation.rest):
-            # Reductions' and sorts' scalar functions cost nothing of their own.
+            # The scalar functions of reductions and sorts cost nothing.
             if callee in computations and not (operation.code in KINDS and "to_apply" in operation.rest):
                 yield callee, count
         for branches in _BRANCHES.findall(operation.rest):
@@ -124,66 +124,66 @@ def _calls(operations: list[Operation], computations: dict[str, list[Operation]]
 
 
 def _trips(loop: Operation, computations: dict[str, list[Operation]]) -> int:
-    """Return how often a loop runs: what the compiler knows, else the bound that its condition compares with."""
+    """Return the trip count of a loop: as the compiler states it, else the bound that its condition compares with."""
     if known := _KNOWN_TRIPS.search(loop.rest):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.-]+)", loop.rest)
     bounds = [
-        int(found[1])
+        int(match[1])
         for operation in computations.get(condition[1] if condition else "", [])
-        if operation.code == "constant" and (found := re.match(r"(\d+)\)", operation.rest))
+        if operation.code == "constant" and (match := re.match(r"(\d+)\)", operation.rest))
     ]
     return max(bounds, default=1)
 
 
 def array_bytes(shape: str) -> list[int]:
-    """Return the bytes of each array in a shape, tuples taken apart."""
+    """Return the bytes of each array in a shape; a tuple has several."""
     sizes = []
     for kind, extents in _ARRAY.findall(shape):
-        bits = _BITS.get(kind) or int(re.search(r"\d+", kind)[0])
+        bits = _BITS.get(kind) or int("".join(filter(str.isdigit, kind)))
         sizes.append(math.prod(int(extent) for extent in extents.split(",") if extent) * bits // 8)
     return sizes
 
 
 def collectives(module: Module) -> list[Collective]:
-    """Return what the program exchanges; a gather that fusions repeat counts once."""
-    found: dict[str, tuple[Operation, int]] = {}
+    """Return the collectives of a module; one that several fusions contain counts once."""
+    unique: dict[str, tuple[Operation, int]] = {}
     for operation, times in module.operations():
         if operation.code.removesuffix("-start") not in KINDS:
             continue
-        # A gather that is spread over several fusions stands in each of them, as links of one chain.
+        # A collective that is spread over several fusions appears in each of them, as links of one chain.
         chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', operation.rest)
         key = " ".join(chain.groups()) if chain else operation.name
-        if key not in found or times > found[key][1]:
-            found[key] = (operation, times)
-    return [_collective(operation, times) for operation, times in found.values()]
+        if key not in unique or times > unique[key][1]:
+            unique[key] = (operation, times)
+    return [_collective(operation, times) for operation, times in unique.values()]
 
 
 def _collective(operation: Operation, times: int) -> Collective:
     kind = operation.code.removesuffix("-start")
     group, sizes = first_group(operation.rest), array_bytes(operation.shape)
-    started = operation.code.endswith("-start")
-    # The result of a start holds the operands, too.
-    payload = max(sizes) if started else sum(sizes)
+    is_async = operation.code.endswith("-start")
+    # The result of a -start operation contains the operands, too.
+    payload = max(sizes) if is_async else sum(sizes)
     if kind == "reduce-scatter":
         payload *= len(group)
     elif kind == "all-reduce" and operation.computation.startswith(
         "all-reduce-scatter"
-    ):  # how TPU compilers write one: sum, then slice
+    ):  # how the TPU compiler writes one: all-reduce, then slice
         kind = "reduce-scatter"
-    overlaps = started or "async_collective_name" in operation.rest or "chain_id" in operation.rest
+    overlaps = is_async or "async_collective_name" in operation.rest or "chain_id" in operation.rest
     return Collective(kind, payload, times, group, overlaps)
 
 
 def cycles(module: Module) -> int:
-    """Return the TPU compiler's own estimate of all but collectives and hand-written kernels; 0 elsewhere."""
+    """Return the TPU compiler's estimated cycles of all but collectives and Pallas kernels; 0 for other compilers."""
     return sum(
-        int(found[1]) * times for operation, times in module.operations() if (found := _CYCLES.search(operation.rest))
+        int(match[1]) * times for operation, times in module.operations() if (match := _CYCLES.search(operation.rest))
     )
 
 
 def kernels(module: Module) -> int:
-    """Count the calls of hand-written (Pallas) TPU kernels."""
+    """Count the calls of Pallas TPU kernels."""
     return sum(
         times
         for operation, times in module.operations()
@@ -192,43 +192,42 @@ def kernels(module: Module) -> int:
 
 
 def memory_needed(error: str) -> int | None:
-    """Return the bytes that a program which did not fit would need at least, from the compiler's message."""
-    found = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", error)
-    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
+    """Return the bytes that a program which does not fit needs at least, from the compiler's error message."""
+    match = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", error)
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1)) if match else None
 
 
 def first_group(rest: str) -> tuple[int, ...]:
-    """Return the partitions of the first group, in any of the ways they are written."""
+    """Return the partition ids of the first group, in any of HLO's notations."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
         return int(pairs[1]), int(pairs[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return tuple(map(int, listed[1].split(",")))
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        groups, grid, order = ([int(n) for n in part.split(",")] if part else None for part in iota.groups())
+        groups, grid, order = ([int(n) for n in part.split(",")] if part else [] for part in iota.groups())
         ids = np.arange(math.prod(grid)).reshape(grid)
-        ids = ids.transpose(order) if order else ids
-        return tuple(ids.reshape(groups)[0].tolist())
+        return tuple((ids.transpose(order) if order else ids).reshape(groups)[0].tolist())
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         return _mesh_group(named[1], named[2])
     return ()
 
 
 def _mesh_group(mesh: str, axes: str) -> tuple[int, ...]:
-    """Read `'a'=8,'b'=4` with `'a'` or `'a':(2)4`, a part of size 4 of the axis with 2 before it."""
+    """Parse `'a'=8,'b'=4` with `'a'` or `'a':(2)4`, a sub-axis of size 4 after one of size 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     grid, varying, position = [], [], 0
-    parts = {name: (before, size) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
+    subaxes = {name: (before, size) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
     for name, size in sizes.items():
-        if name not in parts:
-            cut = [size]
-        elif not parts[name][0]:
-            cut = [size]
+        if name not in subaxes:
+            split = [size]
+        elif not subaxes[name][0]:
+            split = [size]
             varying.append(position)
         else:
-            before, length = map(int, parts[name])
-            cut = [before, length, size // (before * length)]
+            before, length = map(int, subaxes[name])
+            split = [before, length, size // (before * length)]
             varying.append(position + 1)
-        grid += cut
-        position += len(cut)
+        grid += split
+        position += len(split)
     ids = np.arange(math.prod(grid)).reshape(grid)
     return tuple(ids[tuple(slice(None) if i in varying else 0 for i in range(len(grid)))].ravel().tolist())

@@ -1,30 +1,41 @@
-"""Compile the step that training would run, for a machine that is not here, and report what it needs and does."""
+"""Compile the step that training would run, for a topology that is not here, and report what it needs."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from seed_jax import sharding
 from seed_jax.errors import UserError
-from seed_jax.plan import estimate, hlo, work
-from seed_jax.plan.estimate import Exchange, Seconds
+from seed_jax.plan import estimate, hlo
+from seed_jax.plan.estimate import CollectiveCost, StepTime
+from seed_jax.plan.executed_flops import ExecutedFlops, executed_flops
 from seed_jax.plan.topology import Topology
-from seed_jax.train import auto_settings, compiled_step, validation
-from seed_jax.train.stages import registry
+from seed_jax.train import auto_settings
+from seed_jax.train.compiled_step import TrainProgram, make_program
+from seed_jax.train.config import TrainConfig
+from seed_jax.train.stages.registry import make_stage
 
-GPU_STAND_INS = {"cudnn": "chunked"}  # a GPU's kernel, and what the CPU's compiler gets in its place
+GPU_SUBSTITUTES = {"cudnn": "chunked"}  # a GPU's attention, and what the CPU's compiler gets in its place
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of a chip. `peak` is the most at any time; beyond what is kept it has activations and gradients."""
+    """Bytes per chip.
+
+    Attributes:
+        parameters: trained and frozen.
+        optimizer: its state.
+        batch: a global batch's shard.
+        peak: greatest use at any time; beyond the above it has activations, gradients and buffers.
+        usable: what the chip has.
+    """
 
     parameters: int
     optimizer: int
@@ -43,7 +54,30 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one layout of a step on a machine comes to; without `seconds` where it does not fit."""
+    """What one layout of a step takes on a topology.
+
+    Attributes:
+        stage: name of the stage.
+        topology: name of the topology.
+        slices: joined by DCN.
+        chips: of all slices.
+        mesh: size of each mesh axis.
+        batch_size: rows of the global batch.
+        rows: rows of a microbatch on a data shard.
+        accumulation: microbatches of a step.
+        remat: rematerialization policy, "" where the stage has none.
+        attention: implementation of attention, "" where the stage has none.
+        memory: bytes per chip.
+        compile_seconds: time that compilation took here.
+        model_flops: of a step, by the stage's convention.
+        executed_flops: matmul FLOPs that the step executes, recomputation included.
+        units: tokens or images of a step.
+        unit: what `units` counts.
+        time: seconds of a step's parts; None where it does not fit.
+        collectives: per chip.
+        mfu: model FLOPs utilization by the estimate.
+        notes: what the plan takes for granted.
+    """
 
     stage: str
     topology: str
@@ -58,11 +92,11 @@ class Plan:
     memory: Memory
     compile_seconds: float
     model_flops: float
-    work_flops: float = 0.0
-    tokens: int = 0
+    executed_flops: float = 0.0
+    units: int = 0
     unit: str = "tokens"
-    seconds: Seconds | None = None
-    exchanges: tuple[Exchange, ...] = ()
+    time: StepTime | None = None
+    collectives: tuple[CollectiveCost, ...] = ()
     mfu: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -70,153 +104,176 @@ class Plan:
     def fits(self) -> bool:
         return self.memory.fits
 
+    @property
+    def step_seconds(self) -> float:
+        """Estimated seconds of a step; infinite where it does not fit."""
+        return self.time.step if self.time else float("inf")
+
     def to_dict(self) -> dict[str, Any]:
-        found = dataclasses.asdict(self)
-        found["memory"] |= {"activations": self.memory.activations, "fits": self.fits}
-        if self.seconds:
-            found["seconds"] |= {"step": self.seconds.step, "most": self.seconds.most}
-            found["tokens_per_second"] = self.tokens / self.seconds.step
-        return found | {"method": estimate.METHOD}
+        """Return plain values for JSON."""
+        values = dataclasses.asdict(self)
+        values["memory"] |= {"activations": self.memory.activations, "fits": self.fits}
+        if self.time:
+            values["time"] |= {"step": self.time.step, "worst_case": self.time.worst_case}
+            values[f"{self.unit}_per_second"] = self.units / self.time.step
+        return values | {"method": estimate.METHOD}
 
 
-def make(config: ml_collections.ConfigDict, topology: Topology, hlo_file: str | None = None) -> Plan:
-    """Compile and measure one layout.
+def make(config: TrainConfig, topology: Topology, hlo_file: str | None = None) -> Plan:
+    """Compile one layout and estimate its cost.
 
     Args:
+        config: as for training.
+        topology: the chips.
         hlo_file: where to write the compiled program's text.
 
     Raises:
-        UserError: the config, its mesh or its batch cannot work on this topology.
+        UserError: the config, its mesh or its batch does not work on this topology.
     """
     mesh = sharding.make_mesh(config.mesh.to_dict(), topology.devices)
     config = auto_settings.resolve(config, mesh, topology.accelerator)
-    validation.check(config)
-    notes = () if topology.exact else ("memory and exchanges are those of the CPU's compiler for as many devices",)
-    wanted = config.model.get("attention", "")
-    if not topology.exact and wanted in GPU_STAND_INS:
-        config.model.attention = GPU_STAND_INS[wanted]
-        notes += (f"attention {config.model.attention} stands in for {wanted}",)
-    stage = registry.sketch(config)
-    validation.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
-    step = compiled_step.make(config, stage, mesh)
-    compiled, seconds, work_done = _compile(step)
-    memory = _memory(step, compiled, topology)
+    notes = () if topology.exact else ("memory and collectives are those of the CPU's compiler for as many devices",)
+    model: Any = getattr(config, "model", None)
+    attention = getattr(model, "attention", "")
+    if not topology.exact and attention in GPU_SUBSTITUTES:
+        substitute = GPU_SUBSTITUTES[attention]
+        changed: Any = {"model": dataclasses.replace(model, attention=substitute)}
+        config = dataclasses.replace(config, **changed)
+        notes += (f"attention {substitute} in place of {attention}",)
+    stage = make_stage(config)
+    program = make_program(config, stage, mesh)
+    logging.info("Compiling for %s ...", topology.name)
+    compiled, seconds, flops = _compile(program)
     plan = Plan(
         stage=config.stage,
         topology=topology.name,
         slices=topology.slices,
         chips=topology.chips,
-        mesh=dict(mesh.shape),
+        mesh={str(axis): size for axis, size in mesh.shape.items()},
         batch_size=stage.batch_size,
-        rows=stage.batch_size // sharding.batch_shards(mesh) // config.optimizer.accumulation,
+        rows=stage.batch_size // sharding.num_batch_shards(mesh) // config.optimizer.accumulation,
         accumulation=config.optimizer.accumulation,
-        remat=str(config.model.get("remat", "")),
-        attention=wanted,
-        memory=memory,
+        remat=str(getattr(model, "remat", "")),
+        attention=attention,
+        memory=_memory(program, compiled, topology),
         compile_seconds=seconds,
-        model_flops=stage.flops_per_token * stage.tokens_per_batch,
-        tokens=stage.tokens_per_batch,
+        model_flops=stage.flops_per_unit() * stage.units_per_batch,
+        executed_flops=flops.matmuls + flops.kernels,
+        units=stage.units_per_batch,
         unit=stage.unit,
         notes=notes,
     )
     if isinstance(compiled, int):
         return plan
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     if hlo_file:
         Path(hlo_file).write_text(text, encoding="utf-8")
-    return _timed(plan, hlo.parse(text), work_done, mesh, topology)
+    return _with_time(plan, hlo.parse(text), flops, mesh, topology)
 
 
-def _compile(step: compiled_step.Program) -> tuple[jax.stages.Compiled | int, float, work.Work]:
-    """Return the compiled step, or the bytes it would need where it does not fit; and the seconds it took."""
+def _compile(program: TrainProgram) -> tuple[jax.stages.Compiled | int, float, ExecutedFlops]:
+    """Return the compiled step, or the bytes it would need where it does not fit; seconds taken; executed FLOPs."""
     start = time.perf_counter()
-    traced = step.trace()
-    done = work.of(traced)
+    traced = program.trace()
+    flops = executed_flops(traced)
     try:
-        compiled = traced.lower().compile(compiler_options=dict(step.options) or None)
+        compiled = traced.lower().compile(compiler_options=dict(program.compiler_options) or None)
     except jax.errors.JaxRuntimeError as error:
         needed = hlo.memory_needed(str(error))
         if needed is None:
             raise
         compiled = needed
-    return compiled, time.perf_counter() - start, done
+    return compiled, time.perf_counter() - start, flops
 
 
-def _timed(plan: Plan, module: hlo.Module, done: work.Work, mesh: Mesh, topology: Topology) -> Plan:
-    rows = estimate.exchanges(hlo.collectives(module), mesh, topology)
-    seconds = estimate.seconds(module, done, rows, topology)
+def _with_time(plan: Plan, module: hlo.Module, flops: ExecutedFlops, mesh: Mesh, topology: Topology) -> Plan:
+    rows = estimate.collective_costs(hlo.collectives(module), mesh, topology)
+    step_time = estimate.step_time(module, flops, rows, topology)
+    peak = topology.chips * topology.accelerator.peak_flops
     return dataclasses.replace(
-        plan,
-        work_flops=done.products + done.kernels,
-        seconds=seconds,
-        exchanges=tuple(rows),
-        mfu=plan.model_flops / (seconds.step * topology.chips * topology.accelerator.peak),
+        plan, time=step_time, collectives=tuple(rows), mfu=plan.model_flops / (step_time.step * peak)
     )
 
 
-def _memory(step: compiled_step.Program, compiled: jax.stages.Compiled | int, topology: Topology) -> Memory:
-    local = lambda tree: sum(map(_local_bytes, jax.tree.leaves(tree)))  # noqa: E731
-    parameters, batch = local((step.layout.state.trained, step.layout.frozen)), local(step.batch)
+def _memory(program: TrainProgram, compiled: jax.stages.Compiled | int, topology: Topology) -> Memory:
     if isinstance(compiled, int):
         peak = compiled
     else:
-        found = compiled.memory_analysis()
-        peak = found.peak_memory_in_bytes or found.argument_size_in_bytes + found.temp_size_in_bytes
-    return Memory(parameters, local(step.layout.state.optimizer), batch, peak, topology.accelerator.memory)
+        analysis = compiled.memory_analysis()
+        peak = analysis.peak_memory_in_bytes or analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    abstract = program.abstract
+    return Memory(
+        parameters=_local_bytes((abstract.state.trained, abstract.frozen)),
+        optimizer=_local_bytes(abstract.state.optimizer),
+        batch=_local_bytes(program.batch),
+        peak=peak,
+        usable=topology.accelerator.memory,
+    )
 
 
-def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    return int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+def _local_bytes(tree: Any) -> int:
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
-def summary(plan: Plan) -> str:
-    """Return one line: the layout, and whether and how it goes."""
-    layout = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1 device"
-    head = f"{layout}, {plan.rows} rows x {plan.accumulation}, remat {plan.remat}: {gib(plan.memory.peak)} GiB"
-    if not plan.fits:
-        return f"{head}, does not fit {gib(plan.memory.usable)} GiB"
-    return f"{head}, about {plan.seconds.step:.2f} s a step, MFU {plan.mfu:.2f} (estimate)"
+def search(config: TrainConfig, topology: Topology, log: Callable[[str], None] = lambda line: None) -> list[Plan]:
+    """Try microbatches, remat policies and meshes.
 
-
-def gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"
-
-
-def search(
-    config: ml_collections.ConfigDict, topology: Topology, say: Callable[[str], None] = lambda line: None
-) -> list[Plan]:
-    """Try microbatches, remat policies and meshes; return what fits, least time per token first."""
-    found = []
+    Returns:
+        The plans that fit, least time per unit first.
+    """
+    plans = []
     for candidate in _candidates(config, topology):
         try:
             plan = make(candidate, topology)
         except UserError as error:
-            say(f"left out: {error}")
+            log(f"skipped: {error}")
             continue
-        say(summary(plan))
-        found.append(plan)
-    fitting = [plan for plan in found if plan.fits]
-    return sorted(fitting, key=lambda plan: plan.seconds.step / plan.tokens)
+        log(summary(plan))
+        plans.append(plan)
+    return sorted((plan for plan in plans if plan.fits), key=lambda plan: plan.step_seconds / plan.units)
 
 
-def _candidates(config: ml_collections.ConfigDict, topology: Topology) -> list[ml_collections.ConfigDict]:
+def _candidates(config: TrainConfig, topology: Topology) -> list[TrainConfig]:
+    batch_size = make_stage(config).batch_size
+    model: Any = getattr(config, "model", None)
+    if not isinstance(getattr(model, "remat", None), str):
+        raise UserError(f"--search varies model.remat of language stages; stage {config.stage} has none.")
     candidates = []
     for tensor in (1, 2, 4):
-        mesh = {"replica": topology.slices, "fsdp": -1, "tensor": tensor}
         if topology.chips % (topology.slices * tensor):
             continue
         shards = topology.chips // tensor
+        mesh = dataclasses.replace(config.mesh, replica=topology.slices, fsdp=-1, tensor=tensor)
+        local = batch_size // shards
         for remat in ("save_qkv", "full"):
-            most = config.data.batch_size // shards if config.data.batch_size >= shards else 0
-            for rows in [rows for rows in (1, 2, 4, 8) if rows <= most and most % rows == 0]:
-                one = config.copy_and_resolve_references()
-                one.mesh.update(mesh)
-                one.model.remat = remat
-                one.optimizer.accumulation = most // rows
-                candidates.append(one)
+            for rows in [rows for rows in (1, 2, 4, 8) if rows <= local and local % rows == 0]:
+                optimizer = dataclasses.replace(config.optimizer, accumulation=local // rows)
+                changed: Any = {
+                    "mesh": mesh,
+                    "optimizer": optimizer,
+                    "model": dataclasses.replace(model, remat=remat),
+                }
+                candidates.append(dataclasses.replace(config, **changed))
     if not candidates:
         raise UserError(
-            f"data.batch_size is {config.data.batch_size}, too small for {topology.chips} chips with any tensor axis "
-            "up to 4: give --batch."
+            f"data.batch_size is {batch_size}, too small for {topology.chips} chips with a tensor axis of up to 4: "
+            "give --batch."
         )
     return candidates
+
+
+def summary(plan: Plan) -> str:
+    """Return one line: the layout, and whether and how fast it runs."""
+    layout = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1 device"
+    head = f"{layout}, {plan.rows} rows x {plan.accumulation}, remat {plan.remat}: {gib(plan.memory.peak)} GiB"
+    if not plan.fits:
+        return f"{head}, does not fit {gib(plan.memory.usable)} GiB"
+    return f"{head}, about {plan.step_seconds:.2f} s per step, MFU {plan.mfu:.2f} (estimate)"
+
+
+def gib(size: int) -> str:
+    """Format bytes as GiB."""
+    return f"{size / 2**30:.2f}"

@@ -1,4 +1,4 @@
-"""Machines that need not be here: a pod's chips for its own compiler, or stand-ins for what has no compiler here."""
+"""Topologies to compile for: TPU pods by the TPU compiler, other accelerators with CPU devices in their place."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,11 @@ class Topology:
     """Devices to build a mesh from.
 
     Attributes:
-        extents: of the torus of a slice; () without one.
+        name: as given.
+        accelerator: the kind of chip.
+        devices: of all slices.
+        slices: joined by DCN.
+        torus: size of each dimension of a slice's torus; () without one.
         exact: whether the accelerator's own compiler is used; otherwise the CPU's, for as many CPU devices.
     """
 
@@ -31,7 +35,7 @@ class Topology:
     accelerator: Accelerator
     devices: tuple[Any, ...]
     slices: int
-    extents: tuple[int, ...]
+    torus: tuple[int, ...]
     exact: bool
 
     @property
@@ -40,32 +44,32 @@ class Topology:
 
 
 def find(name: str, slices: int = 1) -> Topology:
-    """Return the machine called `name`.
+    """Return the topology called `name`, such as "v5e:16x16".
 
     Raises:
         UserError: there is no such topology, or its compiler is not installed.
     """
     if slices < 1:
         raise UserError(f"--slices is {slices}, expected 1 or more.")
-    if found := _TPU.fullmatch(name):
-        return _tpu(name, accelerators.by_name(found[1]), tuple(map(int, found[2].split("x"))), slices)
-    if found := _OTHER.fullmatch(name):
-        count = int(found[2]) * slices
-        return Topology(name, accelerators.by_name(found[1]), _cpus(count), slices, (), exact=found[1] == "cpu")
+    if match := _TPU.fullmatch(name):
+        return _tpu(name, accelerators.by_name(match[1]), tuple(map(int, match[2].split("x"))), slices)
+    if match := _OTHER.fullmatch(name):
+        count = int(match[2]) * slices
+        return Topology(name, accelerators.by_name(match[1]), _cpus(count), slices, (), exact=match[1] == "cpu")
     raise UserError(f"--topology {name} is not known: expected for example {EXAMPLES}.")
 
 
 def prepare() -> None:
-    """Keep JAX away from accelerators that may be here; must run before any device is used."""
+    """Use the CPU backend only, even if there are accelerators; call it before any device is used."""
     jax.config.update("jax_platforms", "cpu")
 
 
-def _tpu(name: str, accelerator: Accelerator, extents: tuple[int, ...], slices: int) -> Topology:
-    if len(extents) != accelerator.dimensions:
+def _tpu(name: str, accelerator: Accelerator, torus: tuple[int, ...], slices: int) -> Topology:
+    if len(torus) != accelerator.torus_dimensions:
         raise UserError(
-            f"--topology {name} does not exist: {accelerator.name} has {accelerator.dimensions} dimensions."
+            f"--topology {name} does not exist: {accelerator.name} has {accelerator.torus_dimensions} dimensions."
         )
-    # The compiler must neither ask the metadata server of a cloud nor mind that another process uses it.
+    # The compiler must neither query a cloud's metadata server nor refuse because another process uses libtpu.
     for key, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -83,25 +87,27 @@ def _tpu(name: str, accelerator: Accelerator, extents: tuple[int, ...], slices: 
         raise UserError(
             f"--topology {name} needs the TPU compiler, which is not installed: pip install 'seed-jax[tpu]'."
         ) from None
-    flat = accelerator.dimensions == 2
-    wrap = tuple(extent % accelerator.wraps == 0 for extent in extents) + (False,) * flat
+    is_flat = accelerator.torus_dimensions == 2
+    wrap = tuple(extent % accelerator.wraparound_size == 0 for extent in torus) + (False,) * is_flat
     options: dict[str, Any] = {"wrap": wrap} | ({"num_slices": slices} if slices > 1 else {})
-    if accelerator.name == "v4":  # one device a chip, not one a core
+    if accelerator.name == "v4":  # one device per chip, not per core
         options |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
-    elif math.prod(extents) == 1:
+    elif math.prod(torus) == 1:
         options |= {"chips_per_host_bounds": (1, 1, 1)}
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--topology {name} does not exist ({reason}): expected for example {EXAMPLES}.") from error
-    return Topology(name, accelerator, tuple(described.devices), slices, extents, exact=True)
+    return Topology(name, accelerator, tuple(description.devices), slices, torus, exact=True)
 
 
 def _cpus(count: int) -> tuple[Any, ...]:
-    with contextlib.suppress(RuntimeError):  # in use already: see below whether there are enough
+    with contextlib.suppress(RuntimeError):  # already initialized: the check below tells whether there are enough
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise UserError(f"{count} devices are asked for and this process has {len(devices)} of its CPU already in use.")
+        raise UserError(
+            f"{count} devices are needed, but this process has initialized {len(devices)} CPU devices already."
+        )
     return tuple(devices[:count])

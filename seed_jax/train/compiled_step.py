@@ -6,73 +6,88 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import ml_collections
 import optax
 from jax.sharding import Mesh
 
 from seed_jax import accelerators, sharding
+from seed_jax.errors import UserError
+from seed_jax.train.config import TrainConfig
 from seed_jax.train.optimizer import make_optimizer, make_schedule
 from seed_jax.train.stage import Stage
-from seed_jax.train.state import Layout, join, make_layout
+from seed_jax.train.state import AbstractState, abstract_state
 from seed_jax.train.step import make_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """A step, the shapes and shardings of what it takes, and how it is to be compiled.
+class TrainProgram:
+    """A step, the shapes and shardings of its arguments, and how to compile it.
 
     Attributes:
-        step: `(state, frozen, batch) -> (state, metrics)`, jitted; the state is donated.
+        mesh: devices, which need not exist on this machine.
+        optimizer: the optimizer.
+        abstract: shapes and shardings of the state and of the frozen variables.
+        step: jitted `(state, frozen, batch) -> (state, metrics)`; the state is donated.
         batch: shapes and shardings of a global batch.
-        options: for the compiler.
+        compiler_options: for XLA.
     """
 
     mesh: Mesh
     optimizer: optax.GradientTransformation
-    layout: Layout
+    abstract: AbstractState
     step: Any
     batch: dict[str, jax.ShapeDtypeStruct]
-    options: Mapping[str, str]
+    compiler_options: Mapping[str, str]
 
     def trace(self) -> jax.stages.Traced:
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(sharding.RULES):
-            return self.step.trace(self.layout.state, self.layout.frozen, self.batch)
+        """Trace the step for its shapes."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
+            return self.step.trace(self.abstract.state, self.abstract.frozen, self.batch)
 
     def compile(self) -> jax.stages.Compiled:
-        return self.trace().lower().compile(compiler_options=dict(self.options) or None)
+        """Compile the step ahead of time."""
+        return self.trace().lower().compile(compiler_options=dict(self.compiler_options) or None)
 
 
-def make(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh) -> Program:
-    """Lay a stage out over a mesh, whose devices need not exist here.
+def make_program(config: TrainConfig, stage: Stage, mesh: Mesh) -> TrainProgram:
+    """Shard a stage over a mesh and build its step.
 
     Raises:
-        UserError: the mesh does not divide the model, or too much of it would lie whole on every device.
+        UserError: the mesh does not divide the batch or the model, or too much of the model would be replicated.
     """
-    optimizer = make_optimizer(config.optimizer, config.steps, config.get("guard"))
-    layout = make_layout(stage, optimizer, mesh, config.precision.frozen)
-    variables = join(layout.state.trained, layout.frozen)
-    sharding.log_shardings(variables, layout.boxed_shardings)
-    sharding.check_cut(variables, layout.boxed_shardings)
+    check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
+    optimizer = make_optimizer(config, stage.untracked_collections)
+    abstract = abstract_state(stage, optimizer, mesh, config.precision.frozen)
+    sharding.log_shardings(abstract.variables, abstract.shardings)
+    sharding.check_sharded(abstract.variables, abstract.shardings)
     step = make_step(
         stage,
         optimizer,
         make_schedule(config.optimizer, config.steps),
-        config.optimizer.accumulation,
-        config.seed,
-        layer_norms=config.get("layer_norms", False),
+        accumulation=config.optimizer.accumulation,
+        seed=config.seed,
+        layer_norms=config.layer_norms,
     )
-    out = jax.tree.map(lambda leaf: leaf.sharding, layout.state)
-    cut = sharding.batch_sharding(mesh)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.state)
+    batch_sharding = sharding.batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct((stage.batch_size, *row.shape), row.dtype, sharding=cut)
-        for name, row in stage.row_spec.items()
+        name: jax.ShapeDtypeStruct((stage.batch_size, *row.shape), row.dtype, sharding=batch_sharding)
+        for name, row in stage.batch_spec().items()
     }
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(out, None))
-    return Program(mesh, optimizer, layout, jitted, batch, compiler_options(config, mesh))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+    return TrainProgram(mesh, optimizer, abstract, jitted, batch, _compiler_options(config, mesh))
 
 
-def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, str]:
+def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raise UserError unless the global batch divides over the mesh and into microbatches."""
+    shards = sharding.num_batch_shards(mesh)
+    if batch_size % (shards * accumulation):
+        raise UserError(
+            f"data.batch_size is {batch_size}, expected a multiple of {shards * accumulation} "
+            f"(mesh.replica * mesh.fsdp = {shards} times optimizer.accumulation = {accumulation})."
+        )
+
+
+def _compiler_options(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
     """Return the accelerator's options with those of `config.compiler` over them."""
-    known = accelerators.of_device(mesh.devices.flat[0])
-    own = {name: str(value) for name, value in config.get("compiler", {}).items()}
-    return {**(known.compiler if known else {}), **own}
+    accelerator = accelerators.for_device(mesh.devices.flat[0])
+    return {**(accelerator.compiler_options if accelerator else {}), **config.compiler_options}

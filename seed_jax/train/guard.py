@@ -1,4 +1,4 @@
-"""Leave out a step whose loss or gradient is not finite, or whose loss jumps."""
+"""Skip steps whose loss or gradient is not finite, or whose loss spikes."""
 
 from typing import Any, NamedTuple
 
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-WARM_UP = 50  # steps before a jump is told from the way down
-DECAY = 0.98  # of the running mean and spread of the loss
-LEAST_SPREAD = 0.01  # nats; a loss that hardly moves must not make every step a jump
+WARMUP_STEPS = 50  # before these a spike cannot be told from the initial decrease
+DECAY = 0.98  # of the running mean and variance of the loss
+MIN_STD = 0.01  # nats; keeps small changes of a flat loss from counting as spikes
 
 
 class GuardState(NamedTuple):
-    """The guarded optimizer's state, the running loss, and how many steps were left out."""
+    """State of the guarded optimizer, running statistics of the loss, and the number of skipped steps."""
 
     inner: optax.OptState
     mean: Float[Array, ""] | Any
     variance: Float[Array, ""] | Any
-    seen: Int[Array, ""] | Any
+    count: Int[Array, ""] | Any
     skipped: Int[Array, ""] | Any
 
 
@@ -28,28 +28,36 @@ def guarded(
     """Wrap an optimizer so that a bad step changes neither parameters nor moments; its `update` takes `loss`.
 
     Args:
-        skip_nonfinite: leave out steps whose loss or gradient norm is not finite.
-        spike: leave out steps whose loss lies so many standard deviations over its running mean; 0 for none.
+        tx: the optimizer.
+        skip_nonfinite: skip steps whose loss or gradient norm is not finite.
+        spike: skip steps whose loss exceeds its running mean by so many standard deviations; 0 for none.
     """
 
     def init(params: Any) -> GuardState:
-        zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-        return GuardState(tx.init(params), zero, zero, none, none)
+        return GuardState(
+            tx.init(params), jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        )
 
-    def update(grads: Any, state: GuardState, params: Any, *, loss: Float[Array, ""]) -> tuple[Any, GuardState]:
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-        spread = jnp.maximum(jnp.sqrt(state.variance), LEAST_SPREAD)
-        jumped = (state.seen >= WARM_UP) & (loss > state.mean + spike * spread) if spike else jnp.zeros((), bool)
-        good = (finite if skip_nonfinite else jnp.ones((), bool)) & ~jumped
-        choose = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)  # noqa: E731
-        updates, inner = tx.update(grads, state.inner, params)
-        updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.zeros_like(u)), updates)
-        # Of the first steps the mean is the plain one, lest it start from 0.
-        keep = jnp.minimum(DECAY, state.seen / (state.seen + 1.0))
-        mean = keep * state.mean + (1 - keep) * loss
-        variance = keep * state.variance + (1 - keep) * jnp.square(loss - state.mean) * (state.seen > 0)
-        measured = GuardState(choose(inner, state.inner), mean, variance, state.seen + 1, state.skipped)
-        kept = GuardState(state.inner, state.mean, state.variance, state.seen, state.skipped + 1)
-        return updates, choose(measured, kept)
+    def update(
+        updates: Any, state: GuardState, params: Any = None, *, loss: Float[Array, ""], **extra: Any
+    ) -> tuple[Any, GuardState]:
+        del extra
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
+        std = jnp.maximum(jnp.sqrt(state.variance), MIN_STD)
+        is_spike = (state.count >= WARMUP_STEPS) & (loss > state.mean + spike * std) if spike else jnp.zeros((), bool)
+        is_good = (is_finite if skip_nonfinite else jnp.ones((), bool)) & ~is_spike
+
+        def select(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(is_good, n, o), new, old)
+
+        updates, inner = tx.update(updates, state.inner, params)
+        updates = jax.tree.map(lambda u: jnp.where(is_good, u, jnp.zeros_like(u)), updates)
+        # The mean of the first steps is the plain one, so that it does not start from 0.
+        decay = jnp.minimum(DECAY, state.count / (state.count + 1.0))
+        mean = decay * state.mean + (1 - decay) * loss
+        variance = decay * state.variance + (1 - decay) * jnp.square(loss - state.mean) * (state.count > 0)
+        accepted = GuardState(select(inner, state.inner), mean, variance, state.count + 1, state.skipped)
+        rejected = GuardState(state.inner, state.mean, state.variance, state.count, state.skipped + 1)
+        return updates, select(accepted, rejected)
 
     return optax.GradientTransformationExtraArgs(init, update)

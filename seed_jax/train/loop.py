@@ -1,149 +1,166 @@
-"""The training loop: one for all stages.
+"""The training loop, one for all stages.
 
-A run, in order: check the config, take the workdir, build the mesh and the stage, restore or create the state, compile
-the step, loop (step, report, measure, save), finish.
+`train` reads in the order of a run: lock the workdir, build the mesh and the stage, restore or initialize the state,
+compile the step, loop, finish. What happens around steps (metrics, evaluation, checkpoints, profiling, watchdogs) are
+the hooks in `seed_jax.train.runtime`.
 """
 
 import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import flax.linen as nn
 import jax
-import ml_collections
+from clu import parameter_overview
 from etils import epath
-from jax.sharding import Mesh
 
 from seed_jax import accelerators, sharding
-from seed_jax.files import Directory
-from seed_jax.train import auto_settings, compiled_step, validation
-from seed_jax.train.runtime import checkpointing, profiling
+from seed_jax.files import AnyPath
+from seed_jax.train import auto_settings
+from seed_jax.train.compiled_step import make_program
+from seed_jax.train.config import TrainConfig
+from seed_jax.train.config.schema import to_dict
 from seed_jax.train.runtime import workdir as workdirs
+from seed_jax.train.runtime.checkpointing import Checkpointer
+from seed_jax.train.runtime.evaluation import Evaluation
 from seed_jax.train.runtime.goodput import Goodput
-from seed_jax.train.runtime.metric_writer import MetricWriter
+from seed_jax.train.runtime.hooks import Hook, StepResult
+from seed_jax.train.runtime.metric_writer import MetricWriter, check_wandb
+from seed_jax.train.runtime.profiling import Profiler
 from seed_jax.train.runtime.progress import Progress
-from seed_jax.train.runtime.watchdog import EXIT_PREEMPTED, Hosts, Preemption, Watchdog
-from seed_jax.train.stage import Batches, Stage
-from seed_jax.train.stages import registry
-from seed_jax.train.state import TrainState, join
+from seed_jax.train.runtime.resume import check_resume
+from seed_jax.train.runtime.watchdog import EXIT_PREEMPTED, HostMonitor, Preemption, Watchdog
+from seed_jax.train.stage import Stage
+from seed_jax.train.stages.registry import make_stage
+from seed_jax.train.state import merge
+from seed_jax.typing import Tree
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """Train as `config` says in `workdir`, from its newest checkpoint if it has one.
+def train(config: TrainConfig, workdir: epath.PathLike, stage: Stage | None = None) -> Tree:
+    """Train in `workdir`, from its newest checkpoint if it has one.
+
+    Args:
+        config: the run's configuration.
+        workdir: local directory or bucket.
+        stage: what is trained, by default what `config.stage` names.
+
+    Returns:
+        The variables after the last step.
 
     Raises:
         UserError: bad input, before anything is written to a checkpoint.
-        SystemExit: with code 75 after SIGTERM, once the state is saved, or at the end; the same command continues.
+        SystemExit: with code 75 after SIGTERM, once the state is saved; the same command resumes.
     """
-    workdir = workdirs.place(workdir)
-    validation.check(config)
-    with workdirs.locked(workdir), contextlib.closing(Preemption()) as preemption, _hosts(config) as hosts:
+    directory = workdirs.resolve(workdir)
+    check_wandb(config.wandb.project)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdirs.locked(directory))
+        preemption = stack.enter_context(contextlib.closing(Preemption()))
+        hosts = stack.enter_context(_monitored_hosts(config.watchdog.lost_seconds))
+        workdirs.check_shared(directory)
+
+        # The mesh, and what is trained on it.
         mesh = sharding.make_mesh(config.mesh.to_dict())
-        config = auto_settings.resolve(config, mesh, accelerators.of_device(mesh.devices.flat[0]))
-        stage = registry.build(config, workdir)
-        validation.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
-        with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-            variables = _train(config, workdir, mesh, stage, preemption, hosts)
-        # Outside the mesh: what a stage shows at the end are ordinary programs of their own.
-        stage.finish(variables, workdir)
-        if preemption.asked:
-            # After the last step; whoever meant to go on, a recipe with its next stage, must not.
-            logging.warning("SIGTERM: this run is complete; run the same command again for what comes after it.")
+        config = auto_settings.resolve(config, mesh, accelerators.for_device(mesh.devices.flat[0]))
+        stage = make_stage(config) if stage is None else stage
+        with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
+            variables = _train(config, directory, mesh, stage, preemption, hosts)
+
+        # Outside the mesh: what a stage shows at the end are ordinary programs.
+        stage.finish(variables, directory)
+        if preemption.is_requested:
+            # After the last step, so that a recipe does not start its next stage.
+            logging.warning("SIGTERM: this run is complete; run the same command again for what follows it.")
             raise SystemExit(EXIT_PREEMPTED)
-
-
-@contextlib.contextmanager
-def _hosts(config: ml_collections.ConfigDict) -> Iterator[Hosts]:
-    """Watch the other hosts; an error of a collective waits for the verdict which of them is gone."""
-    with contextlib.closing(Hosts(config.get("watchdog", {}).get("lost_seconds", 30.0))) as hosts:
-        try:
-            yield hosts
-        except jax.errors.JaxRuntimeError:
-            hosts.failed()
-            raise
+    return variables
 
 
 def _train(
-    config: ml_collections.ConfigDict,
-    workdir: Directory,
-    mesh: Mesh,
+    config: TrainConfig,
+    workdir: AnyPath,
+    mesh: jax.sharding.Mesh,
     stage: Stage,
     preemption: Preemption,
-    hosts: Hosts,
-) -> dict[str, Any]:
-    """Return the variables after the last step."""
-    began = time.perf_counter()
-    made = compiled_step.make(config, stage, mesh)
-    store = checkpointing.open_store(config, workdir)
-    batches = stage.batches(sharding.local_rows(sharding.batch_sharding(mesh), stage.batch_size))
-    with contextlib.closing(store), contextlib.closing(batches):
-        state, frozen, restored = checkpointing.restore_or_create(stage, made, store, batches, config.seed)
-        first, fresh = int(state.step), state
-        if restored:
-            logging.info("Continuing from step %d of %s.", first, store.directory)
-        workdirs.prepare(workdir, config, stage)
-        goodput = Goodput(workdir, first_step=first)
+    hosts: HostMonitor,
+) -> Tree:
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        # State and data, restored or initialized.
+        stage.prepare(workdir)
+        program = make_program(config, stage, mesh)
+        checkpointer = stack.enter_context(contextlib.closing(Checkpointer(config, stage, workdir)))
+        check_resume(workdirs.last_config(workdir), config, checkpointer.last_step)
+        indices = sharding.local_batch_indices(sharding.batch_sharding(mesh), stage.batch_size)
+        batches = stack.enter_context(contextlib.closing(stage.batches(indices)))
+        state, frozen = checkpointer.restore_or_create(program, batches)
+        first_step = int(state.step)
+        if first_step:
+            logging.info("Resuming from step %d of %s.", first_step, checkpointer.store.directory)
+        else:
+            overview = parameter_overview.get_parameter_overview(program.abstract.state.trained, include_stats=False)
+            logging.info("Trained parameters:\n%s", overview)
+        workdirs.write_run(workdir, config, stage)
+        if first_step == config.steps:
+            logging.info("All %d steps are done already.", first_step)
+            preemption.saving_from_now_on()
+            return merge(state.trained, frozen)
+
+        # The compiled step.
+        goodput = Goodput(workdir, first_step=first_step)
         with goodput.timing("compile"):
-            step_fn = made.compile()
+            logging.info("Compiling the step ...")
+            step_fn = program.compile()
+        logging.info("Compiled the step in %.1f s.", goodput.current["compile"])
         workdirs.write_hlo(workdir, step_fn)
-        goodput.add("start", time.perf_counter() - began - goodput.latest["compile"])
-        project = config.get("wandb", {}).get("project", "")
-        writer = MetricWriter(workdir, first_step=first, wandb=project, described=config)
-        progress = Progress(config, stage, mesh, writer, goodput, restored_from=first if restored else None)
-        due = checkpointing.Schedule(config)
-        with contextlib.closing(progress), contextlib.closing(_watchdog(config)) as watchdog:
-            for step, state, position in _steps(config, workdir, fresh, frozen, batches, step_fn, stage, progress):
-                for watcher in (watchdog, hosts):
-                    watcher.beat(step)
-                _evaluate(stage, step, config.steps, state, frozen, progress)
-                stop = preemption.reached(step)
-                if due.due(step) or stop:
-                    progress.flush()  # a run that continues from here will not report this step again
-                    with progress.saving(step):
-                        checkpointing.save(store, step, state, frozen, position, stage)
-                    watchdog.beat(step)
-                if stop and step < config.steps:
-                    store.close()
-                    logging.warning("SIGTERM: saved step %d; run the same command again to continue.", step)
-                    raise SystemExit(EXIT_PREEMPTED)
-    return join(state.trained, frozen)
+        goodput.add("startup", time.perf_counter() - started - goodput.current["compile"])
 
+        # What happens around steps. Metrics come first: a loss that is not finite must end the run before a save.
+        writer = MetricWriter(
+            workdir, first_step=first_step, wandb_project=config.wandb.project, config=to_dict(config)
+        )
+        progress = Progress(config, stage, mesh, writer, goodput, restored_step=first_step)
+        checkpointer.report_to(progress)
+        watchdog = Watchdog(60.0 * config.watchdog.hung_minutes)
+        hooks: tuple[Hook, ...] = (
+            progress,
+            Profiler(config.profile.range, workdir),
+            watchdog,
+            hosts,
+            Evaluation(stage.evaluators(), progress),
+            checkpointer,
+        )
+        for hook in hooks:
+            if hook not in (hosts, checkpointer):  # closed where they were opened
+                stack.callback(hook.close)
 
-def _watchdog(config: ml_collections.ConfigDict) -> Watchdog:
-    return Watchdog(60.0 * config.get("watchdog", {}).get("hung_minutes", 30.0))
-
-
-def _steps(
-    config: ml_collections.ConfigDict,
-    workdir: Directory,
-    state: TrainState,
-    frozen: Any,
-    batches: Batches,
-    step_fn: Any,
-    stage: Stage,
-    progress: Progress,
-) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
-    """Yield (step, state, position of the batches) after every step, without waiting for the device."""
-    first, cut = int(state.step), sharding.batch_sharding(state.step.sharding.mesh)
-    steps = profiling.parse(config.get("profile", {}).get("steps", ""))
-    with contextlib.closing(profiling.Profiler(steps, workdir)) as profiler:
-        for step in range(first + 1, config.steps + 1):
+        batch_sharding = sharding.batch_sharding(mesh)
+        preemption.saving_from_now_on()
+        for step in range(first_step + 1, config.steps + 1):
             with progress.waiting_for_data():
                 rows = next(batches)
-            profiler.before(step)
-            state, metrics = step_fn(state, frozen, sharding.place(rows, cut, stage.batch_size))
-            profiler.after(step, state.step)
-            progress.dispatched(step, metrics)
-            yield step, state, batches.get_state()
-    if first < config.steps:
+            for hook in hooks:
+                hook.before_step(step)
+            state, metrics = step_fn(state, frozen, sharding.shard_batch(rows, batch_sharding, stage.batch_size))
+            is_stopping = preemption.is_reached(step)
+            result = StepResult(step, state, frozen, metrics, step == config.steps, is_stopping)
+            for hook in hooks:
+                hook.after_step(result)
+            watchdog.beat(step)  # a long save is no hang
+            if is_stopping and step < config.steps:
+                checkpointer.store.wait()
+                logging.warning("SIGTERM: saved step %d; run the same command again to resume.", step)
+                raise SystemExit(EXIT_PREEMPTED)
         progress.flush()
+    return merge(state.trained, frozen)
 
 
-def _evaluate(stage: Stage, step: int, steps: int, state: TrainState, frozen: Any, progress: Progress) -> None:
-    for evaluator in stage.evaluators:
-        if step % evaluator.every_steps == 0 or step == steps:
-            with progress.evaluating():
-                found = evaluator.run(join(state.trained, frozen))
-            progress.measured(step, {f"{evaluator.name}/{key}": value for key, value in found.items()})
+@contextlib.contextmanager
+def _monitored_hosts(lost_seconds: float) -> Iterator[HostMonitor]:
+    """Monitor the other hosts; the error of a collective waits until it is known which of them is gone."""
+    with contextlib.closing(HostMonitor(lost_seconds)) as hosts:
+        try:
+            yield hosts
+        except jax.errors.JaxRuntimeError:
+            hosts.collective_failed()
+            raise

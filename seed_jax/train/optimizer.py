@@ -1,106 +1,103 @@
-"""AdamW as the original trains with: decay on matrices only, clipping by global norm."""
+"""AdamW as the original trains with, learning-rate schedules, and moving averages of parameters."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seed_jax.precision import as_dtype
+from seed_jax.train.config import TrainConfig
+from seed_jax.train.config.common import OptimizerConfig
 from seed_jax.train.guard import guarded
+from seed_jax.typing import Tree
 
-_UNDECAYED = ("bias", "scale", "q_bias", "v_bias", "temperature")
-
-
-def decay_mask(params: dict[str, Any]) -> dict[str, Any]:
-    """Return True for the tensors that weight decay shrinks: everything but biases, norm scales and scalars."""
-    return unflatten_dict({path: path[-1] not in _UNDECAYED for path in flatten_dict(params)})
+EMA = "ema"  # collection of the moving averages
+_NOT_DECAYED = ("bias", "scale", "q_bias", "v_bias", "temperature")
 
 
-def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
-    """Return the learning rate of each step; `config.schedule` is "warmup_cosine" (default) or "epochs"."""
-    kind = config.get("schedule", "warmup_cosine")
-    if kind == "epochs":
-        return epoch_cosine(
-            config.peak_lr,
-            epochs=config.epochs,
-            epoch_steps=config.epoch_steps,
-            warmup_steps=config.warmup_steps,
-            warmup_start_ratio=config.warmup_start_ratio,
-            min_ratio=config.min_lr_ratio,
-        )
-    return warmup_cosine(config.peak_lr, steps, config.warmup_ratio, config.min_lr_ratio)
+def decay_mask(params: Tree) -> Tree:
+    """Return True for tensors under weight decay: everything but biases, norm scales and scalars."""
+    return unflatten_dict({path: path[-1] not in _NOT_DECAYED for path in flatten_dict(params)})
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, steps: int, guard: ml_collections.ConfigDict | None = None
-) -> optax.GradientTransformation:
-    """Build clip -> AdamW from `config.optimizer` (spec D.2); a `clip_norm` of 0 leaves clipping out.
-
-    `config.following` names collections of variables that the stage keeps up to date, not the optimizer.
+def make_optimizer(config: TrainConfig, untracked: tuple[str, ...] = ()) -> optax.GradientTransformation:
+    """Build clip -> AdamW, guarded against bad steps where the config asks for it (spec D.2).
 
     Args:
-        guard: `config.guard`: whether steps are left out, see `seed_jax.train.guard`.
+        config: the run's configuration.
+        untracked: collections of variables that the stage updates itself; they have no moments.
     """
+    options = config.optimizer
     tx = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
+        make_schedule(options, config.steps),
+        b1=options.b1,
+        b2=options.b2,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
         mask=decay_mask,
     )
-    # What only follows the trained parameters, such as their moving average, needs no moments.
-    if following := config.get("following", ()):
-        tx = optax.masked(tx, lambda variables: {name: name not in following for name in variables})
-    moments = config.get("moments", "float32")
-    tx = tx if moments == "float32" else stored_as(tx, as_dtype(moments))
-    tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx) if config.clip_norm else tx
-    skip, spike = (guard.nonfinite == "skip", guard.spike) if guard else (False, 0.0)
-    return guarded(tx, skip_nonfinite=skip, spike=spike) if skip or spike else tx
+    if untracked:
+        tx = optax.masked(tx, lambda variables: {name: name not in untracked for name in variables})
+    if options.moments != "float32":
+        tx = store_moments_as(tx, as_dtype(options.moments))
+    if options.clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(options.clip_norm), tx)
+    skip_nonfinite = config.guard.nonfinite == "skip"
+    if skip_nonfinite or config.guard.spike:
+        tx = guarded(tx, skip_nonfinite=skip_nonfinite, spike=config.guard.spike)
+    return tx
 
 
-def stored_as(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """Keep an optimizer's moments in `dtype` between steps; it computes in float32 as before."""
+def store_moments_as(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """Store an optimizer's moments in `dtype` between steps; updates are computed in float32 as before."""
 
     def cast(tree, source, target):
-        change = lambda x: x.astype(target) if x.ndim and x.dtype == source else x  # noqa: E731
-        return jax.tree.map(change, tree)
+        return jax.tree.map(lambda x: x.astype(target) if x.ndim and x.dtype == source else x, tree)
 
     def init(params):
         return cast(tx.init(params), jnp.float32, dtype)
 
-    def update(grads, state, params=None):
-        updates, state = tx.update(grads, cast(state, dtype, jnp.float32), params)
+    def update(updates, state, params=None):
+        updates, state = tx.update(updates, cast(state, dtype, jnp.float32), params)
         return updates, cast(state, jnp.float32, dtype)
 
     return optax.GradientTransformation(init, update)
 
 
-Tree = dict[str, Any]
-COLLECTION = "ema"
-
-
-def first_averages(params: Tree) -> Tree:
-    """Return the averages before the first step: the parameters themselves."""
+def init_ema(params: Tree) -> Tree:
+    """Return the moving averages before the first step: the parameters themselves."""
     return {**params, "updates": jnp.zeros((), jnp.float32)}
 
 
-def next_averages(averages: Tree, params: Tree, decay: float) -> Tree:
-    """Return the averages after a step that led to `params`.
+def update_ema(averages: Tree, params: Tree, decay: float) -> Tree:
+    """Return the moving averages after a step that led to `params`.
 
-    While there have been few updates the decay is lower, (1 + n) / (10 + n), so that the start is soon forgotten.
+    The decay is min(`decay`, (1 + n) / (10 + n)) after n updates, so that the initial values are soon forgotten.
     """
     updates = averages["updates"] + 1
-    kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
-    old = {name: averages[name] for name in params}
-    return {**jax.tree.map(lambda a, p: a + (1 - kept) * (p - a), old, params), "updates": updates}
+    decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    previous = {name: averages[name] for name in params}
+    return {**jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), previous, params), "updates": updates}
+
+
+def make_schedule(options: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Return the learning rate by step."""
+    if options.schedule == "epochs":
+        return epoch_cosine(
+            options.peak_lr,
+            epochs=options.epochs,
+            epoch_steps=options.epoch_steps,
+            warmup_steps=options.warmup_steps,
+            warmup_start_ratio=options.warmup_start_ratio,
+            min_ratio=options.min_lr_ratio,
+        )
+    return warmup_cosine(options.peak_lr, steps, options.warmup_ratio, options.min_lr_ratio)
 
 
 def warmup_cosine(peak: float, steps: int, warmup_ratio: float, min_ratio: float) -> optax.Schedule:
-    """Rise linearly from 0, then fall along a cosine to `min_ratio * peak` at `steps` (spec D.2).
+    """Warm up linearly from 0, then decay along a cosine to `min_ratio * peak` at `steps` (spec D.2).
 
     The original's formula: peak * 0.5 * ((1 + m) + (1 - m) * cos(pi * progress)).
     """
@@ -118,7 +115,7 @@ def warmup_cosine(peak: float, steps: int, warmup_ratio: float, min_ratio: float
 def epoch_cosine(
     peak: float, *, epochs: int, epoch_steps: int, warmup_steps: int, warmup_start_ratio: float, min_ratio: float
 ) -> optax.Schedule:
-    """Warm up and then stay at `peak` in the first epoch; later epochs step down along a cosine (spec A.9).
+    """Warm up and stay at `peak` in the first epoch; step down along a cosine in later epochs (spec A.9).
 
     Within an epoch after the first the rate is constant: min + (peak - min) * 0.5 * (1 + cos(pi * epoch / epochs)).
     """

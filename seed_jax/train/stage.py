@@ -1,38 +1,44 @@
-"""What a stage of training is: parameters that train, a loss, batches.
+"""The interface between the training loop and what is trained.
 
-The loop in `seed_jax.train.loop` runs any stage; a stage knows nothing of optimizers, meshes' shapes or checkpoints.
+The loop in `seed_jax.train.loop` runs any stage; a stage knows nothing of optimizers, mesh shapes or checkpoints.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import flax.struct
 import jax
 from jaxtyping import Array, Key
 
-from seed_jax.errors import UserError
+from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
+from seed_jax.train.config import TrainConfig
+from seed_jax.typing import ParamPath, Tree
 
-ParamPath = tuple[str, ...]
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 @flax.struct.dataclass
 class LossOutput:
-    """The loss to descend and what to report beside it, all as (sum, weight).
+    """The loss to minimize and the metrics to report, all as (sum, weight).
 
-    `observed` is what the stage's `after_step` wants to know of the batch; it is added up over microbatches.
+    Attributes:
+        total: what is differentiated.
+        metrics: name -> value, reported as means.
+        statistics: what `Stage.update_statistics` needs of the batch; summed over microbatches.
     """
 
     total: WeightedSum
     metrics: Mapping[str, WeightedSum]
-    observed: Mapping[str, Array] = flax.struct.field(default_factory=dict)
+    statistics: Mapping[str, Array] = flax.struct.field(default_factory=dict)
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """An endless iterator of this process's rows whose position can be saved and restored exactly."""
+    """An endless iterator over this process's part of each global batch, with an exact position."""
 
     def __next__(self) -> dict[str, Any]: ...
 
@@ -45,57 +51,125 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """A measurement taken now and then: `run` gets the variables and returns named numbers."""
+    """A measurement taken while training.
+
+    Attributes:
+        name: prefix of its metrics.
+        every_steps: steps between measurements; it also runs after the last step.
+        run: variables -> metrics by name.
+    """
 
     name: str
     every_steps: int
-    run: Callable[[dict[str, Any]], dict[str, float]]
+    run: Callable[[Tree], dict[str, float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One kind of training.
+class Stage(abc.ABC, Generic[Config]):
+    """One kind of training: what is trained, on which loss and data.
+
+    A stage is constructed from its configuration alone and then knows the shapes of everything, which is all that
+    compiling its step takes (`seed-jax plan`). Training calls `prepare` first, which finds or makes data and weights.
 
     Attributes:
-        kind: of the model directory that training yields ("llama", "seed_tokenizer", ...).
-        model_config: what `config.json` of that directory holds beside kind and provenance.
-        files: name -> file that belongs into the model directory (a text tokenizer's).
-        abstract: fresh variables as `init` returns them, boxed with logical names; used for shapes and shardings.
-        init: (key, shardings) -> unboxed variables, fresh or loaded, lying as `shardings` says.
-        trainable: whether the variable at a path (collection first) is trained.
-        loss: (variables, batch, key) -> LossOutput; deterministic where no key is used.
-        batches: rows of the global batch that this process supplies -> iterator.
+        config_class: dataclass of its options.
+        kind: kind of the model directory that training writes.
+        unit: what `samples_per_batch` counts.
+        untracked_collections: variable collections that the stage updates itself; the optimizer keeps no moments.
         batch_size: rows of the global batch.
-        row_spec: name -> shape and dtype of one row, so that the step is compiled before the first batch.
-        tokens_per_batch: positions of a global batch (padding included), for throughput.
-        unit: what `tokens_per_batch` and `flops_per_token` count, if not tokens.
-        flops_per_token: model FLOPs of a training step per position, for MFU.
-        flops_convention: what `flops_per_token` counts.
-        evaluators: measured while training and after the last step.
-        after_step: (trained variables before the optimizer, the same after it, observed) -> trained variables, for what
-            changes without being descended: running statistics.
-        finish: called after the last step with (variables, workdir); prints what the stage has learnt.
     """
 
-    kind: str
-    model_config: dict[str, Any]
-    files: dict[str, Path]
-    abstract: Callable[[], dict[str, Any]]
-    init: Callable[[Key[Array, ""], Any], dict[str, Any]]
-    trainable: Callable[[ParamPath], bool]
-    loss: Callable[[dict[str, Any], dict[str, Array], Key[Array, ""]], LossOutput]
-    batches: Callable[[list[int]], Batches]
-    batch_size: int
-    row_spec: dict[str, jax.ShapeDtypeStruct]
-    tokens_per_batch: int
-    flops_per_token: float
-    flops_convention: str
-    evaluators: tuple[Evaluator, ...] = ()
-    unit: str = "tokens"
-    after_step: Callable[[dict[str, Any], dict[str, Any], Mapping[str, Array]], dict[str, Any]] | None = None
-    finish: Callable[[dict[str, Any], Path], None] = lambda variables, workdir: None
+    config_class: ClassVar[type[TrainConfig]]
+    kind: ClassVar[str]
+    unit: ClassVar[str] = "images"
+    untracked_collections: ClassVar[tuple[str, ...]] = ()
 
+    def __init__(self, config: Config):
+        self.config = config
 
-def no_batches(rows: list[int]) -> Batches:
-    """Stand in for the batches of a stage that is only compiled."""
-    raise UserError(f"A stage made for a plan has no data for its {len(rows)} rows.")
+    @property
+    @abc.abstractmethod
+    def batch_size(self) -> int: ...
+
+    @property
+    def units_per_batch(self) -> int:
+        """Units (tokens or images) of a global batch, for throughput."""
+        return self.batch_size
+
+    # What the compiled step depends on.
+
+    @abc.abstractmethod
+    def abstract_variables(self) -> Tree:
+        """Return the variables' shapes as `init` of Flax modules does, boxed with logical axis names."""
+
+    @abc.abstractmethod
+    def is_trainable(self, path: ParamPath) -> bool:
+        """Whether the variable at a path (collection first) is trained."""
+
+    @abc.abstractmethod
+    def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
+        """Compute the loss of a batch; `key` is for dropout and noise."""
+
+    @abc.abstractmethod
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return name -> shape and dtype of one row of a batch."""
+
+    def update_statistics(self, before: Tree, after: Tree, statistics: Mapping[str, Array]) -> Tree:
+        """Update what training changes without a gradient, such as running statistics.
+
+        Args:
+            before: trained variables before the optimizer's update.
+            after: trained variables after it.
+            statistics: `LossOutput.statistics` of the whole batch.
+
+        Returns:
+            The trained variables after the step.
+        """
+        del before, statistics
+        return after
+
+    @abc.abstractmethod
+    def flops_per_unit(self) -> float:
+        """Return model FLOPs of a training step per unit, for MFU."""
+
+    @property
+    @abc.abstractmethod
+    def flops_convention(self) -> str:
+        """What `flops_per_unit` counts."""
+
+    # What a run needs beyond that.
+
+    @abc.abstractmethod
+    def prepare(self, workdir: AnyPath) -> None:
+        """Find data and weights; make the data of the demo below `workdir`.
+
+        Raises:
+            UserError: something is missing; the message names the command that makes it.
+        """
+
+    @abc.abstractmethod
+    def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
+        """Return fresh or loaded variables, unboxed and sharded as `shardings` says."""
+
+    @abc.abstractmethod
+    def batches(self, local_indices: list[int]) -> Batches:
+        """Return the batches of this process.
+
+        Args:
+            local_indices: rows of the global batch that this process supplies.
+        """
+
+    @abc.abstractmethod
+    def model_config(self) -> dict[str, Any]:
+        """Return what `config.json` of the model directory holds beside kind and provenance."""
+
+    def model_files(self) -> dict[str, Path]:
+        """Return name -> file to copy into the model directory, such as a text tokenizer's."""
+        return {}
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """Return the measurements to take while training."""
+        return ()
+
+    def finish(self, variables: Tree, workdir: AnyPath) -> None:
+        """Run after the last step, outside the mesh."""
+        del variables, workdir

@@ -1,5 +1,6 @@
-"""Variables split into trained and frozen, and the optimizer state of the trained ones, laid out over a mesh."""
+"""Training state: trained and frozen variables, and the optimizer state of the trained ones, sharded over a mesh."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -12,92 +13,103 @@ from jax.sharding import Mesh
 from seed_jax import sharding
 from seed_jax.precision import as_dtype
 from seed_jax.train.stage import Stage
-
-Tree = dict[str, Any]
+from seed_jax.typing import ParamPath, Tree
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes. Frozen variables are kept apart: they have neither gradients nor optimizer state."""
+    """What a step updates. Frozen variables are kept apart: they have neither gradients nor optimizer state."""
 
-    step: Any  # int32 scalar; in a layout its abstract value
+    step: Any  # int32 scalar, or its abstract value
     trained: Tree
     optimizer: optax.OptState
 
 
 @flax.struct.dataclass
-class Layout:
-    """Abstract values with shardings of everything that is kept, for creation and for restoring."""
+class AbstractState:
+    """Shapes, dtypes and shardings of everything that a run keeps, for creation and for restoring.
+
+    Attributes:
+        shardings: of all variables, as the stage's `init_variables` expects them.
+    """
 
     state: TrainState
     frozen: Tree
-    boxed_shardings: Tree
+    shardings: Tree
+
+    @property
+    def variables(self) -> Tree:
+        """Trained and frozen variables in one tree."""
+        return merge(self.state.trained, self.frozen)
 
 
-def split(variables: Tree, trainable) -> tuple[Tree, Tree]:
-    """Part a tree into (trained, frozen) by path."""
+def partition(variables: Tree, is_trainable: Callable[[ParamPath], bool]) -> tuple[Tree, Tree]:
+    """Split a tree into (trained, frozen) by path."""
     flat = flatten_dict(variables)
-    trained = {path: leaf for path, leaf in flat.items() if trainable(path)}
+    trained = {path: leaf for path, leaf in flat.items() if is_trainable(path)}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
     return unflatten_dict(trained), unflatten_dict(frozen)
 
 
-def join(trained: Tree, frozen: Tree) -> Tree:
-    """Undo `split`."""
+def merge(trained: Tree, frozen: Tree) -> Tree:
+    """Undo `partition`."""
     return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trained)})
 
 
-def make_layout(stage: Stage, tx: optax.GradientTransformation, mesh: Mesh, frozen_dtype: str) -> Layout:
-    """Work out shapes, dtypes and shardings without allocating anything.
+def abstract_state(stage: Stage, tx: optax.GradientTransformation, mesh: Mesh, frozen_dtype: str) -> AbstractState:
+    """Compute shapes, dtypes and shardings without allocating anything.
 
-    Trained variables and optimizer moments are float32; frozen ones `frozen_dtype`.
+    Trained variables are float32; frozen ones have `frozen_dtype`.
     """
-    boxed = stage.abstract()
+    boxed = stage.abstract_variables()
     shardings = sharding.tree_shardings(boxed, mesh)
-    shapes = sharding.unbox(boxed)
+    flat_shardings = flatten_dict(shardings)
 
-    def described(path, leaf, cut):
-        kept = jnp.float32 if stage.trainable(path) else as_dtype(frozen_dtype)
-        return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=cut)
+    def described(path: ParamPath, leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = jnp.float32 if stage.is_trainable(path) else as_dtype(frozen_dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=flat_shardings[path])
 
-    flat_cut = flatten_dict(shardings)
-    flat = {path: described(path, leaf, flat_cut[path]) for path, leaf in flatten_dict(shapes).items()}
-    trained, frozen = split(unflatten_dict(flat), stage.trainable)
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
-    return Layout(TrainState(step, trained, _optimizer_layout(tx, trained, mesh)), frozen, shardings)
+    flat = {path: described(path, leaf) for path, leaf in flatten_dict(sharding.unbox(boxed)).items()}
+    trained, frozen = partition(unflatten_dict(flat), stage.is_trainable)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated_sharding(mesh))
+    return AbstractState(TrainState(step, trained, _abstract_optimizer(tx, trained, mesh)), frozen, shardings)
 
 
-def _optimizer_layout(tx: optax.GradientTransformation, trained: Tree, mesh: Mesh) -> optax.OptState:
-    # Moments are cut like their parameters; jit(tx.init) alone would leave that to the compiler.
-    whole = sharding.replicated(mesh)
+def _abstract_optimizer(tx: optax.GradientTransformation, trained: Tree, mesh: Mesh) -> optax.OptState:
+    # Moments are sharded like their parameters; jit(tx.init) alone would leave that to the compiler.
+    replicated = sharding.replicated_sharding(mesh)
 
-    def masked(node: Any) -> bool:  # stands for parameters that have no moments
+    def is_masked(node: Any) -> bool:  # stands for parameters without moments
         return isinstance(node, optax.MaskedNode)
 
-    def cut_like(moment: Any, param: Any) -> Any:
-        return moment if masked(moment) else jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding)
+    def like_param(moment: Any, param: Any) -> Any:
+        if is_masked(moment):
+            return moment
+        return jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding)
 
     return optax.tree_map_params(
         tx,
-        cut_like,
+        like_param,
         jax.eval_shape(tx.init, trained),
         trained,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-        is_leaf=masked,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+        is_leaf=is_masked,
     )
 
 
-def create(stage: Stage, tx: optax.GradientTransformation, layout: Layout, key: jax.Array) -> tuple[TrainState, Tree]:
-    """Make (state, frozen) for step 0."""
-    variables = stage.init(key, layout.boxed_shardings)
-    trained, frozen = split(variables, stage.trainable)
-    trained = jax.tree.map(_settle, trained, layout.state.trained)
-    frozen = jax.tree.map(_settle, frozen, layout.frozen)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.state.optimizer)
+def create(
+    stage: Stage, tx: optax.GradientTransformation, abstract: AbstractState, key: jax.Array
+) -> tuple[TrainState, Tree]:
+    """Initialize (state, frozen variables) for step 0."""
+    variables = stage.init_variables(key, abstract.shardings)
+    trained, frozen = partition(variables, stage.is_trainable)
+    trained = jax.tree.map(_cast_and_shard, trained, abstract.state.trained)
+    frozen = jax.tree.map(_cast_and_shard, frozen, abstract.frozen)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.state.optimizer)
     optimizer = jax.jit(tx.init, out_shardings=shardings)(trained)
-    step = jax.device_put(jnp.zeros((), jnp.int32), layout.state.step.sharding)
+    step = jax.device_put(jnp.zeros((), jnp.int32), abstract.state.step.sharding)
     return TrainState(step, trained, optimizer), frozen
 
 
-def _settle(leaf: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
+def _cast_and_shard(leaf: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.device_put(leaf.astype(target.dtype), target.sharding)

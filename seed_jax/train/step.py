@@ -1,4 +1,4 @@
-"""One optimizer step: microbatches summed exactly, one division at the end."""
+"""One optimizer step: exact sums over microbatches, one division at the end."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from jaxtyping import Array, Key
 
 from seed_jax.train.guard import GuardState
 from seed_jax.train.stage import LossOutput, Stage
-from seed_jax.train.state import TrainState, Tree, join
+from seed_jax.train.state import TrainState, merge
+from seed_jax.typing import Tree
 
 Batch = dict[str, Array]
 
@@ -27,11 +28,12 @@ def gradients(
 ) -> tuple[Tree, LossOutput]:
     """Return d(mean loss)/d(trained) and the summed losses of the whole batch.
 
-    Sums and weights are added over microbatches before dividing, so unequal masks weigh as in one large batch.
+    Sums and weights are accumulated over microbatches before dividing, so that microbatches with unequal masks weigh
+    as they would in one large batch.
     """
 
     def loss(trained, batch, key):
-        output = stage.loss(join(trained, frozen), batch, key)
+        output = stage.loss(merge(trained, frozen), batch, key)
         return output.total.sum, output
 
     grad = jax.value_and_grad(loss, has_aux=True)
@@ -39,18 +41,17 @@ def gradients(
         (_, output), grads = grad(trained, batch, key)
     else:
 
-        def one(index, rows):
+        def microbatch_grads(index, rows):
             (_, output), grads = grad(trained, rows, jax.random.fold_in(key, index))
             return grads, output
 
         def body(carry, indexed):
-            return jax.tree.map(jnp.add, carry, one(*indexed)), None
+            return jax.tree.map(jnp.add, carry, microbatch_grads(*indexed)), None
 
-        parts = microbatches(batch, accumulation)
-        zero = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0, jax.tree.map(lambda x: x[0], parts))
-        )
-        (grads, output), _ = jax.lax.scan(body, zero, (jnp.arange(accumulation), parts))
+        split = microbatches(batch, accumulation)
+        shapes = jax.eval_shape(microbatch_grads, 0, jax.tree.map(lambda x: x[0], split))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (grads, output), _ = jax.lax.scan(body, zero, (jnp.arange(accumulation), split))
     weight = jnp.maximum(output.total.weight, 1.0)
     return jax.tree.map(lambda g: g / weight, grads), output
 
@@ -59,15 +60,20 @@ def make_step(
     stage: Stage,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    *,
     accumulation: int,
     seed: int,
-    *,
     layer_norms: bool = False,
 ) -> Callable[..., Any]:
-    """Return the pure `(state, frozen, batch) -> (state, metrics)`; metrics are scalars on the device.
+    """Return the pure function `(state, frozen, batch) -> (state, metrics)`; metrics are scalars on the device.
 
     Args:
-        layer_norms: report the norms of gradients and parameters of every layer.
+        stage: what is trained.
+        tx: optimizer.
+        schedule: learning rate by step, for the metrics.
+        accumulation: microbatches of a batch.
+        seed: of the keys of dropout and noise.
+        layer_norms: report norms of gradients and parameters layer by layer.
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -76,21 +82,20 @@ def make_step(
         grads, output = gradients(stage, state.trained, frozen, batch, key, accumulation)
         updates, optimizer = tx.update(grads, state.optimizer, state.trained, loss=output.total.mean)
         trained = optax.apply_updates(state.trained, updates)
-        if stage.after_step is not None:
-            trained = stage.after_step(state.trained, trained, output.observed)
+        trained = stage.update_statistics(state.trained, trained, output.statistics)
         metrics = {"loss": output.total.mean, **{name: value.mean for name, value in output.metrics.items()}}
         metrics |= {"tokens": output.total.weight, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
         if isinstance(optimizer, GuardState):
             metrics["skipped_steps"] = optimizer.skipped
         if layer_norms:
-            metrics |= by_layer("grad_norm", grads) | by_layer("param_norm", trained)
+            metrics |= norms_by_layer("grad_norm", grads) | norms_by_layer("param_norm", trained)
         return TrainState(state.step + 1, trained, optimizer), metrics
 
     return step
 
 
-def by_layer(name: str, tree: Tree) -> dict[str, Array]:
-    """Return `name/<layer>` -> norm: of stacked layers one by one (`layers/07`), of other tensors by their module."""
+def norms_by_layer(name: str, tree: Tree) -> dict[str, Array]:
+    """Return `<name>/<module>` -> L2 norm: of scanned layers one by one (`layers/07`), of other tensors by module."""
     squares: dict[str, list[Array]] = defaultdict(list)
     for path, leaf in flatten_dict(tree).items():
         square = jnp.square(leaf.astype(jnp.float32))
@@ -100,4 +105,4 @@ def by_layer(name: str, tree: Tree) -> dict[str, Array]:
         sums = square.reshape(leaf.shape[0], -1).sum(-1)
         for layer in range(leaf.shape[0]):
             squares[f"layers/{layer:02d}"].append(sums[layer])
-    return {f"{name}/{layer}": jnp.sqrt(sum(parts)) for layer, parts in sorted(squares.items())}
+    return {f"{name}/{module}": jnp.sqrt(sum(parts)) for module, parts in sorted(squares.items())}

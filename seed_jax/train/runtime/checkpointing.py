@@ -1,83 +1,124 @@
-"""When to save, and what."""
+"""When to save a checkpoint, what it holds, and how to resume from it."""
 
 import json
 import time
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
 from seed_jax.checkpoint.store import Store
 from seed_jax.data.batches.resume_state import merge_states
-from seed_jax.train.compiled_step import Program
+from seed_jax.files import AnyPath
+from seed_jax.train.compiled_step import TrainProgram
+from seed_jax.train.config import TrainConfig
+from seed_jax.train.runtime.hooks import Hook, StepResult
+from seed_jax.train.runtime.progress import Progress
 from seed_jax.train.stage import Batches, Stage
-from seed_jax.train.state import TrainState, create, join, split
+from seed_jax.train.state import TrainState, create, merge, partition
+from seed_jax.typing import Tree
 
 
-class Schedule:
-    """Say after which steps to save: every so many, every so many minutes, and the last."""
+class CheckpointSchedule:
+    """Which steps to save: every so many steps, every so many minutes, and the last."""
 
-    def __init__(self, config: ml_collections.ConfigDict):
-        self._steps, self._every = config.steps, config.checkpoint.every_steps
-        self._minutes, self._look_every = config.checkpoint.get("every_minutes", 0.0), config.log_every
-        self._last = time.monotonic()
+    def __init__(self, config: TrainConfig):
+        self._last_step = config.steps
+        self._every_steps = config.checkpoint.every_steps
+        self._every_minutes = config.checkpoint.every_minutes
+        self._check_clock_every = config.log_every
+        self._saved_at = time.monotonic()
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether to save after `step`; all hosts get the same answer."""
-        due = step == self._steps or step % self._every == 0 or self._time_is_up(step)
-        self._last = time.monotonic() if due else self._last
+        due = step == self._last_step or step % self._every_steps == 0 or self._time_is_up(step)
+        if due:
+            self._saved_at = time.monotonic()
         return due
 
     def _time_is_up(self, step: int) -> bool:
-        # Clocks differ: the first host's counts, and asking it costs a little, hence not after every step.
-        if not self._minutes or step % self._look_every:
+        # Clocks differ between hosts: that of host 0 decides. Asking it is a collective, hence not after every step.
+        if not self._every_minutes or step % self._check_clock_every:
             return False
-        up = time.monotonic() - self._last > 60 * self._minutes
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(up))) if jax.process_count() > 1 else up
+        is_up = time.monotonic() - self._saved_at > 60 * self._every_minutes
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(is_up))) if jax.process_count() > 1 else is_up
 
 
-def open_store(config: ml_collections.ConfigDict, workdir: Any) -> Store:
-    keep = config.checkpoint
-    return Store(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None)
+class Checkpointer(Hook):
+    """Save checkpoints while training, and resume from the newest.
 
+    Args:
+        config: the run's configuration.
+        stage: what is trained.
+        workdir: directory of the run.
+    """
 
-def save(store: Store, step: int, state: TrainState, frozen: Any, position: dict[str, Any], stage: Stage) -> None:
-    store.save(
-        step,
-        params=join(state.trained, frozen),
-        optimizer=state.optimizer,
-        data=merge_over_hosts(position),
-        meta=_meta(stage),
-    )
+    def __init__(self, config: TrainConfig, stage: Stage, workdir: AnyPath):
+        self.store = Store(
+            workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every or None
+        )
+        self._seed = config.seed
+        self._schedule = CheckpointSchedule(config)
+        self._stage = stage
+        self._meta = {"kind": stage.kind, "architecture": stage.model_config()}
+        self._batches: Batches | None = None
+        self._progress: Progress | None = None
 
+    @property
+    def last_step(self) -> int | None:
+        """The newest finished checkpoint, or None."""
+        return max(self.store.steps(), default=None)
 
-def restore_or_create(
-    stage: Stage, made: Program, store: Store, batches: Batches, seed: int
-) -> tuple[TrainState, Any, bool]:
-    """Return (state, frozen, whether they are of a checkpoint)."""
-    layout = made.layout
-    found = store.restore(join(layout.state.trained, layout.frozen), layout.state.optimizer, _meta(stage))
-    if found is None:
-        return *create(stage, made.optimizer, layout, jax.random.key(seed)), False
-    store.drop_after(found.step)
-    batches.set_state(found.data)
-    trained, frozen = split(found.params, stage.trainable)
-    step = jax.device_put(np.int32(found.step), layout.state.step.sharding)
-    return TrainState(step, trained, found.optimizer), frozen, True
+    def restore_or_create(self, program: TrainProgram, batches: Batches) -> tuple[TrainState, Tree]:
+        """Return (state, frozen variables) of the newest readable checkpoint, or initialized for step 0.
 
+        The position of `batches` is restored with them.
+        """
+        self._batches = batches
+        abstract = program.abstract
+        checkpoint = self.store.restore(abstract.variables, abstract.state.optimizer, self._meta)
+        if checkpoint is None:
+            return create(self._stage, program.optimizer, abstract, jax.random.key(self._seed))
+        self.store.drop_after(checkpoint.step)
+        batches.set_state(checkpoint.data)
+        trained, frozen = partition(checkpoint.params, self._stage.is_trainable)
+        step = jax.device_put(np.int32(checkpoint.step), abstract.state.step.sharding)
+        return TrainState(step, trained, checkpoint.optimizer), frozen
 
-def _meta(stage: Stage) -> dict[str, Any]:
-    return {"kind": stage.kind, "architecture": stage.model_config}
+    def report_to(self, progress: Progress) -> None:
+        """Account for the time of saving in `progress`."""
+        self._progress = progress
+
+    def after_step(self, result: StepResult) -> None:
+        if self._schedule.is_due(result.step) or result.is_stopping:
+            assert self._progress is not None
+            self._progress.flush()  # a run resumed from here will not report this step again
+            with self._progress.saving(result.step):
+                self.save(result)
+
+    def save(self, result: StepResult) -> None:
+        """Start writing a checkpoint."""
+        assert self._batches is not None
+        self.store.save(
+            result.step,
+            params=merge(result.state.trained, result.frozen),
+            optimizer=result.state.optimizer,
+            data=merge_over_hosts(self._batches.get_state()),
+            meta=self._meta,
+        )
+
+    def close(self) -> None:
+        self.store.close()
 
 
 def merge_over_hosts(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the position of all lanes; every host calls this at the same step."""
+    """Return the position of the batches of all hosts; every host calls this at the same step."""
     if jax.process_count() == 1:
         return state
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    longest = int(multihost_utils.process_allgather(np.int32(text.size)).max())
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(text.size))))
     padded = np.full(longest, ord(" "), np.uint8)
     padded[: text.size] = text
-    return merge_states([json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)])
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return merge_states([json.loads(row.tobytes()) for row in gathered])

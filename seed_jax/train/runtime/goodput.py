@@ -1,4 +1,4 @@
-"""Where the seconds of a run went, over all its restarts."""
+"""Account for the wall-clock time of a run over all its restarts."""
 
 import contextlib
 import json
@@ -8,62 +8,70 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
+from seed_jax.files import AnyPath, write_text
+
 FILE = "goodput.json"
-KINDS = ("productive", "compile", "data_wait", "checkpoint", "evaluate", "start", "lost", "away")
+KINDS = ("productive", "compile", "data_wait", "checkpoint", "evaluate", "startup", "recomputed", "downtime")
 
 
 class Goodput:
-    """Add up seconds by kind and keep them in the workdir.
+    """Sum up seconds by kind and keep the sums in the workdir.
 
-    `productive` are steps that count; `lost` steps that a restart did again; `away` is between a run's last sign of
-    life and its next start; `start` everything before the first step except compiling.
+    `productive` are steps that count; `recomputed` are steps that a restart repeated; `downtime` is between the last
+    write of a run and its next start; `startup` is everything before the first step except compilation.
+
+    Args:
+        workdir: directory of the run, whose `goodput.json` is continued.
+        first_step: step of the checkpoint that the run resumes from; 0 for none.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, first_step: int):
-        """Go on from what the workdir holds, for a run that begins after `first_step`."""
-        self._path, self._active = epath.Path(workdir) / FILE, jax.process_index() == 0
+    def __init__(self, workdir: AnyPath, *, first_step: int):
+        self._path = workdir / FILE
+        self._active = jax.process_index() == 0
         self.seconds = dict.fromkeys(KINDS, 0.0)
-        self.latest: dict[str, float] = {}  # of this start alone
-        self._at: dict[int, float] = {0: 0.0}
-        stored = _read(self._path) if self._active else None
+        self.current: dict[str, float] = {}  # since this start
+        self._productive_at: dict[int, float] = {0: 0.0}
+        stored = _read(epath.Path(self._path)) if self._active else None
         if stored:
-            self.seconds |= stored["seconds"]
-            self._at |= {int(step): seconds for step, seconds in stored["productive_at"].items()}
-            counted = self._at.get(first_step, self.seconds["productive"] if first_step else 0.0)
-            self.add("away", max(0.0, time.time() - stored["time"]))
-            self.add("lost", self.seconds["productive"] - counted)
+            self.seconds |= {kind: seconds for kind, seconds in stored["seconds"].items() if kind in KINDS}
+            self._productive_at |= {int(step): seconds for step, seconds in stored["productive_at"].items()}
+            counted = self._productive_at.get(first_step, self.seconds["productive"] if first_step else 0.0)
+            self.add("downtime", max(0.0, time.time() - stored["time"]))
+            self.add("recomputed", self.seconds["productive"] - counted)
             self.seconds["productive"] = counted
-            self._at = {step: seconds for step, seconds in self._at.items() if step <= first_step}
+            self._productive_at = {step: s for step, s in self._productive_at.items() if step <= first_step}
 
     def add(self, kind: str, seconds: float) -> None:
+        """Add seconds to a kind."""
         self.seconds[kind] += seconds
-        self.latest[kind] = self.latest.get(kind, 0.0) + seconds
+        self.current[kind] = self.current.get(kind, 0.0) + seconds
 
     @contextlib.contextmanager
     def timing(self, kind: str) -> Iterator[None]:
+        """Add the duration of a block to a kind."""
         start = time.perf_counter()
         yield
         self.add(kind, time.perf_counter() - start)
 
     def saved(self, step: int) -> None:
-        """Note that a run killed from now on goes on from `step`."""
-        self._at[step] = self.seconds["productive"]
-        self._at = dict(sorted(self._at.items())[-20:])  # as many as may still be restored
+        """Note that a run that is killed from now on resumes from `step`."""
+        self._productive_at[step] = self.seconds["productive"]
+        self._productive_at = dict(sorted(self._productive_at.items())[-20:])  # as many as may still be restored
 
     def share(self) -> float:
-        """Return the productive part of all time since the first start."""
+        """Return the productive share of all time since the first start."""
         return self.seconds["productive"] / max(1e-9, sum(self.seconds.values()))
 
     def write(self) -> None:
+        """Write the sums to the workdir."""
         if self._active:
-            text = json.dumps({"seconds": self.seconds, "productive_at": self._at, "time": time.time()})
-            temporary = self._path.with_name(f".{FILE}.tmp")
-            temporary.write_text(text)
-            temporary.replace(self._path)
+            values = {"seconds": self.seconds, "productive_at": self._productive_at, "time": time.time()}
+            write_text(self._path, json.dumps(values))
 
 
 def _read(path: epath.Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        stored = json.loads(path.read_text())
+        return stored if {"seconds", "productive_at", "time"} <= set(stored) else None
+    except (OSError, ValueError, TypeError):
         return None

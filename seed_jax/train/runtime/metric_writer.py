@@ -1,8 +1,10 @@
-"""Where numbers go: JSON lines, TensorBoard files, and the log.
+"""Write metrics to JSON lines, TensorBoard event files and Weights & Biases.
 
-Has the methods of `clu.metric_writers`, which cannot be used because it needs TensorFlow at import.
+The interface is that of `clu.metric_writers`, which itself imports TensorFlow.
 """
 
+import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -12,40 +14,41 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from etils import epath
 from tensorboardX import SummaryWriter
 
 from seed_jax.errors import UserError
+from seed_jax.files import AnyPath, write_text
 
 
 class MetricWriter:
-    """Write scalars of process 0 to `metrics.jsonl` and to TensorBoard files in `workdir`, and to Weights & Biases.
+    """Write the metrics of process 0 to `metrics.jsonl` and `tensorboard/` in the workdir, and to Weights & Biases.
 
     Args:
-        first_step: rows of later steps are dropped: they will be written again.
-        wandb: the project; "" sends nothing.
-        described: the run's config, for Weights & Biases.
+        workdir: directory of the run.
+        first_step: step that the run resumes from; rows of later steps are dropped, because they are written again.
+        wandb_project: Weights & Biases project; "" for none.
+        config: the run's configuration, for Weights & Biases.
     """
 
     def __init__(
         self,
-        workdir: Path | epath.Path,
+        workdir: AnyPath,
         *,
         first_step: int = 0,
-        wandb: str = "",
-        described: ml_collections.ConfigDict | None = None,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
     ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
         path = workdir / "metrics.jsonl"
-        self._lines = _File(path, first_step) if isinstance(workdir, Path) else _Object(path, first_step)
+        self._lines = _LocalLines(path, first_step) if isinstance(path, Path) else _BucketLines(path, first_step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step or None)
-        self._wandb = _start_wandb(workdir, wandb, described) if wandb else None
+        self._wandb = _start_wandb(workdir, wandb_project, dict(config or {})) if wandb_project else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write one row; numbers that are not finite are null in the JSON file."""
+        """Write the metrics of a step; values that are not finite become null in `metrics.jsonl`."""
         if not self._active:
             return
         row = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
@@ -53,19 +56,22 @@ class MetricWriter:
         if self._wandb:
             self._wandb.log(dict(scalars), step=step)
         for name, value in scalars.items():
-            self._board.add_scalar(name.replace("@", "_"), value, step)  # TensorBoard's names have no "@"
+            self._board.add_scalar(name.replace("@", "_"), value, step)  # not allowed in TensorBoard
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Write texts to TensorBoard and to the log."""
         if self._active:
             for name, text in texts.items():
                 self._board.add_text(name, text, step)
                 logging.info("%s: %s", name, text)
 
     def flush(self) -> None:
+        """Flush the TensorBoard files."""
         if self._active:
             self._board.flush()
 
     def close(self) -> None:
+        """Close all files."""
         if self._active:
             self._board.close()
             self._lines.close()
@@ -73,14 +79,12 @@ class MetricWriter:
                 self._wandb.finish()
 
 
-class _File:
+class _LocalLines:
     """Lines of a local file."""
 
     def __init__(self, path: Path, first_step: int):
         if path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(_until(path.read_text(encoding="utf-8"), first_step), encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, _rows_until(path.read_text(encoding="utf-8", errors="replace"), first_step))
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, line: str) -> None:
@@ -91,41 +95,44 @@ class _File:
         self._file.close()
 
 
-class _Object:
-    """Lines of an object in a bucket, which cannot be appended to: it is written anew, at most every ten seconds."""
+class _BucketLines:
+    """Lines of an object in a bucket, which cannot be appended to: it is rewritten every ten seconds at most."""
 
     def __init__(self, path: epath.Path, first_step: int):
-        self._path, self._written = path, 0.0
-        self._text = _until(path.read_text(), first_step) if path.exists() else ""
+        self._path = path
+        self._text = _rows_until(path.read_text(), first_step) if path.exists() else ""
+        self._written_at = 0.0
 
     def append(self, line: str) -> None:
         self._text += line
-        if time.monotonic() - self._written > 10:
+        if time.monotonic() - self._written_at > 10:
             self.close()
 
     def close(self) -> None:
         self._path.write_text(self._text)
-        self._written = time.monotonic()
+        self._written_at = time.monotonic()
 
 
-def _until(text: str, first_step: int) -> str:
-    """Leave out rows that a killed run wrote after its last checkpoint: they will be written again."""
+def _rows_until(text: str, first_step: int) -> str:
+    """Drop rows that a killed run wrote after its last checkpoint."""
     return "".join(line + "\n" for line in text.splitlines() if _step_of(line) <= first_step)
-
-
-def _start_wandb(workdir: Path | epath.Path, project: str, described: ml_collections.ConfigDict | None) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("wandb.project is set but wandb is not installed: pip install 'seed-jax[wandb]'.") from None
-    # The workdir names the run, so that a restart goes on with it.
-    name = str(workdir).rstrip("/").replace("://", "-").replace("/", "-")[-64:].strip("-")
-    values = json.loads(described.to_json_best_effort()) if described is not None else {}
-    return wandb.init(project=project, id=name, resume="allow", config=values)
 
 
 def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # a line cut off by the kill
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line that the kill truncated
+
+
+def check_wandb(project: str) -> None:
+    """Raise UserError if Weights & Biases is asked for and not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb.project is set but wandb is not installed: pip install 'seed-jax[wandb]'.")
+
+
+def _start_wandb(workdir: AnyPath, project: str, config: dict[str, Any]) -> Any:
+    wandb = importlib.import_module("wandb")
+    # The id is derived from the workdir, so that a restart continues the run.
+    name = str(workdir).rstrip("/").replace("://", "-").replace("/", "-")[-64:].strip("-")
+    return wandb.init(project=project, id=name, resume="allow", config=config)

@@ -1,47 +1,35 @@
-"""Write a trace of some steps, for XProf or Perfetto."""
+"""Trace some steps for XProf or Perfetto."""
 
 import logging
-import re
 
 import jax
-from etils import epath
 
-from seed_jax.errors import UserError
+from seed_jax.files import AnyPath
+from seed_jax.train.runtime.hooks import Hook, StepResult
 
-FOLDER = "profile"
-
-
-def parse(text: str) -> range:
-    """Return the steps that "10-12" or "10" names; "" names none."""
-    if not text:
-        return range(0)
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
-    if not found or int(found[2] or found[1]) < int(found[1]) or int(found[1]) < 1:
-        raise UserError(f"profile.steps is {text!r}, expected steps such as 10-12, or '' for none.")
-    return range(int(found[1]), int(found[2] or found[1]) + 1)
+DIRECTORY = "profile"
 
 
-class Profiler:
+class Profiler(Hook):
     """Trace the steps of a range into `workdir/profile`."""
 
-    def __init__(self, steps: range, workdir: epath.PathLike):
-        self._steps, self._directory, self._running = steps, str(epath.Path(workdir) / FOLDER), False
+    def __init__(self, steps: range, workdir: AnyPath):
+        self._steps = steps
+        self._directory = str(workdir / DIRECTORY)
+        self._is_running = False
 
-    def before(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         if self._steps and step == self._steps.start:
             jax.profiler.start_trace(self._directory)
-            self._running = True
+            self._is_running = True
 
-    def after(self, step: int, result: object) -> None:
-        """End the trace with its last step, once that has run."""
-        if self._running and step >= self._steps.stop - 1:
-            jax.block_until_ready(result)
+    def after_step(self, result: StepResult) -> None:
+        if self._is_running and result.step >= self._steps.stop - 1:
+            jax.block_until_ready(result.state.step)
             self.close()
 
     def close(self) -> None:
-        if self._running:
+        if self._is_running:
             jax.profiler.stop_trace()
-            self._running = False
-            logging.info(
-                "A trace of steps %d to %d is in %s.", self._steps.start, self._steps.stop - 1, self._directory
-            )
+            self._is_running = False
+            logging.info("Wrote a trace of steps %d to %d to %s.", self._steps[0], self._steps[-1], self._directory)

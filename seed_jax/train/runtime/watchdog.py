@@ -1,6 +1,6 @@
-"""Notice a step that never ends, and a host that is gone; end this process then, so that a launcher can restart it.
+"""Detect steps that hang, hosts that are gone and preemptions, and end the process with an exit code for the launcher.
 
-A collective waits for all its devices for ever. Nothing inside the program can tell, so threads beside it do.
+A collective waits for all its devices forever. Nothing inside the program can detect that, hence the threads here.
 """
 
 import faulthandler
@@ -11,140 +11,185 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from seed_jax import distributed
+from seed_jax.train.runtime.hooks import Hook, StepResult
 
-# A launcher starts the run again; any code but 0, 2 and 75 tells it to.
+# sysexits.h EX_TEMPFAIL: the run was saved; start the same command again.
+EXIT_PREEMPTED = 75
+# The run hangs or lost a host; start it again. Launchers restart on every exit code but 0 and 2.
 EXIT_STUCK = 76
-_BEAT = "seed_jax/beat/"
+_HEARTBEAT = "seed_jax/heartbeat/"
 
 
-class Watchdog:
-    """End the process when no step has ended for `seconds`; 0 never does."""
+class Watchdog(Hook):
+    """End the process if no step finishes within `seconds`; 0 never does."""
 
     def __init__(self, seconds: float):
-        self._seconds, self._step, self._last = seconds, 0, time.monotonic()
+        self._seconds = seconds
+        self._step = 0
+        self._beat_at = time.monotonic()
         self._closed = threading.Event()
         if seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
+    def after_step(self, result: StepResult) -> None:
+        self.beat(result.step)
+
     def beat(self, step: int) -> None:
-        """Note that the run still moves, now after `step`."""
-        self._step, self._last = step, time.monotonic()
+        """Note that the run makes progress, now after `step`."""
+        self._step = step
+        self._beat_at = time.monotonic()
 
     def close(self) -> None:
         self._closed.set()
 
     def _watch(self) -> None:
         while not self._closed.wait(min(self._seconds / 4, 10)):
-            idle = time.monotonic() - self._last
+            idle = time.monotonic() - self._beat_at
             if idle > self._seconds:
-                _end(f"Nothing has moved for {idle:.0f} s after step {self._step}: the next step hangs.", stacks=True)
+                _exit(f"No progress for {idle:.0f} s after step {self._step}: the next step hangs.", with_stacks=True)
 
 
-class Hosts:
-    """Tell all hosts that this one lives, and end this one when another no longer does.
+class HostMonitor(Hook):
+    """Send heartbeats to all hosts, and end the process when the heartbeats of another host stop.
 
     Args:
-        seconds: without a sign of life after which a host counts as lost; 0 never does.
+        seconds: without a heartbeat after which a host counts as lost; 0 never does.
     """
 
     def __init__(self, seconds: float):
-        self._client = distributed.client() if seconds and jax.process_count() > 1 else None
-        self._seconds, self._step, self._closed = seconds, 0, threading.Event()
-        self._names: dict[str, str] = {}
+        self._client: Any = distributed.coordination_client() if seconds and jax.process_count() > 1 else None
+        self._seconds = seconds
+        self._step = 0
+        self._closed = threading.Event()
+        self._host_names: dict[str, str] = {}
         if self._client:
-            # JAX aborts at once when its coordinator is gone, before any thread of ours is asked.
+            # When the coordinator dies, JAX aborts the other processes before any thread of ours runs.
             logging.info(
-                "This is host %d of %d. Host 0 (%s) coordinates them: should it die, JAX itself ends this process with "
-                "code 134 and speaks of the leader task.",
-                *(jax.process_index(), jax.process_count(), distributed.coordinator()),
+                "This is host %d of %d. Host 0 (%s) coordinates them: if it dies, JAX itself aborts this process with "
+                "code 134 and a message about the leader task.",
+                jax.process_index(),
+                jax.process_count(),
+                distributed.coordinator_address(),
             )
-            self._say("starting")
-            threading.Thread(target=self._watch, name="hosts", daemon=True).start()
+            self._send("starting")
+            threading.Thread(target=self._watch, name="host monitor", daemon=True).start()
 
-    def beat(self, step: int) -> None:
-        self._step = step
+    def after_step(self, result: StepResult) -> None:
+        self._step = result.step
 
-    def failed(self) -> None:
-        """Wait, after an error of a collective, for the verdict which host it was; then end."""
+    def collective_failed(self) -> None:
+        """Wait, after the error of a collective, until it is known which host is gone; then end the process."""
         if self._client:
-            logging.error("A collective failed after step %d; looking which host is gone.", self._step, exc_info=True)
+            logging.error(
+                "A collective failed after step %d; waiting to learn which host is gone.", self._step, exc_info=True
+            )
             time.sleep(2 * self._seconds)
-            _end(f"No host is gone, but a collective failed after step {self._step}.")
+            _exit(f"All hosts are alive, but a collective failed after step {self._step}.")
 
     def close(self) -> None:
         self._closed.set()
         if self._client:
-            self._say("done")
+            self._send("done")
 
-    def _say(self, word: str) -> None:
-        value = f"{word} {self._step} {socket.gethostname()}"
-        self._client.key_value_set(f"{_BEAT}{jax.process_index()}", value, allow_overwrite=True)
+    def _send(self, beat: str) -> None:
+        value = f"{beat} {self._step} {socket.gethostname()}"
+        self._client.key_value_set(f"{_HEARTBEAT}{jax.process_index()}", value, allow_overwrite=True)
 
     def _watch(self) -> None:
-        seen: dict[str, tuple[str, float]] = {}
-        beats = 0
+        last_seen: dict[str, tuple[str, float]] = {}
+        count = 0
         while not self._closed.wait(self._seconds / 5):
-            beats += 1
+            count += 1
             try:
-                self._say(str(beats))
-                found = dict(self._client.key_value_dir_get(_BEAT))
-            except Exception as error:  # whatever the service's client raises when its process is gone
+                self._send(str(count))
+                beats = dict(self._client.key_value_dir_get(_HEARTBEAT))
+            except Exception as error:  # whatever the client raises when the coordinator's process is gone
                 if self._closed.is_set():
                     return
                 reason = str(error).splitlines()[0]
-                _end(f"Host 0 is gone, which coordinates the others ({self._names.get('0', 'unknown')}): {reason}")
+                _exit(
+                    f"Host 0, which coordinates the others, is gone ({self._host_names.get('0', 'unknown')}): {reason}"
+                )
             now = time.monotonic()
-            for key, value in found.items():
-                self._look(key.removeprefix(_BEAT), value, seen, now)
+            for key, value in beats.items():
+                self._check(key.removeprefix(_HEARTBEAT), value, last_seen, now)
 
-    def _look(self, host: str, value: str, seen: dict[str, tuple[str, float]], now: float) -> None:
-        word, step, name = value.split(" ", 2)
-        self._names[host] = name
-        if host not in seen or seen[host][0] != value:
-            seen[host] = (value, now)
-        elif word != "done" and now - seen[host][1] > self._seconds:
-            _end(f"Host {host} ({name}) is gone: no sign of life for {now - seen[host][1]:.0f} s after step {step}.")
+    def _check(self, host: str, value: str, last_seen: dict[str, tuple[str, float]], now: float) -> None:
+        beat, step, name = value.split(" ", 2)
+        self._host_names[host] = name
+        if host not in last_seen or last_seen[host][0] != value:
+            last_seen[host] = (value, now)
+        elif beat != "done" and now - last_seen[host][1] > self._seconds:
+            silence = now - last_seen[host][1]
+            _exit(f"Host {host} ({name}) is gone: no heartbeat for {silence:.0f} s after step {step}.")
 
 
-def _end(message: str, *, stacks: bool = False) -> None:
-    logging.critical("%s This process ends with code %d; start the run again to continue.", message, EXIT_STUCK)
-    if stacks:
+def _exit(message: str, *, with_stacks: bool = False) -> None:
+    logging.critical("%s This process exits with code %d; start the run again to resume.", message, EXIT_STUCK)
+    if with_stacks:
         faulthandler.dump_traceback(sys.stderr)
     sys.stderr.flush()
-    os._exit(EXIT_STUCK)  # an ordinary exit would wait for the others
-
-
-# sysexits.h EX_TEMPFAIL: the run was saved and should be started again with the same command.
-EXIT_PREEMPTED = 75
+    os._exit(EXIT_STUCK)  # an ordinary exit would wait for the other hosts
 
 
 class Preemption:
-    """Notice SIGTERM. On several hosts all agree on the step after which they stop.
+    """Detect SIGTERM. On several hosts all agree on the step after which they stop.
+
+    Until `saving_from_now_on` is called there is nothing to save, and the process exits at once, even during a
+    compilation.
 
     Attributes:
-        asked: whether SIGTERM came; with several hosts only the step tells.
+        is_requested: whether SIGTERM was received; on several hosts only `is_reached` tells.
     """
 
     def __init__(self):
-        self.asked = False
-        self._several = jax.process_count() > 1
-        # With several hosts jax.distributed has installed a notifier of its own, which must not be replaced.
-        if not self._several:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+        self.is_requested = False
+        self._is_starting = True
+        self._is_multihost = jax.process_count() > 1
+        # On several hosts jax.distributed has installed a notifier of its own, which must not be replaced.
+        if not self._is_multihost:
+            self._receiver, sender = socket.socketpair()
+            sender.setblocking(False)
+            self._sender = sender
+            # A Python signal handler runs only between bytecodes, long after a signal that comes while XLA compiles.
+            # The interpreter's own handler writes the signal's number to this socket at once, for the thread to read.
+            self._previous_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
+            threading.Thread(target=self._watch, name="preemption", daemon=True).start()
 
-    def _note(self, signum, frame) -> None:
+    def _handle(self, signum, frame) -> None:
         del signum, frame
-        self.asked = True
+        self.is_requested = True
 
-    def reached(self, step: int) -> bool:
+    def _watch(self) -> None:
+        while numbers := self._receiver.recv(64):
+            if signal.SIGTERM not in numbers:
+                continue
+            if self._is_starting:
+                sys.stderr.write("SIGTERM: nothing new to save yet; run the same command again to resume.\n")
+                sys.stderr.flush()
+                os._exit(EXIT_PREEMPTED)
+            sys.stderr.write("SIGTERM: saving after the current step.\n")
+            sys.stderr.flush()
+
+    def saving_from_now_on(self) -> None:
+        """Note that steps are taken, whose results are saved before the process exits."""
+        self._is_starting = False
+
+    def is_reached(self, step: int) -> bool:
         """Whether to save and stop after `step`."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self.asked
+        return multihost_utils.reached_preemption_sync_point(step) if self._is_multihost else self.is_requested
 
     def close(self) -> None:
-        if not self._several:
+        """Restore the previous signal handler."""
+        if not self._is_multihost:
             signal.signal(signal.SIGTERM, self._previous)
+            signal.set_wakeup_fd(self._previous_fd)
+            self._sender.close()
+            self._receiver.close()

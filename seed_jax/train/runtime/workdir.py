@@ -1,12 +1,20 @@
-"""The folder of a run: one run at a time, its resolved config, its program, its model directory without parameters.
+"""The directory of a run: its lock, its resolved config and earlier ones, its program, its model directory.
 
-It may lie in a bucket (`gs://...`), where there are no file locks: a file that is renewed every minute stands in.
+    run.json            resolved config of the run; run_<n>.json are those of earlier starts that differed
+    model/              model directory without parameters, which come from the newest checkpoint
+    checkpoints/        see `seed_jax.checkpoint.store`
+    metrics.jsonl       metrics by step; tensorboard/ has the same
+    step.hlo.txt        the compiled step
+
+It may be in a bucket (`gs://...`), where there are no file locks: an object that is renewed every minute replaces them.
 """
 
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -17,90 +25,191 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
-from seed_jax.files import Directory, write_text
+from seed_jax.files import AnyPath, write_json, write_text
+from seed_jax.train.config import TrainConfig
+from seed_jax.train.config.schema import to_dict
 from seed_jax.train.stage import Stage
 
 RENEW_SECONDS = 60.0
+STALE_SECONDS = 3 * RENEW_SECONDS
+RUN = "run.json"
 HLO = "step.hlo.txt"
 
 
-def place(workdir: epath.PathLike) -> Directory:
-    """Return the folder: an absolute local path, or a place in a bucket."""
-    if "://" in str(workdir):
-        return epath.Path(workdir)
-    return Path(workdir).absolute()
+def resolve(workdir: epath.PathLike) -> AnyPath:
+    """Return an absolute local path or a path in a bucket.
+
+    Raises:
+        UserError: the path has an unsupported scheme, or is a file.
+    """
+    text = str(workdir)
+    if "://" in text and not text.startswith("gs://"):
+        raise UserError(f"--workdir {text} is neither a local directory nor a bucket such as gs://bucket/run.")
+    directory = epath.Path(text) if "://" in text else Path(text).expanduser().absolute()
+    if isinstance(directory, Path) and directory.exists() and not directory.is_dir():
+        raise UserError(f"--workdir {directory} is a file: name a directory.")
+    return directory
 
 
 @contextlib.contextmanager
-def locked(workdir: Directory) -> Iterator[None]:
-    """Hold the workdir for this run; the lock goes with the process, however it ends."""
+def locked(workdir: AnyPath) -> Iterator[None]:
+    """Create the workdir and lock it for this run; the lock ends with the process.
+
+    Raises:
+        UserError: another run uses the workdir.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    hold = _file_locked if isinstance(workdir, Path) else _marked
-    with hold(workdir):
+    lock = _file_lock(workdir) if isinstance(workdir, Path) else _renewed_lock(workdir)
+    with lock:
         yield
 
 
 @contextlib.contextmanager
-def _file_locked(workdir: Path) -> Iterator[None]:
-    # One lock a host, where several share the folder.
+def _file_lock(workdir: Path) -> Iterator[None]:
+    # One lock per host, where several share the directory.
     with (workdir / f".lock-{jax.process_index()}").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"--workdir {workdir} is in use by another run: stop it or choose another folder."
+                f"--workdir {workdir} is in use by another run: stop it or choose another directory."
             ) from None
         yield
 
 
 @contextlib.contextmanager
-def _marked(workdir: epath.Path) -> Iterator[None]:
-    mark, closed = workdir / f"lock-{jax.process_index()}", threading.Event()
+def _renewed_lock(workdir: epath.Path) -> Iterator[None]:
+    path = workdir / f"lock-{jax.process_index()}"
     holder = f"process {os.getpid()} on {socket.gethostname()}"
-    if mark.exists():
-        other, _, renewed = mark.read_text().rpartition(" at ")
-        age = time.time() - float(renewed)
-        if age < 3 * RENEW_SECONDS and other != holder:
-            raise UserError(
-                f"--workdir {workdir} is in use by {other}, {age:.0f} s ago: stop it, choose another folder, or wait "
-                f"{3 * RENEW_SECONDS - age:.0f} s if it was killed."
-            )
+    _wait_until_stale(path, workdir)
 
     def write() -> None:
-        mark.write_text(f"{holder} at {time.time()}")
+        path.write_text(f"{holder} at {time.time()}")
+
+    closed = threading.Event()
 
     def renew() -> None:
         while not closed.wait(RENEW_SECONDS):
             write()
 
     write()
-    renewing = threading.Thread(target=renew, name="workdir lock", daemon=True)
-    renewing.start()
+    thread = threading.Thread(target=renew, name="workdir lock", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         closed.set()
-        renewing.join()
-        mark.unlink(missing_ok=True)
+        thread.join()
+        path.unlink(missing_ok=True)
 
 
-def prepare(workdir: Directory, config: ml_collections.ConfigDict, stage: Stage) -> None:
-    """Write `run.json` (this run's settings, with what was left to the accelerator) and `model/`."""
+def _wait_until_stale(path: epath.Path, workdir: epath.Path) -> None:
+    """Take over the lock of a run that was killed: of this host at once, of another once it is not renewed."""
+    text = path.read_text() if path.exists() else ""
+    holder, _, _ = text.rpartition(" at ")
+    if not holder or _is_dead_process(holder):
+        return
+    deadline = time.time() + STALE_SECONDS - _age(text)
+    if deadline > time.time():
+        logging.warning(
+            "%s is locked by %s; waiting up to %.0f s to see whether that run is alive.",
+            workdir,
+            holder,
+            deadline - time.time(),
+        )
+    while time.time() < deadline:
+        time.sleep(min(5.0, max(0.01, deadline - time.time())))
+        renewed = path.read_text() if path.exists() else ""
+        if not renewed:
+            return
+        if renewed != text:
+            raise UserError(f"--workdir {workdir} is in use by {holder}: stop that run or choose another directory.")
+
+
+def _age(text: str) -> float:
+    try:
+        return max(0.0, time.time() - float(text.rpartition(" at ")[2]))
+    except ValueError:
+        return STALE_SECONDS
+
+
+def _is_dead_process(holder: str) -> bool:
+    """Whether the lock's holder was a process of this host that no longer exists."""
+    process, _, host = holder.partition(" on ")
+    if host != socket.gethostname() or not process.removeprefix("process ").isdigit():
+        return False
+    try:
+        os.kill(int(process.removeprefix("process ")), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(process.removeprefix("process ")) == os.getpid()
+
+
+def check_shared(workdir: AnyPath) -> None:
+    """Raise UserError unless all hosts see the same workdir: otherwise no checkpoint would ever be complete."""
+    if jax.process_count() == 1:
+        return
+    token = int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbelow(2**31))))
+    path = workdir / f".shared-{token}"
+    if jax.process_index() == 0:
+        path.write_text(str(token))
+    multihost_utils.sync_global_devices("seed_jax workdir written")
+    sees = np.asarray(multihost_utils.process_allgather(np.int32(path.exists())))
+    multihost_utils.sync_global_devices("seed_jax workdir checked")
+    if jax.process_index() == 0:
+        path.unlink(missing_ok=True)
+    blind = [str(host) for host, seen in enumerate(sees.reshape(-1)) if not seen]
+    if blind:
+        raise UserError(
+            f"--workdir {workdir} of host 0 is not visible on host {', '.join(blind)}: use a bucket (gs://...) or a "
+            "directory that all hosts share."
+        )
+
+
+def last_config(workdir: AnyPath) -> dict | None:
+    """Return the resolved config that the workdir was last run with, or None where there is none.
+
+    Raises:
+        UserError: `run.json` is damaged.
+    """
+    path = workdir / RUN
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): restore it, or remove it to resume without a comparison."
+        ) from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is damaged (no JSON object): restore it, or remove it to resume without a comparison.")
+    return stored
+
+
+def write_run(workdir: AnyPath, config: TrainConfig, stage: Stage) -> None:
+    """Write `run.json`, keeping one that differs, and the model directory without parameters."""
     if jax.process_index() != 0:
         return
-    write_text(workdir / "run.json", json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
+    values = json.loads(json.dumps(to_dict(config)))
+    previous = last_config(workdir)
+    if previous is not None and previous != values:
+        number = 1 + len(list(workdir.glob("run_*.json")))
+        write_json(workdir / f"run_{number:03d}.json", previous)
+    write_json(workdir / RUN, values)
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / "model"
-        model_dir.save(
-            made, stage.kind, stage.model_config, None, files=stage.files, provenance={"stage": config.stage}
-        )
+        provenance = {"stage": config.stage}
+        model_dir.save(made, stage.kind, stage.model_config(), None, files=stage.model_files(), provenance=provenance)
         target = workdir / "model"
-        if isinstance(workdir, Path):
+        if isinstance(target, Path):
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(made, target)
         else:
@@ -109,7 +218,7 @@ def prepare(workdir: Directory, config: ml_collections.ConfigDict, stage: Stage)
                 (target / path.name).write_bytes(path.read_bytes())
 
 
-def write_hlo(workdir: Directory, compiled: Any) -> None:
-    """Keep the compiled step's program, to compare runs and to look for what a trace shows."""
+def write_hlo(workdir: AnyPath, compiled: Any) -> None:
+    """Keep the compiled step, to compare runs and to look up what a trace shows."""
     if jax.process_index() == 0:
         write_text(workdir / HLO, compiled.as_text())

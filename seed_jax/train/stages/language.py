@@ -1,247 +1,259 @@
-"""Stages that train the language model: next-token prediction over packed text and image codes.
+"""Stages that train the language model: next-token prediction over packed text and image codes (spec D).
 
-`config.model.train` says what is trained: "lora" adapters and, whole, embeddings, head and norms (spec D.1); "full"
-everything but the embedding table (spec D.6: freezing it is the steadier choice).
+`model.train` selects what is trained: "lora" adapters together with embeddings, head and norms (spec D.1); "full",
+everything but the embedding table (spec D.6: freezing it is more stable); "all".
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
-from etils import epath
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
-from seed_jax.data.batches.mixture_config import make_parts
+from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import empty_batch
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
+from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum, next_token_loss
-from seed_jax.models.llama.model import Llama, LlamaConfig
-from seed_jax.models.nn import lora
-from seed_jax.models.nn.attention import check_implementation
+from seed_jax.models.llama.config import LlamaConfig
+from seed_jax.models.llama.model import Llama
+from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.precision import Precision
 from seed_jax.train import flops
-from seed_jax.train.stage import Batches, LossOutput, ParamPath, Stage, no_batches
-from seed_jax.train.stages.language_init import KIND, abstract, start
+from seed_jax.train.config import LanguageConfig
+from seed_jax.train.stage import Batches, LossOutput, Stage
+from seed_jax.train.stages import language_init
+from seed_jax.typing import ParamPath, Tree
 
-Tree = dict[str, Any]
-TINY_VOCABULARY = 530  # of the :tiny variants' embedded data
+TINY_VOCABULARY = 530  # tokens of the vocabulary that the demo makes
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def is_trained_with_lora(path: ParamPath) -> bool:
-    """Adapters, embeddings, head and norms train; the projections under the adapters are frozen (spec D.1)."""
+    """Whether a variable trains in LoRA stages: adapters, embeddings, head and norms do (spec D.1)."""
     return path[0] == "lora" or path[1] in ("embed_tokens", "lm_head") or path[-1] == "scale"
 
 
 def is_trained_in_full(path: ParamPath) -> bool:
-    """Everything but the embedding table trains (spec D.6)."""
+    """Whether a variable trains in full fine-tuning: everything but the embedding table does (spec D.6)."""
     return path[1] != "embed_tokens"
 
 
-def is_trained_from_nothing(path: ParamPath) -> bool:
-    """Everything trains: a model that starts from random weights has no embeddings worth keeping."""
+def is_trained_from_scratch(path: ParamPath) -> bool:
+    """Everything trains: the embeddings of a randomly initialized model are not worth keeping."""
     return True
 
 
-# `config.model.train` -> which variables train
-TRAINED: dict[str, Callable[[ParamPath], bool]] = {
+# `model.train` -> which variables train
+TRAINABLE: dict[str, Callable[[ParamPath], bool]] = {
     "lora": is_trained_with_lora,
     "full": is_trained_in_full,
-    "all": is_trained_from_nothing,
+    "all": is_trained_from_scratch,
 }
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path | epath.Path) -> Stage:
-    """Make a stage of the language model: pre-training with LoRA, full fine-tuning, or instruction tuning."""
-    _check(config)
-    prepared = demo_data(config, workdir)
-    vocabulary_dir = prepared.vocabulary if prepared else Path(config.data.vocabulary)
-    vocabulary = Vocabulary.load(vocabulary_dir)
-    model = _model(config, _sizes(config, vocabulary))
-    parts = prepared.parts(config.stage) if prepared else config.data.parts
-    stage = make_stage(config, model, range(vocabulary.first_code, vocabulary.first_code + vocabulary.num_codes))
-    merged_dtype = config.precision.frozen if model.lora else "float32"
-    return dataclasses.replace(
-        stage,
-        model_config={**stage.model_config, "image_tokenizer": image_tokenizer(prepared, workdir)},
-        files={name: vocabulary_dir / name for name in TOKENIZER_FILES if (vocabulary_dir / name).exists()},
-        init=functools.partial(start, model, config.model.init, merged_dtype),
-        batches=functools.partial(batches, config, parts, vocabulary),
-        finish=finish(prepared, config.stage),
-    )
+class LanguageStage(Stage[LanguageConfig]):
+    """Pre-training with LoRA, full fine-tuning, or instruction tuning."""
 
+    config_class = LanguageConfig
+    kind = language_init.KIND
+    unit = "tokens"
 
-def sketch(config: ml_collections.ConfigDict) -> Stage:
-    """Make the stage for its step's sake: sizes by name, no data, no weights."""
-    _check(config)
-    directory = Path(config.data.vocabulary)
-    if config.data.vocabulary and directory.is_dir():
-        vocabulary = Vocabulary.load(directory)
-        codes, size = range(vocabulary.first_code, vocabulary.first_code + vocabulary.num_codes), vocabulary.size
-    else:  # which of a picture's tokens come first is not known without the files, and changes nothing
-        size = TINY_VOCABULARY if config.model.sizes == "tiny" else LlamaConfig.seed_8b().vocab_size
-        codes = range(size // 2, size)
-    return make_stage(config, _model(config, _named_sizes(config, size)), codes)
+    def __init__(self, config: LanguageConfig):
+        super().__init__(config)
+        self._demo: Any = None
+        self._set_vocabulary(self._vocabulary_directory())
 
+    def _vocabulary_directory(self) -> Path | None:
+        directory = Path(self.config.data.vocabulary)
+        return directory if self.config.data.vocabulary and directory.is_dir() else None
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    if config.model.train not in TRAINED:
-        raise UserError(f"model.train is {config.model.train!r}, expected one of {', '.join(TRAINED)}.")
-    check_implementation(config.model.attention)
-
-
-def _model(config: ml_collections.ConfigDict, sizes: LlamaConfig) -> Llama:
-    with_lora = config.model.train == "lora"
-    return Llama(
-        sizes,
-        precision=Precision("float32", config.precision.compute),
-        remat=config.model.remat,
-        lora=lora.LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout) if with_lora else None,
-        attention=config.model.attention,
-    )
-
-
-def make_stage(config: ml_collections.ConfigDict, model: Llama, codes: range) -> Stage:
-    """Return what a step depends on; `build` adds what a run needs."""
-    spec, trainable, length = model.lora, TRAINED[config.model.train], config.data.sequence_length
-    described = {"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout} if spec else None
-    return Stage(
-        kind=KIND,
-        model_config={"sizes": model.config.to_dict(), "lora": described, "image_tokenizer": None},
-        files={},
-        abstract=functools.partial(abstract, model),
-        init=functools.partial(start, model, "", "float32"),
-        trainable=trainable,
-        loss=functools.partial(_loss, model, codes, config.loss_chunk),
-        batches=no_batches,
-        batch_size=config.data.batch_size,
-        row_spec=row_spec(length),
-        tokens_per_batch=config.data.batch_size * length,
-        flops_per_token=_flops_per_token(model, trainable, length),
-        flops_convention="6 per trained and 4 per frozen matmul parameter and token, causal attention",
-    )
-
-
-def _sizes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> LlamaConfig:
-    if config.model.init:
-        _, stored = model_dir.read_config(config.model.init, KIND)
-        return LlamaConfig.from_dict({**stored["sizes"], "vocab_size": vocabulary.size})
-    sizes = _named_sizes(config, vocabulary.size)
-    if sizes.vocab_size != vocabulary.size:
-        raise UserError(
-            f"data.vocabulary has {vocabulary.size} tokens, model.sizes={config.model.sizes} needs {sizes.vocab_size}."
+    def _set_vocabulary(self, directory: Path | None) -> None:
+        """Derive the architecture from the vocabulary, or where its files are absent (as in a plan) from its size."""
+        config = self.config
+        self._vocabulary: Vocabulary | None = None
+        if directory is not None:
+            self._vocabulary = vocabulary = Vocabulary.load(directory)
+            size = vocabulary.size
+            codes = range(vocabulary.first_code, vocabulary.first_code + vocabulary.num_codes)
+        else:  # which tokens are image codes is unknown without the files, and does not change the program's cost
+            size = TINY_VOCABULARY if config.model.config == "tiny" else LlamaConfig.seed_8b().vocab_size
+            codes = range(size // 2, size)
+        self._vocabulary_files = directory
+        self._image_codes = codes
+        with_lora = config.model.train == "lora"
+        self.model = Llama(
+            self._architecture(size),
+            precision=Precision("float32", config.precision.compute),
+            remat=config.model.remat,
+            lora=LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout) if with_lora else None,
+            attention=config.model.attention,
         )
-    return sizes
 
+    def _architecture(self, vocab_size: int) -> LlamaConfig:
+        name, init = self.config.model.config, self.config.model.init
+        if init and Path(init).is_dir():
+            _, stored = model_dir.read_config(init, self.kind)
+            return LlamaConfig.from_dict({**stored["sizes"], "vocab_size": vocab_size})
+        if name == "tiny":
+            return LlamaConfig.tiny(vocab_size)
+        architecture = LlamaConfig.seed_14b() if name == "seed_14b" else LlamaConfig.seed_8b()
+        if architecture.vocab_size != vocab_size:
+            raise UserError(
+                f"data.vocabulary has {vocab_size} tokens, model.config={name} needs {architecture.vocab_size}."
+            )
+        return architecture
 
-def _named_sizes(config: ml_collections.ConfigDict, vocab_size: int) -> LlamaConfig:
-    known = {"seed_8b": LlamaConfig.seed_8b, "seed_14b": LlamaConfig.seed_14b}
-    known["tiny"] = functools.partial(LlamaConfig.tiny, vocab_size)
-    if config.model.sizes not in known:
-        raise UserError(f"model.sizes is {config.model.sizes!r}, expected one of {', '.join(known)}.")
-    return known[config.model.sizes]()
+    @property
+    def batch_size(self) -> int:
+        return self.config.data.batch_size
 
+    @property
+    def units_per_batch(self) -> int:
+        return self.batch_size * self.config.data.sequence_length
 
-def _loss(
-    model: Llama, codes: range, chunk: int, variables: Tree, batch: dict[str, Array], key: Key[Array, ""]
-) -> LossOutput:
-    """Return the next-token loss, split into image codes and everything else (text, delimiters, EOS)."""
-    hidden = model.apply(
-        variables,
-        batch["tokens"],
-        segment_ids=batch["segment_ids"],
-        positions=batch["positions"],
-        deterministic=False,
-        method="features",
-        rngs={"dropout": key},
-    )
-    targets = batch["targets"]
-    losses = next_token_loss(
-        hidden,
-        variables["params"]["lm_head"]["kernel"],
-        targets,
-        batch["loss_mask"],
-        vocab_size=model.config.vocab_size,
-        split=(targets >= codes.start) & (targets < codes.stop),
-        chunk=chunk,
-        precision=model.precision,
-    )
-    useful = batch["segment_ids"] > 0
-    packed = WeightedSum(useful.sum().astype(jnp.float32), jnp.float32(useful.size))
-    return LossOutput(losses.total, {"loss_text": losses.rest, "loss_image": losses.split, "packed_share": packed})
+    def abstract_variables(self) -> Tree:
+        return language_init.abstract_variables(self.model)
 
+    def is_trainable(self, path: ParamPath) -> bool:
+        return TRAINABLE[self.config.model.train](path)
 
-def _flops_per_token(model: Llama, trainable: Callable[[ParamPath], bool], length: int) -> float:
-    matrices = {
-        path: leaf.size
-        for path, leaf in flatten_dict(sharding.unbox(abstract(model))).items()
-        if path[-1] in ("kernel", "a", "b")
-    }
-    trained = sum(size for path, size in matrices.items() if trainable(path))
-    return flops.transformer_flops_per_token(
-        trained_matmul=trained,
-        frozen_matmul=sum(matrices.values()) - trained,
-        layers=model.config.num_layers,
-        hidden=model.config.hidden_size,
-        length=length,
-    )
-
-
-def demo_data(config: ml_collections.ConfigDict, workdir: Path | epath.Path) -> Any:
-    """Return the embedded data below the workdir, made where it is not there yet; None unless the config wants it."""
-    if not config.data.demo:
-        return None
-    if not isinstance(workdir, Path):
-        raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
-    from seed_jax import demo  # only the :tiny variants need it, and the inference side with it
-
-    return demo.prepare(workdir / "demo", config.seed)
-
-
-def finish(prepared: Any, stage: str) -> Callable[[Tree, Path], None]:
-    """Return what to do after the last step: show answers of a demonstration."""
-    if prepared is None:
-        return lambda variables, workdir: None
-    from seed_jax import demo
-
-    return functools.partial(demo.show, prepared, stage)
-
-
-def batches(
-    config: ml_collections.ConfigDict, parts: Sequence[dict[str, Any]], vocabulary: Vocabulary, rows: list[int]
-) -> Batches:
-    """Open the shards and return the packed batches of this process's rows."""
-    if not parts:
-        raise UserError("data.parts is empty: name at least one folder of shards, or set data.demo=True.")
-    return iter(
-        packed_batches(
-            make_parts(parts, vocabulary, config.data.get("weight_by", "samples")),
-            rows=config.data.batch_size,
-            lanes=rows,
-            length=config.data.sequence_length,
-            seed=config.seed,
-            tokenizer=config.data.image_tokenizer or None,
-            prefetch=config.data.prefetch,
+    def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
+        """Compute the next-token loss; reported apart for image codes and for everything else."""
+        hidden = self.model.apply(
+            variables,
+            batch["tokens"],
+            segment_ids=batch["segment_ids"],
+            positions=batch["positions"],
+            deterministic=False,
+            method="features",
+            rngs={"dropout": key},
         )
-    )
+        targets = batch["targets"]
+        losses = next_token_loss(
+            hidden,
+            variables["params"]["lm_head"]["kernel"],
+            targets,
+            batch["loss_mask"],
+            vocab_size=self.model.config.vocab_size,
+            subset_mask=(targets >= self._image_codes.start) & (targets < self._image_codes.stop),
+            chunk_size=self.config.loss_chunk,
+            precision=self.model.precision,
+        )
+        is_filled = batch["segment_ids"] > 0
+        packed = WeightedSum(is_filled.sum().astype(jnp.float32), jnp.float32(is_filled.size))
+        metrics = {"loss_text": losses.rest, "loss_image": losses.subset, "packed_share": packed}
+        return LossOutput(losses.total, metrics)
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = empty_batch(1, self.config.data.sequence_length)
+        return {name: jax.ShapeDtypeStruct(row.shape[1:], row.dtype) for name, row in rows.items()}
+
+    def flops_per_unit(self) -> float:
+        matrices = {
+            path: leaf.size
+            for path, leaf in flatten_dict(sharding.unbox(self.abstract_variables())).items()
+            if path[-1] in ("kernel", "a", "b")
+        }
+        trained = sum(size for path, size in matrices.items() if self.is_trainable(path))
+        return flops.transformer_flops_per_token(
+            trained_matmul=trained,
+            frozen_matmul=sum(matrices.values()) - trained,
+            layers=self.model.config.num_layers,
+            hidden=self.model.config.hidden_size,
+            length=self.config.data.sequence_length,
+        )
+
+    @property
+    def flops_convention(self) -> str:
+        return flops.LANGUAGE_CONVENTION
+
+    def prepare(self, workdir: AnyPath) -> None:
+        self._workdir = workdir
+        data, init = self.config.data, self.config.model.init
+        missing = []
+        if init and not (Path(init).is_dir() or "://" in init):
+            missing.append(
+                f"model.init {init} (get official weights with `seed-jax fetch` and `seed-jax import llama --from DIR "
+                f"--out {init}`)"
+            )
+        if data.demo:
+            if not isinstance(workdir, Path):
+                raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
+            from seed_jax import demo  # imports the inference side, which only the demo needs
+
+            self._demo = demo.prepare_language_demo(workdir / "demo", self.config.seed)
+            self._set_vocabulary(self._demo.vocabulary)
+        elif self._vocabulary is None:
+            missing.append(
+                f"data.vocabulary {data.vocabulary} (the text tokenizer of the image tokenizer's release: `seed-jax "
+                "fetch seed-tokenizer-2`)"
+            )
+        if not data.demo:
+            shards = [path for entry in data.mixture for path in _paths(entry) if not _exists(path)]
+            if shards:
+                shown = ", ".join(shards[:3]) + (f" and {len(shards) - 3} more" if len(shards) > 3 else "")
+                missing.append(
+                    f"shards {shown} (make them with `seed-jax data build --source KIND --from PATH --out DIR`)"
+                )
+        if missing:
+            raise UserError(f"The run cannot start; missing are: {'; '.join(missing)}.")
+
+    def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
+        merged_dtype = self.config.precision.frozen if self.model.lora else "float32"
+        return language_init.init_variables(self.model, self.config.model.init, merged_dtype, key, shardings)
+
+    def batches(self, local_indices: list[int]) -> Batches:
+        data = self.config.data
+        entries = self._demo.mixture(self.config.stage) if self._demo else data.mixture
+        if self._vocabulary is None:
+            raise UserError("The stage has no vocabulary: call prepare first.")
+        return iter(
+            packed_batches(
+                make_mixture(entries, self._vocabulary, data.weight_by),
+                batch_size=data.batch_size,
+                sequence_length=data.sequence_length,
+                batch_indices=local_indices,
+                seed=self.config.seed,
+                tokenizer=data.image_tokenizer or None,
+                prefetch=data.prefetch,
+            )
+        )
+
+    def model_config(self) -> dict[str, Any]:
+        spec = self.model.lora
+        lora = {"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout} if spec else None
+        tokenizer = None
+        if self._demo:
+            # Relative to the directory of config.json, so that a workdir can be moved.
+            tokenizer = str(Path("..") / self._demo.image_tokenizer.relative_to(self._workdir))
+        return {"sizes": self.model.config.to_dict(), "lora": lora, "image_tokenizer": tokenizer}
+
+    def model_files(self) -> dict[str, Path]:
+        directory = self._vocabulary_files
+        if directory is None:
+            return {}
+        return {name: directory / name for name in TOKENIZER_FILES if (directory / name).exists()}
+
+    def finish(self, variables: Tree, workdir: AnyPath) -> None:
+        """Show answers of a demo's model."""
+        if self._demo:
+            from seed_jax import demo
+
+            demo.show_samples(self._demo, self.config.stage, workdir)
 
 
-def row_spec(length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of one packed row."""
-    return {name: jax.ShapeDtypeStruct(row.shape[1:], row.dtype) for name, row in empty_batch(1, length).items()}
+def _paths(entry: Mapping[str, Any]) -> list[str]:
+    path = entry.get("path", "")
+    return [str(path)] if isinstance(path, str | Path) else [str(one) for one in path]
 
 
-def image_tokenizer(prepared: Any, workdir: Path | epath.Path) -> str | None:
-    """Return where the demonstration's image tokenizer lies, seen from the model directory."""
-    # Relative to the folder of config.json, so that a workdir can be moved.
-    return str(Path("..") / prepared.image_tokenizer.relative_to(workdir)) if prepared else None
+def _exists(path: str) -> bool:
+    return "://" in path or Path(path).is_dir()

@@ -1,100 +1,158 @@
-"""Pictures with captions as a tokenizer stage's batches and held set, from `config.data` and `config.evaluate`."""
+"""Images with captions as the training batches and the held-out set of a tokenizer stage."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import ml_collections
+import numpy as np
 
+from seed_jax.checkpoint import model_dir
 from seed_jax.data.batches.augment import Augmentation
-from seed_jax.data.batches.pairs import PairBatches, PairReader
-from seed_jax.data.batches.record_stream import Part, RecordStream
+from seed_jax.data.batches.pairs import PairBatches, PairReader, RowReader
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream
+from seed_jax.data.text import bert
 from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.evaluation.eval_pairs import HeldPairs
+from seed_jax.files import AnyPath
+from seed_jax.train.config.common import ImageDataConfig
+from seed_jax.train.config.tokenizer import InitFromConfig, PairDataConfig, PairEvaluateConfig
 
 DEMO = "demo_pairs"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sources:
-    """Where pictures and words come from.
+class PairSources:
+    """Where images and captions come from.
 
     Attributes:
-        held: directory of shards to evaluate on, or None.
+        mixture: shard directories to train on.
+        vocabulary_file: BERT vocabulary of the captions.
+        held_out: shard directory to evaluate on, or None.
     """
 
-    parts: tuple[Part, ...]
+    mixture: tuple[MixtureComponent, ...]
     vocabulary_file: Path
-    held: Path | None
+    held_out: Path | None
 
     @functools.cached_property
     def vocabulary(self) -> BertVocabulary:
         return BertVocabulary.load(self.vocabulary_file)
 
 
-def find_sources(config: ml_collections.ConfigDict, workdir: Path, inherited_vocabulary: Path | None = None) -> Sources:
-    """Find the data, making the embedded set below `workdir` where the config asks for it.
-
-    Args:
-        inherited_vocabulary: what to use where `data.vocabulary` is empty.
-    """
-    data = config.data
+def find_pair_sources(
+    data: PairDataConfig, evaluate: PairEvaluateConfig, init_from: InitFromConfig, workdir: AnyPath
+) -> PairSources:
+    """Find shards and vocabulary; the demo makes its own below `workdir`."""
+    check_init_from(init_from)
+    inherited = inherited_vocabulary(init_from.model)
     if data.demo:
-        from seed_jax import demo  # only the :tiny variants need it
+        from seed_jax import demo  # imports the inference side, which only the demo needs
 
-        pairs = demo.prepare_pairs(workdir / DEMO)
-        return Sources((Part(pairs.shards),), inherited_vocabulary or pairs.vocabulary, pairs.held)
-    if not data.parts:
-        raise UserError("data.parts is empty: name at least one folder of shards, or set data.demo=True.")
-    if not data.vocabulary and inherited_vocabulary is None:
-        raise UserError("data.vocabulary is empty: give the vocab.txt of bert-base-uncased or its folder.")
-    vocabulary = Path(data.vocabulary) if data.vocabulary else inherited_vocabulary
-    parts = tuple(Part(part["path"], weight=part["weight"]) for part in data.parts)
-    return Sources(parts, vocabulary, Path(data.held) if data.held else None)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PairData:
-    """What a stage needs of its data."""
-
-    reader: PairReader
-    make_batches: Callable[[list[int]], PairBatches]
-    held: HeldPairs | None
-
-    @property
-    def row_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in self.reader.row_spec().items()}
+        pairs = demo.prepare_pairs_demo(_local(workdir) / DEMO)
+        return PairSources((MixtureComponent(pairs.shards),), inherited or pairs.vocabulary, pairs.held_out)
+    vocabulary = Path(data.vocabulary) if data.vocabulary else inherited
+    if vocabulary is None:
+        raise UserError(
+            f"data.vocabulary is empty and {init_from.model} brings none: name the vocab.txt of bert-base-uncased or "
+            "its directory."
+        )
+    return PairSources(mixture_components(data), vocabulary, Path(evaluate.data) if evaluate.data else None)
 
 
-def make_pair_data(
-    config: ml_collections.ConfigDict,
-    sources: Sources,
+def check_init_from(init_from: InitFromConfig) -> None:
+    """Raise UserError if weights to start from do not exist."""
+    missing = [f"init_from.{kind} {path}" for kind, path in init_from.files().items() if not Path(path).exists()]
+    if init_from.model and not Path(init_from.model).exists():
+        missing.insert(0, f"init_from.model {init_from.model}")
+    if missing:
+        raise UserError(
+            f"Weights to start from do not exist: {', '.join(missing)}. Get official files with `seed-jax fetch`, "
+            "import a tokenizer with `seed-jax import tokenizer`, name the workdir of an earlier stage, or set the "
+            "option to ''."
+        )
+
+
+def mixture_components(data: ImageDataConfig) -> tuple[MixtureComponent, ...]:
+    """Return the shard directories that `data.mixture` names."""
+    return tuple(MixtureComponent(entry["path"], weight=entry.get("weight", 1.0)) for entry in data.mixture)
+
+
+def inherited_vocabulary(directory: str) -> Path | None:
+    """Return the vocabulary of the model directory or workdir to start from, if it has one."""
+    if not directory:
+        return None
+    folder, _ = model_dir.read_config(directory)
+    return folder / bert.FILE if (folder / bert.FILE).is_file() else None
+
+
+def open_held_out(
+    sources: PairSources, reader: PairReader, evaluate: PairEvaluateConfig, batch_size: int
+) -> HeldPairs | None:
+    """Open the held-out set, or return None where there is none or it is never evaluated."""
+    if sources.held_out is None or not evaluate.every_steps:
+        return None
+    plain = dataclasses.replace(reader, text_length=evaluate.text_length)
+    return HeldPairs.open(sources.held_out, plain, batch_size, evaluate.max_samples)
+
+
+def make_pair_reader(
+    data: PairDataConfig,
     image_size: int,
+    vocabulary: BertVocabulary,
     *,
     clip_vocabulary: ClipVocabulary | None = None,
     embedding_width: int | None = None,
-) -> PairData:
-    """Open the shards; see `PairReader` for the last two."""
-    data = config.data
-    augmentation = Augmentation(tuple(data.crop_scale), tuple(data.crop_ratio), data.flip) if data.augment else None
-    reader = PairReader(
-        image_size, sources.vocabulary, data.text_length, augmentation, clip_vocabulary, embedding_width
-    )
-    held = None
-    if sources.held is not None and config.evaluate.every_steps:
-        plain = dataclasses.replace(reader, text_length=config.evaluate.text_length)
-        held = HeldPairs.open(sources.held, plain, data.batch_size, config.evaluate.most)
-    make_batches = functools.partial(
-        _batches, RecordStream(sources.parts, config.seed), reader, data.batch_size, data.workers, data.prefetch
-    )
-    return PairData(reader, make_batches, held)
+) -> PairReader:
+    """Return the reader of training rows; see `PairReader` for the last two arguments."""
+    augmentation = Augmentation(data.crop_scale, data.crop_ratio, data.flip) if data.augment else None
+    return PairReader(image_size, vocabulary, data.text_length, augmentation, clip_vocabulary, embedding_width)
 
 
-def _batches(
-    stream: RecordStream, reader: PairReader, batch_size: int, workers: int, prefetch: int, rows: list[int]
+def image_batches(
+    data: ImageDataConfig,
+    mixture: Sequence[MixtureComponent],
+    reader: RowReader,
+    seed: int,
+    local_indices: list[int],
 ) -> PairBatches:
-    return PairBatches(stream, reader, batch_size=batch_size, rows=rows, workers=workers, prefetch=prefetch)
+    """Return this process's part of the batches, decoded as `data` says."""
+    return PairBatches(
+        RecordStream(mixture, seed),
+        reader,
+        batch_size=data.batch_size,
+        batch_indices=local_indices,
+        workers=data.workers,
+        prefetch=data.prefetch,
+    )
+
+
+def pair_batch_spec(
+    image_size: int, text_length: int, *, clip_length: int | None = None, embedding_width: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of the rows that a `PairReader` makes."""
+    spec = {
+        "image": jax.ShapeDtypeStruct((image_size, image_size, 3), np.uint8),
+        "text": jax.ShapeDtypeStruct((text_length,), np.int32),
+        "text_mask": jax.ShapeDtypeStruct((text_length,), np.bool_),
+    }
+    if clip_length is not None:
+        spec["clip_text"] = jax.ShapeDtypeStruct((clip_length,), np.int32)
+    if embedding_width is not None:
+        spec["image_embedding"] = jax.ShapeDtypeStruct((embedding_width,), np.float32)
+    return spec
+
+
+def as_shapes(row_spec: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Turn a reader's `row_spec` into abstract arrays."""
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in row_spec.items()}
+
+
+def _local(workdir: AnyPath) -> Path:
+    if not isinstance(workdir, Path):
+        raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
+    return workdir

@@ -1,185 +1,169 @@
-"""Stage I of the image tokenizer: a causal Q-Former learns to match pictures and captions (spec A.9)."""
+"""Stage I of the image tokenizer: the causal Q-Former learns to match images and captions (spec A.9)."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Key
 
 from seed_jax import images, sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.convert.key_table import Entry
 from seed_jax.convert.tokenizer.key_table import SHARED, image_text_table
-from seed_jax.data.text.bert import FILE as VOCABULARY_FILE
+from seed_jax.data.batches.pairs import PairReader
+from seed_jax.data.text import bert
 from seed_jax.errors import UserError
 from seed_jax.evaluation.eval_pairs import HeldPairs
 from seed_jax.evaluation.retrieval import Vectors, recall
+from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.losses.tokenizer import contrastive_loss
-from seed_jax.models.tokenizer.config import NAMED_SIZES
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.precision import Precision
 from seed_jax.train import flops
-from seed_jax.train.stage import Evaluator, LossOutput, ParamPath, Stage, no_batches
+from seed_jax.train.config import QFormerStageConfig
+from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages import warm_start
-from seed_jax.train.stages.pair_data import find_sources, make_pair_data
+from seed_jax.train.stages.pair_data import (
+    PairSources,
+    find_pair_sources,
+    image_batches,
+    make_pair_reader,
+    open_held_out,
+    pair_batch_spec,
+)
+from seed_jax.typing import ParamPath, Tree
 
-Tree = dict[str, Any]
 KIND = "seed_qformer"
-BERT_WORDS = 30523  # of bert-base-uncased and [DEC]
-ITC_GRADIENTS = ("own", "through_gather")
+BERT_VOCABULARY_SIZE = 30523  # of bert-base-uncased with [DEC]
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
-    """Make the stage `qformer`."""
-    _check(config)
-    sources = find_sources(config, workdir, inherited_vocabulary(config.start.init))
-    sizes = _sizes(config, sources.vocabulary.size)
-    model = ImageText(sizes, Precision("float32", config.precision.compute), config.model.remat)
-    data = make_pair_data(config, sources, sizes.vit.image_size)
-    return dataclasses.replace(
-        _stage(config, model),
-        files={VOCABULARY_FILE: sources.vocabulary_file},
-        batches=data.make_batches,
-        row_spec=data.row_spec,
-        evaluators=_evaluators(config, model, data.held),
-    )
+class QFormerStage(Stage[QFormerStageConfig]):
+    """Contrastive training of the causal Q-Former."""
 
+    config_class = QFormerStageConfig
+    kind = KIND
 
-def sketch(config: ml_collections.ConfigDict) -> Stage:
-    """Make the stage for its step's sake: the vocabulary's size is BERT's, no data, no weights."""
-    _check(config)
-    model = ImageText(_sizes(config, BERT_WORDS), Precision("float32", config.precision.compute), config.model.remat)
-    return _stage(config, model)
+    def __init__(self, config: QFormerStageConfig):
+        super().__init__(config)
+        self._sources: PairSources | None = None
+        self._set_model(BERT_VOCABULARY_SIZE)
 
+    def _set_model(self, vocab_size: int) -> None:
+        precision = Precision("float32", self.config.precision.compute)
+        self.model = ImageText(self._architecture(vocab_size), precision, self.config.model.remat)
 
-def _stage(config: ml_collections.ConfigDict, model: ImageText) -> Stage:
-    """Return what a step depends on; `build` adds what a run needs."""
-    size, length = model.config.vit.image_size, config.data.text_length
-    pixels = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
-    text, mask = (jax.ShapeDtypeStruct((length,), dtype) for dtype in (jnp.int32, jnp.bool_))
-    return Stage(
-        kind=KIND,
-        model_config={"sizes": model.config.to_dict()},
-        files={},
-        abstract=functools.partial(abstract, model),
-        init=functools.partial(_init, config, model),
-        trainable=is_trained,
-        loss=functools.partial(loss, model, config.model.itc_gradient == "through_gather"),
-        batches=no_batches,
-        batch_size=config.data.batch_size,
-        row_spec={"image": pixels, "text": text, "text_mask": mask},
-        tokens_per_batch=config.data.batch_size,
-        unit="pictures",
-        flops_per_token=_flops(model, length),
-        flops_convention=flops.TOKENIZER_CONVENTION,
-    )
-
-
-def _flops(model: ImageText, text_length: int) -> float:
-    params = sharding.unbox(abstract(model))["params"]
-    positions = flops.encoder_positions(model.config, text_length)
-    return flops.kernels_flops(params, positions, lambda path: path[0] != "vit")
-
-
-def _check(config: ml_collections.ConfigDict) -> None:
-    if config.model.itc_gradient not in ITC_GRADIENTS:
-        raise UserError(
-            f"model.itc_gradient is {config.model.itc_gradient!r}, expected one of {', '.join(ITC_GRADIENTS)}."
-        )
-    if config.optimizer.accumulation != 1:
-        raise UserError(
-            f"optimizer.accumulation is {config.optimizer.accumulation}, expected 1 in stage qformer: pictures are "
-            "told apart within the whole batch, which microbatches would cut."
-        )
-
-
-def is_trained(path: ParamPath) -> bool:
-    """Everything but the ViT trains; `ln_vision` does, too."""
-    return path[1] != "vit"
-
-
-def loss(
-    model: ImageText, through_gather: bool, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]
-) -> LossOutput:
-    """Return the contrastive loss over the global batch."""
-    features = model.apply(
-        variables,
-        images.normalize(batch["image"]),
-        batch["text"],
-        batch["text_mask"],
-        deterministic=False,
-        rngs={"dropout": key},
-    )
-    found = contrastive_loss(features.image, features.text, features.temperature, through_gather=through_gather)
-    metrics = {
-        "i2t_accuracy": found.image_to_text_accuracy,
-        "t2i_accuracy": found.text_to_image_accuracy,
-        "temperature": WeightedSum(jnp.float32(features.temperature), jnp.ones(())),
-    }
-    return LossOutput(found.total, metrics)
-
-
-def abstract(model: ImageText) -> Tree:
-    """Return boxed shapes of {"params"}."""
-    size = model.config.vit.image_size
-    image, text = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    return {"params": jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]}
-
-
-def _init(config: ml_collections.ConfigDict, model: ImageText, key: Key[Array, ""], cut: Tree) -> Tree:
-    """Return variables: fresh, and over them what `config.start` names."""
-
-    def fresh(key):
-        size = model.config.vit.image_size
-        created = model.init(key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, 4), jnp.int32))
-        return {"params": sharding.unbox(created["params"])}
-
-    variables = jax.jit(fresh, out_shardings=cut)(key)
-    table = image_text_table(model.config)
-    if config.start.init:
-        variables = {"params": _load(Path(config.start.init), table, variables["params"])}
-    return {"params": warm_start.read_foreign(config, table, variables["params"])}
-
-
-def _load(directory: Path, table: Sequence[Entry], params: Tree) -> Tree:
-    """Go on from a stage I model, or take the encoder, and the text side where it is there, of an image tokenizer."""
-    folder, stored = model_dir.read_config(directory)
-    loaded = warm_start.load_collections(directory, stored["kind"])["params"]
-    if stored["kind"] != KIND:
-        params = warm_start.read_extras(folder, table, params)
-        loaded = warm_start.only(loaded, SHARED)
-    return warm_start.overlay(params, loaded, str(directory))
-
-
-def inherited_vocabulary(directory: str) -> Path | None:
-    """Return the vocabulary that lies in the model directory or workdir to start from."""
-    if not directory:
-        return None
-    folder, _ = model_dir.read_config(directory)
-    return folder / VOCABULARY_FILE if (folder / VOCABULARY_FILE).is_file() else None
-
-
-def _sizes(config: ml_collections.ConfigDict, vocab_size: int) -> ImageTextConfig:
-    if config.start.init:
-        folder, stored = model_dir.read_config(config.start.init)
-        where = str(folder / model_dir.CONFIG)
-        if stored["kind"] == KIND:
-            sizes = ImageTextConfig.from_dict(stored["sizes"], where)
+    def _architecture(self, vocab_size: int) -> ImageTextConfig:
+        options, init = self.config.model, self.config.init_from.model
+        if init and Path(init).exists():
+            folder, stored = model_dir.read_config(init)
+            where = str(folder / model_dir.CONFIG)
+            if stored["kind"] == KIND:
+                sizes = ImageTextConfig.from_dict(stored["sizes"], where)
+            else:
+                sizes = _of_tokenizer(SeedTokenizerConfig.from_dict(stored["sizes"], where), options.joint_width)
         else:
-            sizes = _of_tokenizer(SeedTokenizerConfig.from_dict(stored["sizes"], where), config.model.joint_width)
-    elif config.model.sizes in NAMED_SIZES:
-        sizes = _of_tokenizer(getattr(SeedTokenizerConfig, config.model.sizes)(), config.model.joint_width)
-    else:
-        raise UserError(f"model.sizes is {config.model.sizes!r}, expected {' or '.join(NAMED_SIZES)}.")
-    qformer = dataclasses.replace(sizes.qformer, vocab_size=vocab_size, dropout=config.model.dropout)
-    return dataclasses.replace(sizes, qformer=qformer)
+            sizes = _of_tokenizer(getattr(SeedTokenizerConfig, options.config)(), options.joint_width)
+        qformer = dataclasses.replace(sizes.qformer, vocab_size=vocab_size, dropout=options.dropout)
+        return dataclasses.replace(sizes, qformer=qformer)
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.data.batch_size
+
+    def abstract_variables(self) -> Tree:
+        size = self.model.config.vit.image_size
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        text = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+
+        def init(image: Array, text: Array) -> Tree:
+            return {"params": self.model.init(jax.random.key(0), image, text)["params"]}
+
+        return jax.eval_shape(init, image, text)
+
+    def is_trainable(self, path: ParamPath) -> bool:
+        """Everything but the ViT trains, `ln_vision` included."""
+        return path[1] != "vit"
+
+    def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
+        """Compute the contrastive loss over the global batch."""
+        features = self.model.apply(
+            variables,
+            images.normalize(batch["image"]),
+            batch["text"],
+            batch["text_mask"],
+            deterministic=False,
+            rngs={"dropout": key},
+        )
+        through_gather = self.config.model.itc_gradient == "through_gather"
+        output = contrastive_loss(features.image, features.text, features.temperature, through_gather=through_gather)
+        metrics = {
+            "i2t_accuracy": output.image_to_text_accuracy,
+            "t2i_accuracy": output.text_to_image_accuracy,
+            "temperature": WeightedSum(jnp.float32(features.temperature), jnp.ones(())),
+        }
+        return LossOutput(output.total, metrics)
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return pair_batch_spec(self.model.config.vit.image_size, self.config.data.text_length)
+
+    def flops_per_unit(self) -> float:
+        params = sharding.unbox(self.abstract_variables())["params"]
+        positions = flops.encoder_positions(self.model.config, self.config.data.text_length)
+        return flops.kernel_flops(params, positions, lambda path: path[0] != "vit")
+
+    @property
+    def flops_convention(self) -> str:
+        return flops.TOKENIZER_CONVENTION
+
+    def prepare(self, workdir: AnyPath) -> None:
+        config = self.config
+        self._sources = find_pair_sources(config.data, config.evaluate, config.init_from, workdir)
+        self._set_model(self._sources.vocabulary.size)
+
+    @property
+    def _prepared(self) -> PairSources:
+        if self._sources is None:
+            raise UserError("The stage has no data: call prepare first.")
+        return self._sources
+
+    def _reader(self) -> PairReader:
+        return make_pair_reader(self.config.data, self.model.config.vit.image_size, self._prepared.vocabulary)
+
+    def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
+        """Return fresh variables with the weights that `init_from` names loaded over them."""
+        size = self.model.config.vit.image_size
+
+        def init(key: Key[Array, ""]) -> Tree:
+            created = self.model.init(key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, 4), jnp.int32))
+            return {"params": sharding.unbox(created["params"])}
+
+        params = jax.jit(init, out_shardings=shardings)(key)["params"]
+        table = image_text_table(self.model.config)
+        init_from = self.config.init_from
+        if init_from.model:
+            params = _load_model(Path(init_from.model), table, params)
+        return {"params": warm_start.load_foreign(init_from, table, params)}
+
+    def batches(self, local_indices: list[int]) -> Batches:
+        return image_batches(self.config.data, self._prepared.mixture, self._reader(), self.config.seed, local_indices)
+
+    def model_config(self) -> dict[str, Any]:
+        return {"sizes": self.model.config.to_dict()}
+
+    def model_files(self) -> dict[str, Path]:
+        return {bert.FILE: self._prepared.vocabulary_file}
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        config = self.config
+        held_out = open_held_out(self._prepared, self._reader(), config.evaluate, config.data.batch_size)
+        if held_out is None:
+            return ()
+        return (Evaluator("eval", config.evaluate.every_steps, retrieval_evaluation(self.model, held_out)),)
 
 
 def _of_tokenizer(tokenizer: SeedTokenizerConfig, joint_width: int) -> ImageTextConfig:
@@ -187,25 +171,29 @@ def _of_tokenizer(tokenizer: SeedTokenizerConfig, joint_width: int) -> ImageText
     return ImageTextConfig(tokenizer.vit, qformer, joint_width, tokenizer.ln_vision_epsilon)
 
 
-def _evaluators(config: ml_collections.ConfigDict, model: ImageText, held: HeldPairs | None) -> tuple[Evaluator, ...]:
-    if held is None:
-        return ()
-    return (Evaluator("held", config.evaluate.every_steps, retrieval(model, held)),)
+def _load_model(directory: Path, table: Sequence[Entry], params: Tree) -> Tree:
+    """Load a stage I model, or of an image tokenizer the encoder and, where it is there, the text side."""
+    folder, stored = model_dir.read_config(directory)
+    loaded = warm_start.open_collections(directory, stored["kind"])["params"]
+    if stored["kind"] != KIND:
+        params = warm_start.load_extras(folder, table, params)
+        loaded = warm_start.select(loaded, SHARED)
+    return warm_start.overlay(params, loaded, str(directory))
 
 
-def retrieval(model: ImageText, held: HeldPairs) -> Callable[[Tree], dict[str, float]]:
-    """Return the measurement: variables -> recall at 1, 5 and 10, both ways."""
+def retrieval_evaluation(model: ImageText, held_out: HeldPairs) -> Callable[[Tree], dict[str, float]]:
+    """Return a function from variables to recall at 1, 5 and 10, in both directions."""
 
-    def pictures(variables, rows):
+    def embed_images(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
         states = model.apply(variables, images.normalize(rows["image"]), method="embeddings")
         return {"vector": model.apply(variables, states, method="project")}
 
-    def texts(variables, rows):
+    def embed_texts(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {"vector": model.apply(variables, rows["text"], rows["text_mask"], method="embed_text")}
 
     def run(variables: Tree) -> dict[str, float]:
-        found = held.over_pictures(pictures, variables)["vector"]
-        words = held.over_captions(texts, variables)["vector"]
-        return recall(Vectors(found, words, held.image_of_text))
+        image_vectors = held_out.over_pictures(embed_images, variables)["vector"]
+        text_vectors = held_out.over_captions(embed_texts, variables)["vector"]
+        return recall(Vectors(image_vectors, text_vectors, held_out.image_of_text))
 
     return run

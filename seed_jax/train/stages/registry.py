@@ -1,35 +1,43 @@
-"""The stages by name. A stage's module is imported only when it is asked for."""
+"""The stages by name. A stage's module is imported only when its stage is asked for."""
 
+import difflib
 import importlib
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
-from etils import epath
 
 from seed_jax.errors import UserError
+from seed_jax.train.config import TrainConfig, parse
 from seed_jax.train.stage import Stage
 
-# name -> module with `build(config, workdir) -> Stage`
+# name -> module and class
 STAGES = {
-    "pretrain": "seed_jax.train.stages.language",
-    "pretrain_full": "seed_jax.train.stages.language",
-    "sft": "seed_jax.train.stages.language",
-    "qformer": "seed_jax.train.stages.qformer",
-    "codebook": "seed_jax.train.stages.codebook.stage",
-    "decoder": "seed_jax.train.stages.decoder.stage",
-    "world_teacher": "seed_jax.quickstart.teacher_stage",
+    "pretrain": "seed_jax.train.stages.language:LanguageStage",
+    "pretrain_full": "seed_jax.train.stages.language:LanguageStage",
+    "sft": "seed_jax.train.stages.language:LanguageStage",
+    "qformer": "seed_jax.train.stages.qformer:QFormerStage",
+    "codebook": "seed_jax.train.stages.codebook.stage:CodebookStage",
+    "decoder": "seed_jax.train.stages.decoder.stage:DecoderStage",
+    "world_teacher": "seed_jax.quickstart.teacher_stage:TeacherStage",
 }
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path | epath.Path) -> Stage:
-    """Make the stage that `config.stage` names; it may write its default data below `workdir`."""
-    return importlib.import_module(STAGES[config.stage]).build(config, workdir)
+def stage_class(name: Any) -> type[Stage]:
+    """Return the class of the stage that `config.stage` names."""
+    if name not in STAGES:
+        near = difflib.get_close_matches(str(name), STAGES, 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"stage is {name!r}, expected one of {', '.join(STAGES)}{hint}")
+    module, _, attribute = STAGES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
-def sketch(config: ml_collections.ConfigDict) -> Stage:
-    """Make the stage without its files: enough to compile its step, not to run it."""
-    module = importlib.import_module(STAGES[config.stage])
-    if not hasattr(module, "sketch"):
-        known = [name for name, path in STAGES.items() if hasattr(importlib.import_module(path), "sketch")]
-        raise UserError(f"Stage {config.stage!r} cannot be planned: expected one of {', '.join(known)}.")
-    return module.sketch(config)
+def parse_config(values: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
+    """Parse and validate a configuration with the dataclass of its stage."""
+    return parse(stage_class(values.get("stage")).config_class, values)
+
+
+def make_stage(config: TrainConfig) -> Stage:
+    """Construct the stage that a configuration describes."""
+    return stage_class(config.stage)(config)

@@ -1,4 +1,4 @@
-"""What stage II is made of: the tokenizer, and beside it what retrieval and the text branch need."""
+"""The modules of stage II: the tokenizer, and beside it what retrieval and the text branch need."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,18 +12,20 @@ from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
 from seed_jax.models.tokenizer.text_branch import TextBranch, TextBranchConfig
 from seed_jax.precision import Precision
+from seed_jax.typing import Tree
 
-Tree = dict[str, Any]
 SHARED = ("vit", "ln_vision", "qformer")
 RETRIEVAL = ("vision_proj", "text_proj", "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
 class CodebookSizes:
-    """Sizes of everything but the teachers.
+    """Architecture of everything but the teachers.
 
     Attributes:
-        joint_width: width of the projections of stage I; 0 where there is no text side, hence no retrieval.
+        tokenizer: of the image tokenizer.
+        joint_width: width of stage I's projections; 0 where there is no text side and hence no retrieval.
+        text_branch: of the text branch, if it is trained.
     """
 
     tokenizer: SeedTokenizerConfig
@@ -36,12 +38,18 @@ class CodebookSizes:
         return ImageTextConfig(tokenizer.vit, tokenizer.qformer, self.joint_width, tokenizer.ln_vision_epsilon)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values for `config.json`."""
         branch = None if self.text_branch is None else self.text_branch.to_dict()
         return {"sizes": self.tokenizer.to_dict(), "joint_width": self.joint_width, "text_branch": branch}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> "CodebookSizes":
-        """Read what `to_dict` wrote, or the `config.json` of an image tokenizer alone."""
+        """Read what `to_dict` wrote, or the `config.json` of an image tokenizer alone.
+
+        Args:
+            data: content of `config.json`.
+            where: its path, for error messages.
+        """
         branch = data.get("text_branch")
         return cls(
             SeedTokenizerConfig.from_dict(data.get("sizes", {}), where),
@@ -51,7 +59,7 @@ class CodebookSizes:
 
 
 class CodebookModel:
-    """The modules; their weights are collections of one tree: `params`, `retrieval`, `text_branch`."""
+    """The modules; their weights are the collections `params`, `retrieval` and `text_branch` of one tree."""
 
     def __init__(self, sizes: CodebookSizes, precision: Precision = Precision(), remat: bool = False):
         self.sizes = sizes
@@ -60,11 +68,11 @@ class CodebookModel:
         self.branch = TextBranch(sizes.text_branch, precision, remat) if sizes.text_branch else None
 
     def abstract(self) -> Tree:
-        """Return boxed shapes."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        """Return boxed shapes of the weights."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def init(self, key: Key[Array, ""]) -> Tree:
-        """Return fresh variables, boxed with logical names."""
+        """Return fresh weights, boxed with logical axis names."""
         sizes = self.sizes.tokenizer
         keys = jax.random.split(key, 3)
         image = jnp.zeros((1, sizes.image_size, sizes.image_size, 3))

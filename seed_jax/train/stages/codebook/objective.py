@@ -1,61 +1,39 @@
-"""What stage II descends: quantisation, reconstruction, and the distance to CLIP's embeddings (spec A.10)."""
-
-import dataclasses
-from typing import Any
+"""The loss terms of stage II: quantization, reconstruction, and the distance to CLIP's embeddings (spec A.10)."""
 
 import flax.struct
 import jax
 from jaxtyping import Array, Float
 
 from seed_jax.losses.tokenizer import reconstruction_loss, squared_distance
-from seed_jax.models.tokenizer.seed_tokenizer import Encoded, SeedTokenizer
+from seed_jax.models.tokenizer.seed_tokenizer import EncoderOutput, SeedTokenizer
 from seed_jax.models.tokenizer.text_branch import TextBranch
-
-Tree = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """Weights of the terms and how they are computed; the defaults are the original's.
-
-    Attributes:
-        reconstruction_kind: "cosine" or "mse".
-        frozen_dropout: keep the frozen Q-Former's dropout alive, as the original does by not switching it to
-            evaluation: inputs of the quantiser and targets of the reconstruction are noisy then.
-        gradient_to_codebook: off where moving averages move the codes.
-    """
-
-    embed: float = 5.0
-    reconstruction: float = 2.0
-    image: float = 0.5
-    text: float = 0.5
-    reconstruction_kind: str = "cosine"
-    frozen_dropout: bool = False
-    gradient_to_codebook: bool = True
+from seed_jax.train.config.tokenizer import ObjectiveConfig
+from seed_jax.typing import Tree
 
 
 @flax.struct.dataclass
-class Terms:
-    """The weighted terms of each picture, and what the pictures were encoded as."""
+class LossTerms:
+    """The weighted loss terms of each image, and its encoding."""
 
     embed: Float[Array, " B"]
     reconstruction: Float[Array, " B"]
     image: Float[Array, " B"]
     text: Float[Array, " B"] | None
-    encoded: Encoded
+    encoded: EncoderOutput
 
-    @property
-    def named(self) -> dict[str, Array]:
-        terms = {"embed": self.embed, "reconstruction": self.reconstruction, "image": self.image, "text": self.text}
-        return {name: term for name, term in terms.items() if term is not None}
+    def by_name(self) -> dict[str, Float[Array, " B"]]:
+        """Return the terms that are computed, by name."""
+        terms = {"embed": self.embed, "reconstruction": self.reconstruction, "image": self.image}
+        return terms if self.text is None else terms | {"text": self.text}
 
     @property
     def total(self) -> Float[Array, " B"]:
-        return sum(self.named.values())
+        total = self.embed + self.reconstruction + self.image
+        return total if self.text is None else total + self.text
 
 
-def terms(
-    objective: Objective,
+def loss_terms(
+    options: ObjectiveConfig,
     model: SeedTokenizer,
     variables: Tree,
     image: Float[Array, "B H W 3"],
@@ -63,36 +41,43 @@ def terms(
     *,
     branch: TextBranch | None = None,
     text_target: Float[Array, "B T F"] | None = None,
+    codebook_gradient: bool = True,
     rngs: dict[str, Array] | None = None,
-) -> Terms:
+) -> LossTerms:
     """Compute every term.
 
     Args:
+        options: weights of the terms and how they are computed.
+        model: the tokenizer.
         variables: `params` of the tokenizer and, with a `branch`, `text_branch`.
-        image_target: CLIP's image embedding, not normalised.
-        text_target: states of CLIP's text encoder.
-        rngs: keys of the dropout; without them there is none.
+        image: normalized pixels.
+        image_target: CLIP's image embedding, not normalized.
+        branch: the text branch, if it is trained.
+        text_target: states of CLIP's text encoder, for the text branch.
+        codebook_gradient: off where moving averages update the codes.
+        rngs: keys of dropout; without them there is none.
     """
     params = variables["params"]
-    if not objective.gradient_to_codebook:
+    if not codebook_gradient:
         params = {**params, "codebook": jax.lax.stop_gradient(params["codebook"])}
-    still = rngs is None
+    deterministic = rngs is None
 
     def forward(model: SeedTokenizer):
-        encoded = model.encode(image, deterministic=still or not objective.frozen_dropout)
+        encoded = model.encode(image, deterministic=deterministic or not options.frozen_dropout)
         up = model.decode_task(encoded.quantized.vectors)
-        return encoded, up, model.reconstruct(up), model.project(up, deterministic=still)
+        return encoded, up, model.reconstruct(up), model.project(up, deterministic=deterministic)
 
-    encoded, up, rebuilt, embedding = model.apply({"params": params}, method=forward, rngs=rngs)
+    encoded, up, reconstructed, embedding = model.apply({"params": params}, method=forward, rngs=rngs)
     text = None
-    if branch is not None:
-        states = branch.apply({"params": variables["text_branch"]}, up, deterministic=still, rngs=rngs)
-        text = objective.text * squared_distance(states, text_target)
-    return Terms(
-        embed=objective.embed * encoded.quantized.loss.mean(-1),
-        reconstruction=objective.reconstruction
-        * reconstruction_loss(objective.reconstruction_kind, rebuilt, encoded.embeddings),
-        image=objective.image * squared_distance(embedding, image_target),
+    if branch is not None and text_target is not None:
+        branch_variables = {"params": variables["text_branch"]}
+        states = branch.apply(branch_variables, up, deterministic=deterministic, rngs=rngs)
+        text = options.text * squared_distance(states, text_target)
+    return LossTerms(
+        embed=options.embed * encoded.quantized.loss.mean(-1),
+        reconstruction=options.reconstruction
+        * reconstruction_loss(options.reconstruction_kind, reconstructed, encoded.embeddings),
+        image=options.image * squared_distance(embedding, image_target),
         text=text,
         encoded=encoded,
     )

@@ -1,12 +1,10 @@
-"""Keep an eye on a codebook, and, where asked, keep it alive: k-means start, moving averages, restart of dead codes.
+"""Monitor a codebook and, where asked, keep it from collapsing: k-means initialization, EMA updates, code restarts.
 
-The original does none of this (spec A.10); the plain form is the default. What is remembered between steps lies beside
-the parameters, as the collection `health`, and is saved with them.
+The original does none of this (spec A.10); the plain form is the default. What is kept between steps is the variable
+collection `codebook_stats`, which is saved with the parameters.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import flax.struct
 import jax
@@ -15,142 +13,124 @@ from jaxtyping import Array, Float, Int, Key
 
 from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.vq import squared_distances
+from seed_jax.train.config.tokenizer import CodebookConfig
+from seed_jax.typing import Tree
 
-Tree = dict[str, Any]
+STATS = "codebook_stats"
 _SMOOTHING = 1e-5  # of the moving counts, so that a code without members keeps a place
 
 
-@dataclasses.dataclass(frozen=True)
-class HealthOptions:
-    """What is done for the codebook beside descending the loss.
+@flax.struct.dataclass
+class CodeUsage:
+    """How the codes of a batch were used.
 
     Attributes:
-        start: "" takes the codebook as it is initialised or loaded, "kmeans" takes centres of the first vectors.
-        kmeans_iterations: rounds of k-means.
-        kmeans_vectors: number of vectors, for each code, that k-means looks at.
-        ema_decay: above 0, codes follow the mean of their vectors as a moving average with this decay, and no gradient.
-        restart_after: above 0, a code that was idle for as many steps is moved onto a vector of the present batch.
-        dead_after: steps without use after which a code counts as dead in the metrics.
+        count: occurrences of each code.
+        used: share of the codebook that occurred.
+        perplexity: exp of the entropy: number of codes that uniform use with the same entropy would have.
     """
 
-    start: str = ""
-    kmeans_iterations: int = 10
-    kmeans_vectors: int = 32
-    ema_decay: float = 0.0
-    restart_after: int = 0
-    dead_after: int = 100
-
-    def __post_init__(self):
-        if self.start not in ("", "kmeans"):
-            raise UserError(f"codebook.start is {self.start!r}, expected '' or 'kmeans'.")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"codebook.ema_decay is {self.ema_decay}, expected 0 (off) to less than 1.")
-        if min(self.restart_after, self.kmeans_iterations, self.dead_after) < 0 or self.kmeans_vectors < 1:
-            raise UserError(
-                "codebook.restart_after, kmeans_iterations and dead_after must be 0 or more, kmeans_vectors 1 or more."
-            )
-
-
-@flax.struct.dataclass
-class Usage:
-    """How the codes of a batch were used."""
-
     count: Float[Array, " K"]
-    used: Float[Array, ""]  # share of the codebook
-    perplexity: Float[Array, ""]  # the number of codes that an even use with the same entropy would have
+    used: Float[Array, ""]
+    perplexity: Float[Array, ""]
 
 
-def usage(codes: Int[Array, "*S"], num_codes: int) -> Usage:
+def code_usage(codes: Int[Array, "*S"], num_codes: int) -> CodeUsage:
     """Count codes."""
     count = jnp.zeros(num_codes, jnp.float32).at[codes.reshape(-1)].add(1.0)
     p = count / count.sum()
     entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum()
-    return Usage(count, (count > 0).mean(dtype=jnp.float32), jnp.exp(entropy))
+    return CodeUsage(count, (count > 0).mean(dtype=jnp.float32), jnp.exp(entropy))
 
 
-def first_state(codebook: Float[Array, "K C"], options: HealthOptions) -> Tree:
-    """Return what is remembered before the first step."""
-    state = {"idle": jnp.zeros(len(codebook), jnp.float32)}
+def init_stats(codebook: Float[Array, "K C"], options: CodebookConfig) -> Tree:
+    """Return the statistics before the first step."""
+    stats = {"idle": jnp.zeros(len(codebook), jnp.float32)}
     if options.ema_decay:
-        state |= {"ema_count": jnp.ones(len(codebook), jnp.float32), "ema_sum": codebook.astype(jnp.float32)}
-    return state
+        stats |= {"ema_count": jnp.ones(len(codebook), jnp.float32), "ema_sum": codebook.astype(jnp.float32)}
+    return stats
 
 
-def observe(
+def batch_statistics(
     vectors: Float[Array, "B Q C"],
     codes: Int[Array, "B Q"],
     num_codes: int,
-    options: HealthOptions,
+    options: CodebookConfig,
     key: Key[Array, ""],
 ) -> dict[str, Array]:
-    """Return what `advance` needs of a batch."""
+    """Return what `update_codebook` needs of a batch; sums of microbatches are those of the batch."""
     flat, codes = jax.lax.stop_gradient(vectors).reshape(-1, vectors.shape[-1]), codes.reshape(-1)
-    seen = {"count": usage(codes, num_codes).count}
+    statistics = {"count": code_usage(codes, num_codes).count}
     if options.ema_decay:
-        seen["sum"] = jnp.zeros((num_codes, flat.shape[1]), jnp.float32).at[codes].add(flat)
+        statistics["sum"] = jnp.zeros((num_codes, flat.shape[1]), jnp.float32).at[codes].add(flat)
     if options.restart_after:
-        seen["candidates"] = flat[jax.random.randint(key, (num_codes,), 0, len(flat))]
-    return seen
+        statistics["candidates"] = flat[jax.random.randint(key, (num_codes,), 0, len(flat))]
+    return statistics
 
 
-def idle_after(idle: Float[Array, " K"], count: Float[Array, " K"]) -> Float[Array, " K"]:
-    """Return for how many steps each code has not been used, given its use in the present one."""
+def idle_steps(idle: Float[Array, " K"], count: Float[Array, " K"]) -> Float[Array, " K"]:
+    """Return for how many steps each code has not been used, given its use in the current one."""
     return jnp.where(count > 0, 0.0, idle + 1)
 
 
-def advance(
-    options: HealthOptions, health: Tree, codebook: Float[Array, "K C"], seen: Mapping[str, Array]
+def update_codebook(
+    options: CodebookConfig, stats: Tree, codebook: Float[Array, "K C"], statistics: Mapping[str, Array]
 ) -> tuple[Float[Array, "K C"], Tree]:
-    """Return the codebook and what is remembered after a step.
+    """Return codebook and statistics after a step.
 
     Args:
-        health: what was remembered before the step.
-        codebook: as the optimizer left it.
-        seen: what `observe` returned for the step's batch.
+        options: which measures to take.
+        stats: statistics before the step.
+        codebook: after the optimizer's update.
+        statistics: `batch_statistics` of the step's batch.
     """
-    state = {"idle": idle_after(health["idle"], seen["count"])}
+    new_stats = {"idle": idle_steps(stats["idle"], statistics["count"])}
     if options.ema_decay:
-        state["ema_count"] = _moved(health["ema_count"], seen["count"], options.ema_decay)
-        state["ema_sum"] = _moved(health["ema_sum"], seen["sum"], options.ema_decay)
-        codebook = _means(state["ema_sum"], state["ema_count"])
+        new_stats["ema_count"] = _moving_average(stats["ema_count"], statistics["count"], options.ema_decay)
+        new_stats["ema_sum"] = _moving_average(stats["ema_sum"], statistics["sum"], options.ema_decay)
+        codebook = _smoothed_means(new_stats["ema_sum"], new_stats["ema_count"])
     if options.restart_after:
-        dead = state["idle"] >= options.restart_after
-        codebook = jnp.where(dead[:, None], seen["candidates"], codebook)
-        state["idle"] = jnp.where(dead, 0.0, state["idle"])
+        is_dead = new_stats["idle"] >= options.restart_after
+        codebook = jnp.where(is_dead[:, None], statistics["candidates"], codebook)
+        new_stats["idle"] = jnp.where(is_dead, 0.0, new_stats["idle"])
         if options.ema_decay:
-            state["ema_count"] = jnp.where(dead, 1.0, state["ema_count"])
-            state["ema_sum"] = jnp.where(dead[:, None], seen["candidates"], state["ema_sum"])
-    return codebook, state
+            new_stats["ema_count"] = jnp.where(is_dead, 1.0, new_stats["ema_count"])
+            new_stats["ema_sum"] = jnp.where(is_dead[:, None], statistics["candidates"], new_stats["ema_sum"])
+    return codebook, new_stats
 
 
-def _moved(old: Array, new: Array, decay: float) -> Array:
+def _moving_average(old: Array, new: Array, decay: float) -> Array:
     return decay * old + (1 - decay) * new
 
 
-def _means(sums: Float[Array, "K C"], counts: Float[Array, " K"]) -> Float[Array, "K C"]:
+def _smoothed_means(sums: Float[Array, "K C"], counts: Float[Array, " K"]) -> Float[Array, "K C"]:
     total = counts.sum()
-    smooth = (counts + _SMOOTHING) / (total + len(counts) * _SMOOTHING) * total
-    return sums / smooth[:, None]
+    smoothed = (counts + _SMOOTHING) / (total + len(counts) * _SMOOTHING) * total
+    return sums / smoothed[:, None]
 
 
 def kmeans(
     vectors: Float[Array, "N C"], num_codes: int, key: Key[Array, ""], iterations: int = 10
 ) -> Float[Array, "K C"]:
-    """Return `num_codes` centres of `vectors` (Lloyd's algorithm); a centre without members moves onto a vector."""
+    """Cluster vectors into `num_codes` centroids (Lloyd's algorithm); empty clusters move onto a random vector.
+
+    Raises:
+        UserError: there are fewer vectors than codes.
+    """
     if len(vectors) < num_codes:
         raise UserError(
-            f"k-means needs at least as many vectors as codes: found {len(vectors)} for {num_codes}; "
+            f"k-means needs at least as many vectors as codes: there are {len(vectors)} for {num_codes}; "
             "raise codebook.kmeans_vectors."
         )
     vectors = vectors.astype(jnp.float32)
-    first, later = jax.random.split(key)
-    centres = vectors[jax.random.choice(first, len(vectors), (num_codes,), replace=False)]
+    first_key, later_key = jax.random.split(key)
+    centroids = vectors[jax.random.choice(first_key, len(vectors), (num_codes,), replace=False)]
 
-    def improve(centres, key):
-        codes = squared_distances(vectors[None], centres)[0].argmin(-1)
-        count = usage(codes, num_codes).count
-        sums = jnp.zeros_like(centres).at[codes].add(vectors)
+    def improve(centroids, key):
+        codes = squared_distances(vectors[None], centroids)[0].argmin(-1)
+        count = code_usage(codes, num_codes).count
+        sums = jnp.zeros_like(centroids).at[codes].add(vectors)
         spare = vectors[jax.random.randint(key, (num_codes,), 0, len(vectors))]
         return jnp.where(count[:, None] > 0, sums / jnp.maximum(count, 1.0)[:, None], spare), None
 
-    return jax.lax.scan(improve, centres, jax.random.split(later, iterations))[0]
+    return jax.lax.scan(improve, centroids, jax.random.split(later_key, iterations))[0]

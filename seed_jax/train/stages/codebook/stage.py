@@ -1,173 +1,225 @@
-"""Stage II of the image tokenizer: a codebook and the way from codes to CLIP's image embedding (spec A.10)."""
+"""Stage II of the image tokenizer: the codebook, and the decoder from codes to CLIP's image embedding (spec A.10)."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Key
 
 from seed_jax import images, sharding
-from seed_jax.data.text.bert import FILE as VOCABULARY_FILE
+from seed_jax.data.batches.pairs import PairReader
+from seed_jax.data.text import bert
+from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.errors import UserError
+from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.precision import Precision
 from seed_jax.train import flops
-from seed_jax.train.stage import LossOutput, ParamPath, Stage
+from seed_jax.train.config import CodebookStageConfig
+from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages.codebook import init
-from seed_jax.train.stages.codebook import revival as health
-from seed_jax.train.stages.codebook.evaluation import make_evaluators
+from seed_jax.train.stages.codebook.evaluation import codebook_evaluation
 from seed_jax.train.stages.codebook.model import CodebookModel
-from seed_jax.train.stages.codebook.objective import Objective, terms
-from seed_jax.train.stages.codebook.revival import HealthOptions
-from seed_jax.train.stages.codebook.teachers import GIVEN, Teachers, make_teachers
-from seed_jax.train.stages.pair_data import PairData, find_sources, make_pair_data
-from seed_jax.train.stages.qformer import inherited_vocabulary
+from seed_jax.train.stages.codebook.objective import loss_terms
+from seed_jax.train.stages.codebook.revival import (
+    STATS,
+    batch_statistics,
+    code_usage,
+    idle_steps,
+    init_stats,
+    kmeans,
+    update_codebook,
+)
+from seed_jax.train.stages.codebook.teachers import GIVEN, make_teachers
+from seed_jax.train.stages.pair_data import (
+    PairSources,
+    find_pair_sources,
+    image_batches,
+    make_pair_reader,
+    open_held_out,
+    pair_batch_spec,
+)
+from seed_jax.train.stages.qformer import BERT_VOCABULARY_SIZE
+from seed_jax.typing import ParamPath, Tree
 
-Tree = dict[str, Any]
-KIND = "seed_tokenizer"
 _FROZEN = ("vit", "ln_vision", "qformer")
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
-    """Make the stage `codebook`."""
-    options = HealthOptions(**config.codebook.to_dict())
-    _check(config, options)
-    sources = find_sources(config, workdir, inherited_vocabulary(config.start.init))
-    sizes = init.sizes(config, sources.vocabulary.size)
-    precision = Precision("float32", config.precision.compute)
-    model = CodebookModel(sizes, precision, config.model.remat)
-    teachers = make_teachers(config, sizes.tokenizer.image_size, sizes.tokenizer.embedding_width)
-    objective = Objective(**config.objective.to_dict(), gradient_to_codebook=not options.ema_decay)
-    data = make_pair_data(
-        config,
-        sources,
-        sizes.tokenizer.image_size,
-        clip_vocabulary=teachers.text_vocabulary,
-        embedding_width=sizes.tokenizer.embedding_width if config.teacher.vision == GIVEN else None,
-    )
-    return Stage(
-        kind=KIND,
-        model_config=sizes.to_dict(),
-        files={VOCABULARY_FILE: sources.vocabulary_file} if sizes.joint_width else {},
-        abstract=functools.partial(abstract, model, teachers, options),
-        init=functools.partial(_init, config, model, teachers, options, data),
-        trainable=is_trained,
-        loss=functools.partial(loss, objective, model, teachers, options),
-        batches=data.make_batches,
-        batch_size=config.data.batch_size,
-        row_spec=data.row_spec,
-        tokens_per_batch=config.data.batch_size,
-        unit="pictures",
-        flops_per_token=_flops(model, teachers, options),
-        flops_convention=flops.TOKENIZER_CONVENTION,
-        evaluators=make_evaluators(config, model, data.held),
-        after_step=functools.partial(after_step, options),
-    )
+class CodebookStage(Stage[CodebookStageConfig]):
+    """Training of the codebook."""
 
+    config_class = CodebookStageConfig
+    kind = "seed_tokenizer"
 
-def _check(config: ml_collections.ConfigDict, options: HealthOptions) -> None:
-    if options.restart_after and config.optimizer.accumulation != 1:
-        raise UserError(
-            f"optimizer.accumulation is {config.optimizer.accumulation}, expected 1 with codebook.restart_after: dead "
-            "codes move onto vectors of the whole batch."
+    def __init__(self, config: CodebookStageConfig):
+        super().__init__(config)
+        self._sources: PairSources | None = None
+        self._set_model(BERT_VOCABULARY_SIZE)
+
+    def _set_model(self, vocab_size: int) -> None:
+        config = self.config
+        sizes = init.architecture(config, vocab_size)
+        precision = Precision("float32", config.precision.compute)
+        self.model = CodebookModel(sizes, precision, config.model.remat)
+        self.teachers = make_teachers(
+            config.teacher,
+            with_text=config.model.text_branch,
+            image_size=sizes.tokenizer.image_size,
+            embedding_width=sizes.tokenizer.embedding_width,
+            precision=precision,
         )
 
+    @property
+    def batch_size(self) -> int:
+        return self.config.data.batch_size
 
-def is_trained(path: ParamPath) -> bool:
-    """Quantiser, decoders and text branch train; the encoder, the text tower and the teachers do not.
+    def abstract_variables(self) -> Tree:
+        boxed = self.model.abstract()
+        if self.teachers.sources:
+            boxed["teacher"] = self.teachers.abstract()
+        codebook = sharding.unbox(boxed["params"]["codebook"])
+        stats = jax.eval_shape(lambda codebook: init_stats(codebook, self.config.codebook), codebook)
+        return {**boxed, STATS: stats}
 
-    The codebook's running statistics count as trained because they change with every step.
-    """
-    if path[0] == "params":
-        return path[1] not in _FROZEN
-    return path[0] in ("text_branch", "health")
+    def is_trainable(self, path: ParamPath) -> bool:
+        """Quantizer, decoders and text branch train; the encoder, the text tower and the teachers do not.
 
+        The codebook's statistics count as trained because they change with every step.
+        """
+        if path[0] == "params":
+            return path[1] not in _FROZEN
+        return path[0] in ("text_branch", STATS)
 
-def loss(
-    objective: Objective,
-    model: CodebookModel,
-    teachers: Teachers,
-    options: HealthOptions,
-    variables: Tree,
-    batch: Mapping[str, Array],
-    key: Key[Array, ""],
-) -> LossOutput:
-    """Return the weighted sum of all terms, each term, and how the codes were used."""
-    dropout_key, restart_key = jax.random.split(key)
-    image = images.normalize(batch["image"])
-    found = terms(
-        objective,
-        model.tokenizer,
-        variables,
-        image,
-        teachers.image_target(variables.get("teacher", {}), image, batch),
-        branch=model.branch,
-        text_target=teachers.text_target(variables.get("teacher", {}), batch),
-        rngs={"dropout": dropout_key},
-    )
-    ones = jnp.ones(len(image), jnp.float32)
-    codes, num_codes = found.encoded.codes, model.sizes.tokenizer.num_codes
-    seen = health.observe(found.encoded.prequant, codes, num_codes, options, restart_key)
-    use = health.usage(codes, num_codes)
-    idle = health.idle_after(variables["health"]["idle"], use.count)
-    dead = (idle >= options.dead_after).mean(dtype=jnp.float32)
-    metrics = {f"loss_{name}": WeightedSum.of(term, ones) for name, term in found.named.items()}
-    shown = {"codes_used": use.used, "code_perplexity": use.perplexity, "codes_dead": dead}
-    metrics |= {name: WeightedSum(value, jnp.ones(())) for name, value in shown.items()}
-    return LossOutput(WeightedSum.of(found.total, ones), metrics, seen)
+    def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
+        """Compute the weighted sum of all terms, each term, and the use of the codes."""
+        options, weights = self.config.codebook, variables.get("teacher", {})
+        dropout_key, restart_key = jax.random.split(key)
+        image = images.normalize(batch["image"])
+        terms = loss_terms(
+            self.config.objective,
+            self.model.tokenizer,
+            variables,
+            image,
+            self.teachers.image_target(weights, image, batch),
+            branch=self.model.branch,
+            text_target=self.teachers.text_target(weights, batch),
+            codebook_gradient=not options.ema_decay,
+            rngs={"dropout": dropout_key},
+        )
+        codes, num_codes = terms.encoded.codes, self.model.sizes.tokenizer.num_codes
+        usage = code_usage(codes, num_codes)
+        is_dead = idle_steps(variables[STATS]["idle"], usage.count) >= options.dead_after
+        ones = jnp.ones(len(image), jnp.float32)
+        shares = {
+            "codes_used": usage.used,
+            "code_perplexity": usage.perplexity,
+            "codes_dead": is_dead.mean(dtype=jnp.float32),
+        }
+        metrics = {f"loss_{name}": WeightedSum.from_terms(term, ones) for name, term in terms.by_name().items()}
+        metrics |= {name: WeightedSum(value, jnp.ones(())) for name, value in shares.items()}
+        statistics = batch_statistics(terms.encoded.prequant, codes, num_codes, options, restart_key)
+        return LossOutput(WeightedSum.from_terms(terms.total, ones), metrics, statistics)
 
+    def update_statistics(self, before: Tree, after: Tree, statistics: Mapping[str, Array]) -> Tree:
+        """Update the codebook by moving averages and restarts, and the statistics of its use."""
+        codebook, stats = update_codebook(self.config.codebook, before[STATS], after["params"]["codebook"], statistics)
+        return {**after, "params": {**after["params"], "codebook": codebook}, STATS: stats}
 
-def after_step(options: HealthOptions, before: Tree, after: Tree, seen: Mapping[str, Array]) -> Tree:
-    """Move the codebook where its options say so, and remember how it was used."""
-    codebook, state = health.advance(options, before["health"], after["params"]["codebook"], seen)
-    return {**after, "params": {**after["params"], "codebook": codebook}, "health": state}
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        text = self.teachers.text
+        return pair_batch_spec(
+            self.model.sizes.tokenizer.image_size,
+            self.config.data.text_length,
+            clip_length=None if text is None else text.config.max_length,
+            embedding_width=self._given_embedding_width,
+        )
 
+    @property
+    def _given_embedding_width(self) -> int | None:
+        return self.model.sizes.tokenizer.embedding_width if self.config.teacher.vision == GIVEN else None
 
-def abstract(model: CodebookModel, teachers: Teachers, options: HealthOptions) -> Tree:
-    """Return boxed shapes of every collection."""
-    boxed = model.abstract()
-    if teachers.sources:
-        boxed["teacher"] = teachers.abstract()
-    codebook = sharding.unbox(boxed["params"]["codebook"])
-    state = jax.eval_shape(lambda codebook: health.first_state(codebook, options), codebook)
-    return {**boxed, "health": state}
+    def _reader(self, vocabulary: BertVocabulary) -> PairReader:
+        return make_pair_reader(
+            self.config.data,
+            self.model.sizes.tokenizer.image_size,
+            vocabulary,
+            clip_vocabulary=self.teachers.text_vocabulary,
+            embedding_width=self._given_embedding_width,
+        )
 
+    def flops_per_unit(self) -> float:
+        shapes = sharding.unbox(self.abstract_variables())
+        positions = flops.encoder_positions(self.model.sizes.tokenizer, 0)
 
-def _init(
-    config: ml_collections.ConfigDict,
-    model: CodebookModel,
-    teachers: Teachers,
-    options: HealthOptions,
-    data: PairData,
-    key: Key[Array, ""],
-    cut: Tree,
-) -> Tree:
-    """Return variables: fresh, over them what `config.start` names, and the codebook from k-means where asked."""
-    key_model, key_teacher, key_codes = jax.random.split(key, 3)
-    fresh = jax.jit(lambda key: sharding.unbox(model.init(key)), out_shardings={k: cut[k] for k in model.abstract()})
-    variables = init.load(config, model.sizes, fresh(key_model))
-    if options.start == "kmeans":
-        num_codes = model.sizes.tokenizer.num_codes
-        count = options.kmeans_vectors * num_codes
-        vectors = init.first_vectors(count, config.data.batch_size, model, variables, data)
-        compute = jax.jit(health.kmeans, static_argnums=(1, 3))
-        centres = compute(vectors, num_codes, key_codes, options.kmeans_iterations)
-        variables["params"]["codebook"] = jax.device_put(centres, cut["params"]["codebook"])
-    if teachers.sources:
-        variables["teacher"] = teachers.init(key_teacher, cut["teacher"])
-    first = jax.jit(lambda codebook: health.first_state(codebook, options), out_shardings=cut["health"])
-    return {**variables, "health": first(variables["params"]["codebook"])}
+        def collection_flops(name: str) -> float:
+            return flops.kernel_flops(shapes[name], positions, lambda path: self.is_trainable((name, *path)))
 
+        return sum(collection_flops(name) for name in ("params", "text_branch") if name in shapes)
 
-def _flops(model: CodebookModel, teachers: Teachers, options: HealthOptions) -> float:
-    shapes = sharding.unbox(abstract(model, teachers, options))
-    positions = flops.encoder_positions(model.sizes.tokenizer, 0)
-    return sum(
-        flops.kernels_flops(shapes[name], positions, lambda path, name=name: is_trained((name, *path)))
-        for name in ("params", "text_branch")
-        if name in shapes
-    )
+    @property
+    def flops_convention(self) -> str:
+        return flops.TOKENIZER_CONVENTION
+
+    def prepare(self, workdir: AnyPath) -> None:
+        config = self.config
+        for option in ("vision", "text"):
+            source = getattr(config.teacher, option)
+            wanted = option == "vision" or config.model.text_branch
+            if wanted and source not in (GIVEN, "untrained") and not Path(source).exists():
+                raise UserError(f"teacher.{option} {source} does not exist: get it with `seed-jax fetch`.")
+        self._sources = find_pair_sources(config.data, config.evaluate, config.init_from, workdir)
+        self._set_model(self._sources.vocabulary.size)
+
+    @property
+    def _prepared(self) -> PairSources:
+        if self._sources is None:
+            raise UserError("The stage has no data: call prepare first.")
+        return self._sources
+
+    def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
+        """Return fresh variables, with `init_from` loaded over them and the codebook from k-means where asked."""
+        config, options, sizes = self.config, self.config.codebook, self.model.sizes
+        key_model, key_teacher, key_codes = jax.random.split(key, 3)
+        own = {name: shardings[name] for name in self.model.abstract()}
+        init_model = jax.jit(lambda key: sharding.unbox(self.model.init(key)), out_shardings=own)
+        variables = init.load_weights(config.init_from, sizes, init_model(key_model))
+        if options.init == "kmeans":
+            num_codes = sizes.tokenizer.num_codes
+            indices = sharding.local_batch_indices(
+                sharding.batch_sharding(jax.sharding.get_mesh()), config.data.batch_size
+            )
+            vectors = init.collect_vectors(
+                options.kmeans_vectors * num_codes,
+                config.data.batch_size,
+                self.model,
+                variables,
+                self.batches(indices),
+            )
+            cluster = jax.jit(kmeans, static_argnums=(1, 3))
+            centroids = cluster(vectors, num_codes, key_codes, options.kmeans_iterations)
+            variables["params"]["codebook"] = jax.device_put(centroids, shardings["params"]["codebook"])
+        if self.teachers.sources:
+            variables["teacher"] = self.teachers.init(key_teacher, shardings["teacher"])
+        first = jax.jit(lambda codebook: init_stats(codebook, options), out_shardings=shardings[STATS])
+        return {**variables, STATS: first(variables["params"]["codebook"])}
+
+    def batches(self, local_indices: list[int]) -> Batches:
+        sources = self._prepared
+        reader = self._reader(sources.vocabulary)
+        return image_batches(self.config.data, sources.mixture, reader, self.config.seed, local_indices)
+
+    def model_config(self) -> dict[str, Any]:
+        return self.model.sizes.to_dict()
+
+    def model_files(self) -> dict[str, Path]:
+        return {bert.FILE: self._prepared.vocabulary_file} if self.model.sizes.joint_width else {}
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        config, sources = self.config, self._prepared
+        reader = self._reader(sources.vocabulary)
+        held_out = open_held_out(sources, reader, config.evaluate, config.data.batch_size)
+        if held_out is None:
+            return ()
+        return (Evaluator("eval", config.evaluate.every_steps, codebook_evaluation(self.model, held_out)),)

@@ -1,13 +1,11 @@
-"""Where a decoder's embeddings come from while it trains: the 32 codes of a tokenizer, or CLIP itself."""
+"""The frozen model that makes the embeddings a decoder is trained on: a tokenizer's 32 codes, or CLIP itself."""
 
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Float, Key
 
 from seed_jax import sharding
@@ -15,25 +13,27 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.convert.tokenizer import clip
 from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
-from seed_jax.models.tokenizer.vit import Vit
+from seed_jax.models.tokenizer.vit import Vit, VitConfig
 from seed_jax.precision import Precision
+from seed_jax.train.config.decoder import EmbeddingSourceConfig
 from seed_jax.train.stages import warm_start
+from seed_jax.typing import Tree
 
-Tree = dict[str, Any]
 KIND = "seed_tokenizer"
 UNTRAINED = "untrained"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EmbeddingSource:
-    """A frozen model from pictures to embeddings.
+    """A frozen model from images to embeddings.
 
     Attributes:
-        where: its model directory, workdir or folder of Hugging Face files; "untrained" for random weights.
+        model: the model.
+        path: its model directory, workdir or Hugging Face directory; "untrained" for random weights.
     """
 
     model: SeedTokenizer | Vit
-    where: str
+    path: str
 
     @property
     def image_size(self) -> int:
@@ -41,51 +41,59 @@ class EmbeddingSource:
 
     @property
     def width(self) -> int:
+        """Width of the embeddings."""
         config = self.model.config
         return config.embedding_width if isinstance(config, SeedTokenizerConfig) else config.projection
 
     def abstract(self) -> Tree:
-        """Return boxed shapes."""
+        """Return boxed shapes of the weights."""
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
         method = None if isinstance(self.model, SeedTokenizer) else "embed"
-        return jax.eval_shape(lambda key: self.model.init(key, image, method=method)["params"], jax.random.key(0))
+        return jax.eval_shape(lambda: self.model.init(jax.random.key(0), image, method=method)["params"])
 
-    def init(self, key: Key[Array, ""], cut: Tree) -> Tree:
+    def init(self, key: Key[Array, ""], shardings: Tree) -> Tree:
         """Return weights, read from files or random."""
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
-        if self.where == UNTRAINED:
-            fresh = jax.jit(lambda key: sharding.unbox(self.model.init(key, image)["params"]), out_shardings=cut)
-            return fresh(key)
+        if self.path == UNTRAINED:
+            init = jax.jit(lambda key: sharding.unbox(self.model.init(key, image)["params"]), out_shardings=shardings)
+            return init(key)
         if isinstance(self.model, Vit):
-            return jax.tree.map(jax.device_put, clip.import_vision(self.where)[1], cut)
-        stored = warm_start.load_collections(self.where, KIND)["params"]
-        model_dir.check_tree(stored, sharding.unbox(self.abstract()), self.where)
-        return jax.tree.map(lambda leaf, to: jax.device_put(leaf[...], to), stored, cut)
+            return jax.tree.map(jax.device_put, clip.import_vision(self.path)[1], shardings)
+        stored = warm_start.open_collections(self.path, KIND)["params"]
+        model_dir.check_tree(stored, sharding.unbox(self.abstract()), self.path)
+        return jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings)
 
     def embed(self, params: Tree, image: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
-        """Return embeddings in float32, from which nothing is learnt about the model itself."""
+        """Return embeddings in float32, without gradient."""
         if isinstance(self.model, Vit):
-            found = self.model.apply({"params": params}, image, method="embed")
+            embeddings = self.model.apply({"params": params}, image, method="embed")
         else:
             codes = self.model.apply({"params": params}, image, method="encode").codes
-            found = self.model.apply({"params": params}, codes, method="embed_codes")
-        return jax.lax.stop_gradient(found.astype(jnp.float32))
+            embeddings = self.model.apply({"params": params}, codes, method="embed_codes")
+        return jax.lax.stop_gradient(embeddings.astype(jnp.float32))
 
 
-def make_source(config: ml_collections.ConfigDict) -> EmbeddingSource:
-    """Read the sizes of the model that `config.source` names."""
-    tokenizer, vision = config.source.tokenizer, config.source.vision
-    if bool(tokenizer) == bool(vision):
-        raise UserError(
-            f"source.tokenizer is {tokenizer!r} and source.vision {vision!r}: name one, the image tokenizer whose "
-            "codes are drawn from, or a CLIP vision tower."
-        )
-    precision = Precision("float32", config.precision.compute)
-    if vision:
-        return EmbeddingSource(Vit(clip.vision_config(vision), precision), vision)
-    if tokenizer == UNTRAINED:
-        logging.info("source.tokenizer is untrained: its embeddings say little about a picture.")
+def make_source(config: EmbeddingSourceConfig, precision: Precision) -> EmbeddingSource:
+    """Return the model that `config` names; the released architecture where its files are absent, as in a plan."""
+    if config.vision:
+        sizes = clip.vision_config(config.vision) if Path(config.vision).exists() else VitConfig.clip()
+        return EmbeddingSource(Vit(sizes, precision), config.vision)
+    if config.tokenizer == UNTRAINED:
+        logging.info("source.tokenizer is untrained: its embeddings say little about an image.")
         return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.tiny(), precision), UNTRAINED)
-    folder, stored = model_dir.read_config(Path(tokenizer), KIND)
+    if not Path(config.tokenizer).exists():
+        return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.full(), precision), config.tokenizer)
+    folder, stored = model_dir.read_config(Path(config.tokenizer), KIND)
     sizes = SeedTokenizerConfig.from_dict(stored["sizes"], str(folder / model_dir.CONFIG))
-    return EmbeddingSource(SeedTokenizer(sizes, precision), tokenizer)
+    return EmbeddingSource(SeedTokenizer(sizes, precision), config.tokenizer)
+
+
+def check_exists(config: EmbeddingSourceConfig) -> None:
+    """Raise UserError if the model's files are absent."""
+    for option in ("tokenizer", "vision"):
+        path = getattr(config, option)
+        if path and path != UNTRAINED and not Path(path).exists():
+            raise UserError(
+                f"source.{option} {path} does not exist: get official weights with `seed-jax fetch` and `seed-jax "
+                "import tokenizer`, or name the workdir of configs/tokenizer_codebook.py."
+            )

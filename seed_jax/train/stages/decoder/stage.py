@@ -1,136 +1,191 @@
-"""The stage `decoder`: draw from generation embeddings, by fine-tuning the unCLIP UNet on pictures (spec B).
+"""The stage `decoder`: fine-tune the unCLIP UNet on generation embeddings (spec B).
 
-The original leaves Stable Diffusion as it is, though its embeddings come from 32 codes and not from CLIP. Here the UNet
-learns to draw from what the codes really give. At small sizes the autoencoder can be trained as well, before the UNet.
+The original uses Stable Diffusion as it is, though its embeddings come from 32 codes and not from CLIP. Here the UNet
+learns to decode what the codes really give. At small sizes the autoencoder can be trained as well, before the UNet.
 """
 
-import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
+from PIL import Image
 
 from seed_jax import images, sharding
+from seed_jax.data.batches.pairs import ImageReader
+from seed_jax.data.batches.record_stream import MixtureComponent
+from seed_jax.data.build import build
+from seed_jax.data.build.options import BuildOptions
+from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
+from seed_jax.files import AnyPath, write_json
 from seed_jax.losses.next_token import WeightedSum
-from seed_jax.models.diffusion import Condition, Unclip
-from seed_jax.models.diffusion.schedules import add_noise, divergence, prediction_target, sample, without_condition
+from seed_jax.models.diffusion import Unclip, UnclipCondition
+from seed_jax.models.diffusion.noise_schedule import add_noise, prediction_target
+from seed_jax.models.diffusion.unclip_conditioning import drop_labels
 from seed_jax.precision import Precision
 from seed_jax.train import flops
-from seed_jax.train.optimizer import COLLECTION, next_averages
-from seed_jax.train.stage import LossOutput, ParamPath, Stage
-from seed_jax.train.stages.decoder import data as decoder_data
+from seed_jax.train.config import DecoderConfig
+from seed_jax.train.config.decoder import DecoderModelConfig
+from seed_jax.train.optimizer import EMA, update_ema
+from seed_jax.train.stage import Batches, LossOutput, Stage
 from seed_jax.train.stages.decoder import init
-from seed_jax.train.stages.decoder.embedding_source import EmbeddingSource, make_source
+from seed_jax.train.stages.decoder.embedding_source import check_exists, make_source
+from seed_jax.train.stages.pair_data import as_shapes, image_batches, mixture_components
+from seed_jax.typing import ParamPath, Tree
 
-Tree = dict[str, Any]
-KIND = "unclip"
-PARTS = ("unet", "vae")
-
-
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
-    """Make the stage `decoder`."""
-    _check(config)
-    source = make_source(config)
-    sizes, files = init.sizes(config, source.width)
-    precision = Precision("float32", config.precision.compute)
-    unclip = Unclip(sizes, precision, precision, remat=config.model.remat)
-    data = decoder_data.open_pictures(config, workdir, source.image_size, sizes.image_size)
-    abstract = functools.partial(init.abstract, unclip, source, tuple(config.model.train))
-    return Stage(
-        kind=KIND,
-        model_config={"sizes": sizes.to_dict()},
-        files=files,
-        abstract=abstract,
-        init=functools.partial(init.start, config, unclip, source),
-        trainable=functools.partial(is_trained, tuple(config.model.train)),
-        loss=functools.partial(loss, config, unclip, source),
-        batches=data.make_batches,
-        batch_size=config.data.batch_size,
-        row_spec=data.row_spec,
-        tokens_per_batch=config.data.batch_size,
-        unit="pictures",
-        flops_per_token=flops.step_flops(sharding.unbox(abstract()["params"]), sizes, tuple(config.model.train)),
-        flops_convention=flops.DECODER_CONVENTION,
-        after_step=functools.partial(after_step, config.model.ema_decay),
-        finish=functools.partial(decoder_data.show, data, source, config.samples),
-    )
+SAMPLES = "samples.png"
+_DEMO_IMAGES = 512
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    train = tuple(config.model.train)
-    if not train or set(train) - set(PARTS):
-        raise UserError(f"model.train is {train}, expected one or both of {', '.join(PARTS)}.")
-    for key in ("condition_dropout", "ema_decay"):
-        if not 0 <= config.model[key] < 1:
-            raise UserError(f"model.{key} is {config.model[key]}, expected 0 to less than 1.")
-    if COLLECTION not in config.optimizer.following:
-        raise UserError(f"optimizer.following is {config.optimizer.following}, expected it to name {COLLECTION!r}.")
+class DecoderStage(Stage[DecoderConfig]):
+    """Fine-tuning of the unCLIP decoder."""
+
+    config_class = DecoderConfig
+    kind = init.KIND
+    untracked_collections = (EMA,)
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__(config)
+        precision = Precision("float32", config.precision.compute)
+        self.source = make_source(config.source, precision)
+        architecture, self._vocabulary_files = init.architecture(config.model, self.source.width)
+        self.unclip = Unclip(architecture, precision, precision, remat=config.model.remat)
+        data = config.data
+        self._reader = ImageReader(
+            self.source.image_size, architecture.image_size, data.interpolation, data.keep_ratio, data.flip
+        )
+        self._mixture: tuple[MixtureComponent, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.data.batch_size
+
+    def abstract_variables(self) -> Tree:
+        return init.abstract_variables(self.unclip, self.source, self.config.model.train)
+
+    def is_trainable(self, path: ParamPath) -> bool:
+        """The parts that train and their moving averages change."""
+        return path[0] == EMA or (path[0] == "params" and path[1] in self.config.model.train)
+
+    def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
+        """Compute the loss of the parts that train: prediction of the UNet, reconstruction of the autoencoder."""
+        options, params = self.config.model, variables["params"]
+        pixels = batch["target"].astype(jnp.float32) / 255.0
+        key_latents, key_unet = jax.random.split(key)
+        moments = self.unclip.encode_image(params, pixels)
+        latents = moments.sample(key_latents)
+        terms: dict[str, Float[Array, " B"]] = {}
+        if "vae" in options.train:
+            terms["loss_pixels"] = _pixel_error(self.unclip, params, latents, pixels)
+            terms["loss_divergence"] = options.divergence_weight * moments.kl_divergence()
+        if "unet" in options.train:
+            embeddings = self.source.embed(variables["source"], images.normalize(batch["image"]))
+            fixed = jax.lax.stop_gradient(latents)
+            terms["loss_velocity"] = denoising_loss(options, self.unclip, params, fixed, embeddings, key_unet)
+        ones = jnp.ones(len(pixels), jnp.float32)
+        total = jnp.stack(list(terms.values())).sum(0)
+        return LossOutput(
+            WeightedSum.from_terms(total, ones),
+            {name: WeightedSum.from_terms(term, ones) for name, term in terms.items()},
+        )
+
+    def update_statistics(self, before: Tree, after: Tree, statistics: Mapping[str, Array]) -> Tree:
+        """Update the moving averages."""
+        del statistics
+        return {**after, EMA: update_ema(before[EMA], after["params"], self.config.model.ema_decay)}
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return as_shapes(self._reader.row_spec())
+
+    def flops_per_unit(self) -> float:
+        params = sharding.unbox(self.abstract_variables()["params"])
+        return flops.decoder_flops(params, self.unclip.config, self.config.model.train)
+
+    @property
+    def flops_convention(self) -> str:
+        return flops.DECODER_CONVENTION
+
+    def prepare(self, workdir: AnyPath) -> None:
+        check_exists(self.config.source)
+        if self.config.model.init and not Path(self.config.model.init).exists():
+            raise UserError(
+                f"model.init {self.config.model.init} does not exist: get Stable Diffusion 2.1 unCLIP with `seed-jax "
+                f"fetch` and `seed-jax import unclip --from DIR --out {self.config.model.init}`."
+            )
+        if not self.config.data.demo:
+            self._mixture = mixture_components(self.config.data)
+        elif isinstance(workdir, Path):
+            self._mixture = (MixtureComponent(_demo_shards(workdir / "demo_world")),)
+        else:
+            raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
+
+    def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
+        return init.init_variables(self.config.model.init, self.unclip, self.source, key, shardings)
+
+    def batches(self, local_indices: list[int]) -> Batches:
+        return image_batches(self.config.data, self._mixture, self._reader, self.config.seed, local_indices)
+
+    def model_config(self) -> dict[str, Any]:
+        return {"sizes": self.unclip.config.to_dict()}
+
+    def model_files(self) -> dict[str, Path]:
+        return self._vocabulary_files
+
+    def finish(self, variables: Tree, workdir: AnyPath) -> None:
+        """Write images generated from the embeddings of the first images, with the averaged weights, beside them."""
+        count = self.config.samples
+        if not count or jax.process_count() > 1:
+            return
+        # A run without samples needs none of these.
+        from seed_jax.inference.contact_sheet import contact_sheet
+        from seed_jax.inference.drawing.drawer import Drawer
+
+        batches = self.batches(list(range(count)))
+        rows = next(batches)
+        batches.close()
+        embed = jax.jit(lambda params, pixels: self.source.embed(params, images.normalize(pixels)))
+        embeddings = np.asarray(embed(variables["source"], rows["image"]))
+        generated = Drawer.load(workdir).draw(embeddings, list(range(count)))
+        pairs = [
+            [Image.fromarray(np.asarray(pixels)) for pixels in pair]
+            for pair in zip(rows["target"], generated, strict=True)
+        ]
+        contact_sheet(pairs).save(str(workdir / SAMPLES))
+        logging.info("Wrote %s: images, and what is generated from their embeddings.", workdir / SAMPLES)
 
 
-def is_trained(parts: tuple[str, ...], path: ParamPath) -> bool:
-    """Whether a variable changes: the parts that train, and their moving averages."""
-    return path[0] == COLLECTION or (path[0] == "params" and path[1] in parts)
-
-
-def loss(
-    config: ml_collections.ConfigDict,
-    unclip: Unclip,
-    source: EmbeddingSource,
-    variables: Tree,
-    batch: Mapping[str, Array],
-    key: Key[Array, ""],
-) -> LossOutput:
-    """Return the losses of the parts that train: velocity (or noise) of the UNet, reconstruction of the autoencoder."""
-    params, pixels = variables["params"], batch["target"].astype(jnp.float32) / 255.0
-    key_latents, key_unet = jax.random.split(key)
-    moments = unclip.encode_pixels(params, pixels)
-    latents = sample(moments, key_latents)
-    terms = {}
-    if "vae" in config.model.train:
-        terms["loss_pixels"] = _pixels_error(unclip, params, latents, pixels)
-        terms["loss_divergence"] = config.model.divergence_weight * divergence(moments)
-    if "unet" in config.model.train:
-        embeddings = source.embed(variables["source"], images.normalize(batch["image"]))
-        fixed = jax.lax.stop_gradient(latents)
-        terms["loss_velocity"] = denoising_loss(config, unclip, params, fixed, embeddings, key_unet)
-    ones = jnp.ones(len(pixels), jnp.float32)
-    return LossOutput(
-        WeightedSum.of(sum(terms.values()), ones), {name: WeightedSum.of(term, ones) for name, term in terms.items()}
-    )
-
-
-def _pixels_error(unclip: Unclip, params: Tree, latents: Array, pixels: Array) -> Float[Array, " B"]:
-    rebuilt = unclip.vae.decode(params["vae"], latents / unclip.config.vae.scaling_factor)
+def _pixel_error(unclip: Unclip, params: Tree, latents: Array, pixels: Array) -> Float[Array, " B"]:
+    reconstructed = unclip.vae.decode(params["vae"], latents / unclip.config.vae.scaling_factor)
     # Squared only: absolute errors would spend the latents on texture, of which there is more than of edges.
-    return jnp.square(rebuilt - (pixels * 2 - 1)).mean((1, 2, 3))
+    return jnp.square(reconstructed - (pixels * 2 - 1)).mean((1, 2, 3))
 
 
 def denoising_loss(
-    config: ml_collections.ConfigDict,
+    options: DecoderModelConfig,
     unclip: Unclip,
     params: Tree,
     latents: Float[Array, "B h w C"],
     embeddings: Float[Array, "B E"],
     key: Key[Array, ""],
 ) -> Float[Array, " B"]:
-    """Return the squared error of the UNet's prediction at a random timestep, for each picture."""
+    """Compute the squared error of the UNet's prediction at a random timestep, for each image."""
     keys = jax.random.split(key, 5)
-    count, last = len(latents), unclip.config.noise.num_train_timesteps
-    timesteps = jax.random.randint(keys[0], (count,), 0, last)
+    count, num_timesteps = len(latents), unclip.config.noise.num_train_timesteps
+    timesteps = jax.random.randint(keys[0], (count,), 0, num_timesteps)
     noise = jax.random.normal(keys[1], latents.shape)
-    levels = jax.random.randint(keys[2], (count,), 0, config.model.noise_level + 1)
+    levels = jax.random.randint(keys[2], (count,), 0, options.noise_level + 1)
     labels = unclip.class_labels(params, embeddings, jax.random.normal(keys[3], embeddings.shape), levels)
-    labels = without_condition(labels, config.model.condition_dropout, keys[4])
-    # The prompt is empty, as where codes are drawn from.
+    labels = drop_labels(labels, options.condition_dropout, keys[4])
+    # The prompt is empty, as in generation from codes.
     ids, length = unclip.config.prompt, unclip.config.text.max_length
     empty = jnp.array([[ids.bos, ids.eos] + [ids.pad] * (length - 2)])
     states = jax.lax.stop_gradient(unclip.text_states(params, empty))
-    condition = Condition(jnp.broadcast_to(states, (count, *states.shape[1:])), labels)
+    condition = UnclipCondition(jnp.broadcast_to(states, (count, *states.shape[1:])), labels)
     return prediction_error(unclip, params, latents, noise, timesteps, condition)
 
 
@@ -140,15 +195,19 @@ def prediction_error(
     latents: Float[Array, "B h w C"],
     noise: Float[Array, "B h w C"],
     timesteps: Int[Array, " B"],
-    condition: Condition,
+    condition: UnclipCondition,
 ) -> Float[Array, " B"]:
-    """Return the squared error of the UNet's prediction (velocity or noise) at given timesteps, for each picture."""
-    noises = unclip.config.noise
-    found = unclip.denoise(params, add_noise(latents, noise, timesteps, noises), timesteps, condition)
-    return jnp.square(found - prediction_target(latents, noise, timesteps, noises)).mean((1, 2, 3))
+    """Compute the squared error of the UNet's prediction (velocity or noise) at given timesteps, for each image."""
+    schedule = unclip.config.noise
+    predicted = unclip.denoise(params, add_noise(latents, noise, timesteps, schedule), timesteps, condition)
+    return jnp.square(predicted - prediction_target(latents, noise, timesteps, schedule)).mean((1, 2, 3))
 
 
-def after_step(decay: float, before: Tree, after: Tree, observed: Mapping[str, Array]) -> Tree:
-    """Move the averages."""
-    del observed
-    return {**after, COLLECTION: next_averages(before[COLLECTION], after["params"], decay)}
+def _demo_shards(directory: Path) -> Path:
+    """Make shards of drawn scenes, or resume making them."""
+    shards, description = directory / "shards", directory / "images.world.json"
+    if not shards.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(description, {"task": "captions", "count": _DEMO_IMAGES})
+    build.build(open_source("world", [description]), shards, options=BuildOptions(progress=False))
+    return shards

@@ -1,0 +1,101 @@
+"""Options of the stages that train the language model."""
+
+import dataclasses
+from typing import Any
+
+from seed_jax.train.config.common import CheckpointConfig, Problems, TrainConfig
+from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive, not_ratio
+
+MODELS = ("seed_8b", "seed_14b", "tiny")
+TRAINABLE = ("lora", "full", "all")
+ATTENTION = ("auto", "xla", "chunked", "splash", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelConfig(Section):
+    """The language model.
+
+    Attributes:
+        config: name of its architecture, "seed_8b", "seed_14b" or "tiny"; ignored where `init` is given.
+        init: model directory or workdir to start from, whose adapters are merged; "" starts from random weights.
+        train: "lora" (adapters, embeddings, head and norms), "full" (everything but the embedding table) or "all".
+        remat: rematerialization policy of a block, see `models/nn/remat.py`; "auto" suits the accelerator.
+        attention: implementation of attention, see `models/nn/attention.py`; "auto" suits the accelerator.
+    """
+
+    config: str = "seed_8b"
+    init: str = ""
+    train: str = "lora"
+    remat: str = "auto"
+    attention: str = "auto"
+
+    def problems(self) -> Problems:
+        yield from not_one_of(self, train=TRAINABLE, attention=ATTENTION)
+        yield from not_one_of(self, config=MODELS)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig(Section):
+    """Low-rank adapters (spec D.1); used where `model.train` is "lora"."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+
+    def problems(self) -> Problems:
+        yield from not_positive(self, "rank")
+        yield from not_ratio(self, "dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageDataConfig(Section):
+    """Packed batches of text and image codes.
+
+    Attributes:
+        demo: make a small data set from embedded photographs below the workdir.
+        vocabulary: directory with tokenizer.model and added_tokens.json.
+        image_tokenizer: fingerprint of the image tokenizer whose codes are expected; "" takes any.
+        sequence_length: tokens of a packed row.
+        batch_size: packed rows of the global batch.
+        prefetch: batches to prepare ahead.
+        weight_by: what the weights of the mixture count, "samples" or "tokens".
+        mixture: components, see `data/batches/mixture_config.py`.
+    """
+
+    demo: bool = False
+    vocabulary: str = ""
+    image_tokenizer: str = ""
+    sequence_length: int = 2048
+    batch_size: int = 256
+    prefetch: int = 4
+    weight_by: str = "samples"
+    mixture: tuple[dict[str, Any], ...] = ()
+
+    def problems(self) -> Problems:
+        yield from not_positive(self, "sequence_length", "batch_size")
+        yield from negative(self, "prefetch")
+        yield from not_one_of(self, weight_by=("samples", "tokens"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig(TrainConfig):
+    """Options of pre-training and instruction tuning.
+
+    Attributes:
+        loss_chunk: positions of a row whose logits are materialized at once.
+    """
+
+    model: LanguageModelConfig = LanguageModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: LanguageDataConfig = LanguageDataConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig(every_minutes=30.0)
+    loss_chunk: int = 256
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        yield from not_positive(self, "loss_chunk")
+        if not self.data.demo:
+            if not self.data.mixture:
+                yield "data.mixture", "is empty: name at least one directory of shards, or set data.demo=True"
+            if not self.data.vocabulary:
+                yield "data.vocabulary", "is empty: name the directory with tokenizer.model and added_tokens.json"
