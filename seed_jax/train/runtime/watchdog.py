@@ -161,14 +161,15 @@ class Preemption:
             # The interpreter's own handler writes the signal's number to this socket at once, for the thread to read.
             self._previous_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
             self._previous = signal.signal(signal.SIGTERM, self._handle)
-            threading.Thread(target=self._watch, name="preemption", daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
+            self._thread.start()
 
     def _handle(self, signum, frame) -> None:
         del signum, frame
         self.is_requested = True
 
     def _watch(self) -> None:
-        while numbers := self._receiver.recv(64):
+        while numbers := self._receiver.recv(64):  # empty once `close` has closed the sender
             if signal.SIGTERM not in numbers:
                 continue
             if self._is_starting:
@@ -192,4 +193,5 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
             signal.set_wakeup_fd(self._previous_fd)
             self._sender.close()
+            self._thread.join()
             self._receiver.close()
