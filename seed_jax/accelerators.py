@@ -1,25 +1,24 @@
-"""What is known of each accelerator: its limits, and how a training step is best laid out on it.
+"""Accelerators: limits of each kind of chip, and the settings with which a training step runs best on it.
 
-Peaks, memory and links are the vendors' figures. Usable memory, the clock behind the compiler's cycle counts and the
-settings were found by compiling real steps with the TPU compiler ahead of time (docs/scaling.md); the settings for GPUs
-are reasoned and not measured.
+Peak FLOP/s, memory and bandwidths are the vendors' figures. Usable memory, the clock behind the compiler's cycle counts
+and the settings come from compiling real steps with the TPU compiler ahead of time (docs/scaling.md); the settings for
+GPUs are reasoned and not measured.
 """
 
 import dataclasses
 from collections.abc import Mapping
-
-import jax
+from typing import Any
 
 from seed_jax.errors import UserError
 
 GIB = 2**30
-# Gathers of weights run beside the matrix products of the layer before; v5p, v4 and v6e do not do so by themselves.
+# Overlap the all-gathers of weights with the matmuls of the previous layer; v5p, v4 and v6e do not do so by default.
 ASYNC_GATHER = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
 }
-# Without it groups of 8 to 16 chips turn every gather into a ring of small products, which costs up to 1.7x the cycles.
+# By default, groups of 8 to 16 chips turn every all-gather into a ring of small matmuls: up to 1.7 times the cycles.
 NO_WINDOWED_EINSUM = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
@@ -28,125 +27,148 @@ class Accelerator:
     """One kind of chip and the settings for it.
 
     Attributes:
-        kinds: how jax's `device_kind` begins.
-        peak: bfloat16 matmul FLOP/s of a chip.
+        device_kinds: prefixes of jax's `device_kind`.
+        peak_flops: bfloat16 matmul FLOP/s of a chip.
         memory: bytes of a chip that a program may use.
-        link: bytes/s a chip sends to its neighbours, all links of one direction together.
-        wire: bytes/s a chip has to other slices or nodes, if its host's network is shared evenly.
-        clock: Hz of the compiler's cycle counts; 0 where it gives none.
-        dimensions: of the torus; 0 without one.
-        wraps: size from which on an axis of the torus closes to a ring.
-        remat: what layers keep by default, see `seed_jax.models.nn.remat`.
-        attention: implementation, see `seed_jax.models.nn.attention`.
-        tokens: most tokens of a microbatch on a chip: more no longer makes a step faster, or does not fit.
-        compiler: options the step is compiled with.
-        mesh: of a slice or node, where the config leaves it open.
+        ici_bandwidth: bytes/s that a chip sends to its neighbours, summed over the links of one direction.
+        dcn_bandwidth: bytes/s per chip to other slices or nodes, if the chips of a host share its network evenly.
+        clock_hz: of the compiler's cycle counts; 0 if it gives none.
+        torus_dimensions: of the interconnect; 0 if it is no torus.
+        wraparound_size: size from which on an axis of the torus closes to a ring.
+        remat: default remat policy, see `seed_jax.models.nn.remat`.
+        attention: default implementation, see `seed_jax.models.nn.attention`.
+        microbatch_tokens: maximum tokens of a microbatch on a chip: more is no faster, or does not fit.
+        compiler_options: XLA options with which the step is compiled.
+        mesh: default mesh of a slice or node.
     """
 
     name: str
-    kinds: tuple[str, ...]
-    peak: float
+    device_kinds: tuple[str, ...]
+    peak_flops: float
     memory: int
-    link: float
-    wire: float
-    clock: float = 0.0
-    dimensions: int = 0
-    wraps: int = 0
+    ici_bandwidth: float
+    dcn_bandwidth: float
+    clock_hz: float = 0.0
+    torus_dimensions: int = 0
+    wraparound_size: int = 0
     remat: str = "full"
     attention: str = "xla"
-    tokens: int = 4096
-    compiler: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    microbatch_tokens: int = 4096
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"replica": 1, "fsdp": -1, "tensor": 1})
 
 
-TABLE = (
+ACCELERATORS = (
     Accelerator(
         "v4",
         ("TPU v4",),
-        peak=275e12,
+        peak_flops=275e12,
         memory=int(30.75 * GIB),
-        link=300e9,
-        wire=6.25e9,
-        clock=1.05e9,
-        dimensions=3,
-        wraps=4,
-        remat="dots_no_batch",  # all products of two rows fit
+        ici_bandwidth=300e9,
+        dcn_bandwidth=6.25e9,
+        clock_hz=1.05e9,
+        torus_dimensions=3,
+        wraparound_size=4,
+        remat="dots_no_batch",  # the results of all matmuls of two rows fit
         attention="splash",
-        tokens=4096,
-        compiler=ASYNC_GATHER | NO_WINDOWED_EINSUM,
+        microbatch_tokens=4096,
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM,
     ),
     Accelerator(
         "v5e",
         ("TPU v5 lite", "TPU v5e"),
-        peak=197e12,
+        peak_flops=197e12,
         memory=int(15.75 * GIB),
-        link=200e9,
-        wire=6.25e9,
-        clock=1.5e9,
-        dimensions=2,
-        wraps=16,
-        remat="save_qkv",  # four rows fill 12.6 to 13.9 GiB; "full" takes 5.9 and is 3 % slower
-        attention="splash",  # a third of the cycles of a step at 2048 tokens went into XLA's attention
-        tokens=8192,
-        compiler=ASYNC_GATHER | NO_WINDOWED_EINSUM,
+        ici_bandwidth=200e9,
+        dcn_bandwidth=6.25e9,
+        clock_hz=1.5e9,
+        torus_dimensions=2,
+        wraparound_size=16,
+        remat="save_qkv",  # batch 4 per chip takes 12.6 to 13.9 GiB; "full" takes 5.9 and is 3 % slower
+        attention="splash",  # XLA's attention takes a third of the cycles of a step at 2048 tokens
+        microbatch_tokens=8192,
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM,
     ),
     Accelerator(
         "v5p",
         ("TPU v5p", "TPU v5"),
-        peak=459e12,
+        peak_flops=459e12,
         memory=int(95.74 * GIB),
-        link=600e9,
-        wire=6.25e9,
-        clock=1.75e9,
-        dimensions=3,
-        wraps=4,
-        remat="dots_no_batch",  # there is room, and nothing but attention and norms is done twice
+        ici_bandwidth=600e9,
+        dcn_bandwidth=6.25e9,
+        clock_hz=1.75e9,
+        torus_dimensions=3,
+        wraparound_size=4,
+        remat="dots_no_batch",  # fits, and recomputes only attention and norms
         attention="splash",
-        tokens=16384,  # twice the rows of v5e: 3 % quicker a token
-        compiler=ASYNC_GATHER | NO_WINDOWED_EINSUM,
+        microbatch_tokens=16384,  # twice the microbatch of v5e: 3 % faster per token
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM,
     ),
     Accelerator(
         "v6e",
         ("TPU v6 lite", "TPU v6e"),
-        peak=918e12,
+        peak_flops=918e12,
         memory=int(31.25 * GIB),
-        link=448e9,
-        wire=12.5e9,
-        clock=1.75e9,
-        dimensions=2,
-        wraps=16,
-        remat="save_qkv",  # eight rows in 25.2 GiB take 14 % less time a token than two that keep all products
+        ici_bandwidth=448e9,
+        dcn_bandwidth=12.5e9,
+        clock_hz=1.75e9,
+        torus_dimensions=2,
+        wraparound_size=16,
+        remat="save_qkv",  # batch 8 per chip in 25.2 GiB is 14 % faster per token than batch 2 with "dots_no_batch"
         attention="splash",
-        tokens=16384,
-        compiler=ASYNC_GATHER | NO_WINDOWED_EINSUM,
+        microbatch_tokens=16384,
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM,
     ),
     # JAX takes 75 % of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; 92 % leaves room for NCCL.
     Accelerator(
-        "h100", ("NVIDIA H100",), peak=989e12, memory=int(0.92 * 79 * GIB), link=450e9, wire=50e9, attention="cudnn",
-        tokens=8192,
+        "h100",
+        ("NVIDIA H100",),
+        peak_flops=989e12,
+        memory=int(0.92 * 79 * GIB),
+        ici_bandwidth=450e9,
+        dcn_bandwidth=50e9,
+        attention="cudnn",
+        microbatch_tokens=8192,
     ),
     Accelerator(
-        "h200", ("NVIDIA H200",), peak=989e12, memory=int(0.92 * 139 * GIB), link=450e9, wire=50e9, attention="cudnn",
-        tokens=16384,
+        "h200",
+        ("NVIDIA H200",),
+        peak_flops=989e12,
+        memory=int(0.92 * 139 * GIB),
+        ici_bandwidth=450e9,
+        dcn_bandwidth=50e9,
+        attention="cudnn",
+        microbatch_tokens=16384,
     ),
-    Accelerator("a100", ("NVIDIA A100",), peak=312e12, memory=int(0.92 * 79 * GIB), link=300e9, wire=25e9,
-                attention="cudnn"),
-    # A CPU has no figures worth planning with; peak is that of one core with AVX2 and is only used to rank.
-    Accelerator("cpu", ("cpu",), peak=5e10, memory=8 * GIB, link=1e10, wire=1e9),
-)  # fmt: skip
+    Accelerator(
+        "a100",
+        ("NVIDIA A100",),
+        peak_flops=312e12,
+        memory=int(0.92 * 79 * GIB),
+        ici_bandwidth=300e9,
+        dcn_bandwidth=25e9,
+        attention="cudnn",
+    ),
+    # No planning figures for CPUs; the peak is that of one core with AVX2 and only ranks plans.
+    Accelerator("cpu", ("cpu",), peak_flops=5e10, memory=8 * GIB, ici_bandwidth=1e10, dcn_bandwidth=1e9),
+)
 
 
 def by_name(name: str) -> Accelerator:
-    """Return the accelerator called `name`."""
-    for accelerator in TABLE:
+    """Return the accelerator called `name`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    for accelerator in ACCELERATORS:
         if accelerator.name == name:
             return accelerator
-    raise UserError(f"Unknown accelerator {name!r}: expected one of {', '.join(a.name for a in TABLE)}.")
+    raise UserError(f"Unknown accelerator {name!r}: expected one of {', '.join(a.name for a in ACCELERATORS)}.")
 
 
-def of_device(device: jax.Device) -> Accelerator | None:
-    """Return what is known of a device, or None."""
-    for accelerator in TABLE:
-        if device.device_kind.startswith(accelerator.kinds):
+def for_device(device: Any) -> Accelerator | None:
+    """Return the accelerator of a `jax.Device`, or None if it is not in the table."""
+    for accelerator in ACCELERATORS:
+        if device.device_kind.startswith(accelerator.device_kinds):
             return accelerator
     return None

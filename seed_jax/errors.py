@@ -1,8 +1,8 @@
-"""The one exception a user is meant to read."""
+"""The exception that reports bad input to the user."""
 
 
 class UserError(Exception):
-    """Report bad input in one sentence: what, where, what was expected, what to do.
+    """Report bad input in one sentence: what was wrong, where, what was expected, what to do.
 
-    The commands print the sentence without a traceback and exit with code 2.
+    Commands print the sentence without a traceback and exit with code 2.
     """

@@ -1,7 +1,7 @@
-"""Pictures to arrays: decoding with Pillow, resizing as the original did, CLIP normalisation (spec A.1).
+"""Image preprocessing: decoding with Pillow, resizing as in the original, CLIP normalization (spec A.1).
 
-Decoding is kinder than the original's plain conversion to RGB, and equal to it for ordinary opaque 8-bit pictures:
-the EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled down instead of clipped.
+Decoding equals the original's plain conversion to RGB for ordinary opaque 8-bit images, and handles more: the EXIF
+orientation is applied, transparent images are composited over white, 16-bit grey is scaled down instead of clipped.
 """
 
 import io
@@ -28,16 +28,16 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyErr
 
 
 def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
-    """Read a picture as upright RGB.
+    """Read an image as upright RGB.
 
     Args:
         source: a path, or the encoded bytes.
-        name: what to call the picture in a message, by default its path.
+        name: name of the image in error messages, by default its path.
 
     Raises:
-        UserError: the file is missing, empty, broken, no picture, or larger than MAX_PIXELS.
+        UserError: the file is missing, empty, malformed, not an image, or larger than MAX_PIXELS.
     """
-    name = name or ("a picture given as bytes" if isinstance(source, bytes) else str(source))
+    name = name or ("an image given as bytes" if isinstance(source, bytes) else str(source))
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not data:
@@ -53,7 +53,9 @@ def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Im
     except Image.DecompressionBombError:
         raise UserError(f"Refusing to decode {name}: more than {MAX_PIXELS:,} pixels; scale it down.") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"Cannot read {name}: not a picture in a format that Pillow knows.") from None
+        raise UserError(
+            f"Cannot read {name}: not an image in a format that Pillow supports; replace or remove it."
+        ) from None
     except _DECODE_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"Cannot read {name}: {reason}; replace or remove it.") from error
@@ -67,7 +69,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     if image.mode == "RGB":
-        image.load()  # before its file is closed; without the copy that `convert` would make
+        image.load()  # before its file is closed; avoids the copy that `convert` would make
         return image
     return image.convert("RGB")
 
@@ -78,9 +80,15 @@ def resize(
     """Resize (antialiased) to a square.
 
     Args:
-        interpolation: "bilinear", as the original's corpora and scripts, or "bicubic", as its `ImageTokenizer`.
-        keep_ratio: bring the shorter side to `size` and crop the centre (the original's VQA evaluation) instead of
-            squashing.
+        image: an RGB image.
+        size: side of the result in pixels.
+        interpolation: "bilinear", as in the original's training data and scripts, or "bicubic", as in its
+            `ImageTokenizer`.
+        keep_ratio: resize the shorter side to `size` and crop the centre (the original's VQA evaluation) instead of
+            changing the aspect ratio.
+
+    Raises:
+        UserError: `interpolation` is unknown.
     """
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"Unknown interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}.")
@@ -88,7 +96,7 @@ def resize(
         return np.asarray(image.resize((size, size), INTERPOLATIONS[interpolation]))
     width, height = image.size
     short = min(width, height)
-    # The longer side is truncated and the offsets are rounded to even, as torchvision does.
+    # The longer side is truncated and the offsets are rounded to even, as in torchvision.
     width, height = size * width // short, size * height // short
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.resize((width, height), INTERPOLATIONS[interpolation])
@@ -96,7 +104,7 @@ def resize(
 
 
 def normalize(pixels):
-    """Turn 0..255 into what CLIP's encoders expect; takes and returns NumPy or JAX arrays [..., 3]."""
+    """Normalize pixels [..., 3] in 0..255 as CLIP's encoders expect; takes and returns NumPy or JAX arrays."""
     shape = (1,) * (pixels.ndim - 1) + (3,)
     return (pixels.astype(np.float32) / np.float32(255) - MEAN.reshape(shape)) / STD.reshape(shape)
 
@@ -104,5 +112,5 @@ def normalize(pixels):
 def preprocess(
     image: Image.Image, size: int, interpolation: str = "bilinear", keep_ratio: bool = False
 ) -> Float[np.ndarray, "{size} {size} 3"]:
-    """Resize and normalise a picture: float32 [size, size, 3]."""
+    """Resize and normalize an image; arguments as in `resize`."""
     return normalize(resize(image, size, interpolation, keep_ratio))

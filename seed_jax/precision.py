@@ -1,4 +1,4 @@
-"""Which number formats a computation uses."""
+"""Dtypes of stored parameters and of computations."""
 
 import dataclasses
 
@@ -11,7 +11,11 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.floa
 
 
 def as_dtype(name: str) -> jnp.dtype:
-    """Return the dtype called `name` (float32, bfloat16 or float16)."""
+    """Return the dtype called `name`.
+
+    Raises:
+        UserError: `name` is not float32, bfloat16 or float16.
+    """
     if name not in _DTYPES:
         raise UserError(f"Unknown dtype {name!r}: expected one of {', '.join(_DTYPES)}.")
     return jnp.dtype(_DTYPES[name])
@@ -19,9 +23,9 @@ def as_dtype(name: str) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Number formats of stored parameters and of matrix products.
+    """Dtypes of stored parameters and of matrix multiplications.
 
-    Softmax, normalisation, vector-quantisation distances and losses are float32 whatever is chosen here.
+    Softmax, normalization, vector-quantization distances and losses are always float32.
     """
 
     params: str = "float32"
@@ -29,13 +33,15 @@ class Precision:
 
     @property
     def param_dtype(self) -> jnp.dtype:
+        """Dtype in which parameters are stored."""
         return as_dtype(self.params)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
+        """Dtype of activations and of the operands of matrix multiplications."""
         return as_dtype(self.compute)
 
     @property
     def matmul(self) -> jax.lax.Precision:
-        """Full products for float32: TPUs and GPUs otherwise round float32 operands to bfloat16 or TF32."""
+        """Matmul precision: full for float32, which TPUs and GPUs otherwise reduce to bfloat16 or TF32."""
         return jax.lax.Precision.HIGHEST if self.compute == "float32" else jax.lax.Precision.DEFAULT

@@ -1,15 +1,19 @@
 """Type aliases shared by all packages."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-# Leaves of pytrees that go in and out of compiled programs: arrays, and what stands for them while compiling ahead of
-# time.
-Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct | jax.stages.ArgInfo
+# A leaf of a pytree that a compiled program takes or returns: an array, or its description for ahead-of-time
+# compilation.
+# Type checkers see arrays only: the code inside compiled programs indexes and adds leaves.
+if TYPE_CHECKING:
+    Leaf = jax.Array
+else:
+    Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct | jax.stages.ArgInfo
 
-# A nested dict of arrays or of values that describe them (shapes, shardings), such as the parameters of a model.
+# A nested dict of arrays, or of descriptions of arrays (shapes, shardings), such as a model's parameters.
 Tree = dict[str, Any]
 
 # The path of a leaf in a Tree.

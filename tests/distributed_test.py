@@ -1,4 +1,4 @@
-"""The environment tells what started this process; JAX is asked to join the others exactly when there are others."""
+"""Detection of the launcher from the environment: `jax.distributed` is initialized if there are several processes."""
 
 import contextlib
 import http.server
@@ -11,7 +11,7 @@ import pytest
 from seed_jax import distributed
 from seed_jax.errors import UserError
 
-# What `srun` gives every task; the numbers are those of 2 nodes.
+# What `srun` sets for every task; the numbers are those of 2 nodes.
 TASK = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 TASK_PER_GPU = {**TASK, "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
 TASK_PER_NODE = {**TASK, "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
@@ -21,17 +21,17 @@ SLICES = {
     "MEGASCALE_SLICE_ID": "0",
     "MEGASCALE_COORDINATOR_ADDRESS": "seed-slice-0-0.seed",
 }
-FOREIGN = ("JAX_", "SLURM_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "GCE_")
+LAUNCHER_PREFIXES = ("JAX_", "SLURM_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "GCE_")
 
 
 @pytest.fixture
-def joined(monkeypatch):
-    """Return a function: under this environment alone, return with what arguments JAX is asked to join (or None)."""
+def initialize_call(monkeypatch):
+    """Return a function: environment -> arguments of the call of `jax.distributed.initialize`, or None."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
 
     def initialize(environment):
-        for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        for name in [name for name in os.environ if name.startswith(LAUNCHER_PREFIXES)]:
             monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -44,7 +44,7 @@ def joined(monkeypatch):
 
 @contextlib.contextmanager
 def metadata_server(attributes):
-    """Serve attributes as a Cloud TPU VM's metadata server does; yield its address."""
+    """Serve attributes like a Cloud TPU VM's metadata server; yield its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -66,14 +66,14 @@ def metadata_server(attributes):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"TPU_SKIP_MDS_QUERY": "1"},  # no TPU: importing jax sets it
+        {"TPU_SKIP_MDS_QUERY": "1"},  # no TPU: set by importing jax
         {**GKE, "TPU_WORKER_HOSTNAMES": "localhost"},
         {**TASK, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "TPU_SKIP_MDS_QUERY": "1"},
     ],
     ids=["laptop", "one TPU host", "one Slurm task"],
 )
-def test_a_single_host_joins_nobody(joined, environment):
-    assert joined(environment) is None
+def test_a_single_host_does_not_initialize(initialize_call, environment):
+    assert initialize_call(environment) is None
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_a_single_host_joins_nobody(joined, environment):
     ],
     ids=["slice", "slice by process addresses", "slices of several hosts", "slices of one host"],
 )
-def test_tpu_hosts_on_gke_join(joined, environment):
-    assert joined(environment) == ((), {})
+def test_tpu_hosts_on_gke_initialize(initialize_call, environment):
+    assert initialize_call(environment) == ((), {})
 
 
 @pytest.mark.parametrize(
-    ("attributes", "joins"),
+    ("attributes", "initializes"),
     [
         ({"worker-network-endpoints": "unused:unused:10.0.0.1", "tpu-env": "ACCELERATOR_TYPE: 'v5litepod-8'"}, False),
         ({"worker-network-endpoints": "a:1:10.0.0.1,b:2:10.0.0.2", "tpu-env": "WORKER_ID: '0'"}, True),
@@ -103,44 +103,46 @@ def test_tpu_hosts_on_gke_join(joined, environment):
     ],
     ids=["one host", "slice", "slices of one host", "not a TPU VM"],
 )
-def test_cloud_tpu_vms_ask_their_metadata_server(joined, monkeypatch, attributes, joins):
+def test_cloud_tpu_vms_query_their_metadata_server(initialize_call, monkeypatch, attributes, initializes):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
     with metadata_server(attributes) as address:
-        assert (joined({"GCE_METADATA_IP": address, "http_proxy": "http://127.0.0.1:1"}) is not None) == joins
+        assert (
+            initialize_call({"GCE_METADATA_IP": address, "http_proxy": "http://127.0.0.1:1"}) is not None
+        ) == initializes
 
 
-def test_a_silent_metadata_server_means_a_single_host_and_is_told(joined, monkeypatch, caplog):
+def test_an_unresponsive_metadata_server_means_a_single_host_and_is_logged(initialize_call, monkeypatch, caplog):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
-    assert joined({"GCE_METADATA_IP": "127.0.0.1:1"}) is None
+    assert initialize_call({"GCE_METADATA_IP": "127.0.0.1:1"}) is None
     assert "metadata server" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("environment", "devices"),
     [
-        (TASK_PER_GPU, None),  # JAX gives each task the GPU of its number
+        (TASK_PER_GPU, None),  # JAX gives each task one GPU
         ({**TASK_PER_NODE, "SLURM_GPUS_ON_NODE": "8"}, list(range(8))),
         ({**TASK_PER_NODE, "SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "4,5"}, [0, 1]),
         ({**TASK_PER_NODE, "SLURM_GPUS_ON_NODE": "8", "JAX_LOCAL_DEVICE_IDS": "0,1"}, None),
         (TASK_PER_NODE, None),
     ],
-    ids=["task per GPU", "task per node", "some GPUs visible", "chosen by hand", "CPU nodes"],
+    ids=["task per GPU", "task per node", "some GPUs visible", "set explicitly", "CPU nodes"],
 )
-def test_slurm_tasks_join_with_their_gpus(joined, environment, devices):
-    assert joined(environment) == ((), {"local_device_ids": devices})
+def test_slurm_tasks_initialize_with_their_gpus(initialize_call, environment, devices):
+    assert initialize_call(environment) == ((), {"local_device_ids": devices})
 
 
 @pytest.mark.parametrize("step", [{}, {"SLURM_STEP_NUM_TASKS": "1"}], ids=["batch script", "interactive step"])
-def test_a_process_that_srun_did_not_start_is_refused(joined, step):
+def test_a_process_that_srun_did_not_start_is_refused(initialize_call, step):
     with pytest.raises(UserError, match="SLURM_NTASKS is 8 but this process is not one of 8 tasks of srun"):
-        joined({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", **step})
+        initialize_call({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", **step})
 
 
-def test_hosts_named_by_hand_win(joined):
-    by_hand = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert joined({**TASK_PER_GPU, **by_hand}) == (("10.0.0.1:1234", 4, 3), {})
+def test_explicit_jax_variables_take_precedence(initialize_call):
+    explicit = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    assert initialize_call({**TASK_PER_GPU, **explicit}) == (("10.0.0.1:1234", 4, 3), {})
 
 
-def test_a_missing_part_is_named(joined):
+def test_a_missing_variable_is_named(initialize_call):
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is not: set all three"):
-        joined({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_PROCESS_ID": "3"})
+        initialize_call({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_PROCESS_ID": "3"})

@@ -1,3 +1,5 @@
+"""Image decoding, resizing and normalization against the recorded original."""
+
 import io
 import zlib
 
@@ -27,14 +29,14 @@ def rgb() -> Image.Image:
     ("name", "size", "interpolation"),
     [("bicubic", 224, "bicubic"), ("bilinear", 224, "bilinear"), ("bicubic_down_56", 56, "bicubic")],
 )
-def test_squash_equals_the_original(name, size, interpolation):
+def test_resize_equals_the_original(name, size, interpolation):
     recorded = golden.tensors("preprocess/preprocess.safetensors")
     ours = images.resize(Image.fromarray(recorded["synthetic.input"]), size, interpolation)
     np.testing.assert_array_equal(ours, recorded[f"synthetic.{name}"])
 
 
 @pytest.mark.parametrize("name", ["cat", "eagle"])
-def test_normalisation_equals_the_original(name):
+def test_normalization_equals_the_original(name):
     recorded = golden.tensors("preprocess/preprocess.safetensors")
     ours = images.normalize(recorded[f"{name}.bicubic"]).transpose(2, 0, 1)
     corner = recorded[f"{name}.bicubic.normalized_f32_corner"]
@@ -44,7 +46,7 @@ def test_normalisation_equals_the_original(name):
 
 
 def test_keep_ratio_crops_the_centre():
-    """A picture twice as wide as high keeps its middle half; offsets follow Python's rounding to even."""
+    """An image twice as wide as high keeps its middle half; offsets are rounded to even."""
     wide = np.repeat(np.arange(16, dtype=np.uint8)[None, :, None] * 10, 8, 0).repeat(3, 2)
     kept = images.resize(Image.fromarray(wide), 8, keep_ratio=True)
     np.testing.assert_array_equal(kept, wide[:, 4:12])
@@ -52,34 +54,34 @@ def test_keep_ratio_crops_the_centre():
     np.testing.assert_array_equal(tall, wide[:, 2:10].transpose(1, 0, 2))  # 1.5 rounds to 2
 
 
-def test_preprocess_is_resize_and_normalise():
+def test_preprocess_is_resize_and_normalize():
     ours = images.preprocess(rgb(), 28, "bicubic")
     assert ours.dtype == np.float32
     np.testing.assert_array_equal(ours, images.normalize(images.resize(rgb(), 28, "bicubic")))
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})])
-def test_lossless_formats_give_the_pixels(kind, options):
+def test_lossless_formats_keep_the_pixels(kind, options):
     np.testing.assert_array_equal(np.asarray(images.load(encoded(rgb(), kind, **options))), GRADIENT)
 
 
 @pytest.mark.parametrize("image", [rgb(), rgb().convert("CMYK"), rgb().convert("L")], ids=["rgb", "cmyk", "grey"])
 def test_jpeg_of_any_mode_is_read(image):
     loaded = np.asarray(images.load(encoded(image, "JPEG", quality=95))).astype(int)
-    assert np.abs(loaded - np.asarray(image.convert("RGB"))).mean() < 4  # lossy; an inverted picture is off by 100
+    assert np.abs(loaded - np.asarray(image.convert("RGB"))).mean() < 4  # lossy; an inverted image differs by 100
 
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned a quarter clockwise
+    exif[0x0112] = 6  # displayed rotated by 90 degrees clockwise
     loaded = np.asarray(images.load(encoded(rgb(), "PNG", exif=exif)))
     np.testing.assert_array_equal(loaded, np.rot90(GRADIENT, -1))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "MPO", "GIF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_pictures_are_those_of_two_plain_copies(kind, orientation):
-    """Reading without copies gives what a turned copy and a converted copy give, also when the file is closed."""
+def test_decoding_in_place_equals_transposed_and_converted_copies(kind, orientation):
+    """Decoding avoids copies; the result is the same, also after the file is closed."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {} if kind in ("BMP", "GIF") else {"exif": exif}
@@ -92,7 +94,7 @@ def test_pictures_are_those_of_two_plain_copies(kind, orientation):
     np.testing.assert_array_equal(np.asarray(images.load(encoded(loaded, "PNG"))), np.asarray(expected))
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_composited_over_white():
     alpha = np.zeros((24, 40), np.uint8)
     alpha[:, 20:] = 255
     loaded = np.asarray(images.load(encoded(Image.fromarray(np.dstack([GRADIENT, alpha])), "PNG")))
@@ -122,10 +124,10 @@ def truncated_png() -> bytes:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty"), (b"<html>not found</html>", "not a picture"), (truncated_png(), "truncated")],
+    [(b"", "empty"), (b"<html>not found</html>", "not an image"), (truncated_png(), "truncated")],
     ids=["empty", "html", "truncated"],
 )
-def test_bad_file_gives_one_sentence_with_its_path(tmp_path, data, reason):
+def test_malformed_file_is_reported_in_one_sentence_with_its_path(tmp_path, data, reason):
     path = tmp_path / "bad.png"
     path.write_bytes(data)
     with pytest.raises(UserError, match=reason) as raised:
@@ -134,25 +136,25 @@ def test_bad_file_gives_one_sentence_with_its_path(tmp_path, data, reason):
     assert "\n" not in str(raised.value)
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_missing_file_and_directory(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         images.load(tmp_path / "absent.jpg")
     with pytest.raises(UserError, match="directory"):
         images.load(tmp_path)
 
 
-def test_bomb_is_refused_before_it_is_decoded(monkeypatch):
+def test_decompression_bomb_is_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 40 - 1)
     with pytest.raises(UserError, match=r"b\.png: 40 x 24 pixels"):
         images.load(encoded(rgb(), "PNG"), name="b.png")
 
 
-def test_bomb_that_pillow_refuses_itself(monkeypatch):
+def test_decompression_bomb_that_pillow_refuses(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match=r"Refusing to decode b\.png"):
         images.load(encoded(rgb(), "PNG"), name="b.png")
 
 
-def test_unknown_interpolation():
+def test_unknown_interpolation_is_refused():
     with pytest.raises(UserError, match=r"nearest.*bilinear, bicubic"):
         images.resize(rgb(), 8, "nearest")

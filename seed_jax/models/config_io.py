@@ -1,56 +1,65 @@
-"""Frozen dataclasses of sizes to and from plain dictionaries, as they stand in a `config.json`."""
+"""Frozen dataclasses of model sizes to and from the plain dictionaries of a `config.json`."""
 
 import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from seed_jax.errors import UserError
 
+Config = TypeVar("Config")
 
-def to_dict(sizes) -> dict:
+
+def to_dict(config: Any) -> dict[str, Any]:
     """Turn a (nested) dataclass into dictionaries, lists, numbers and strings."""
-    return {field.name: _plain(getattr(sizes, field.name)) for field in dataclasses.fields(sizes)}
+    return {field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def from_dict(cls, data: Mapping, where: str = "config"):
-    """Build `cls` from what `to_dict` made; every unknown, missing and wrongly typed key is reported at once.
+def from_dict(cls: type[Config], data: Mapping, where: str = "config") -> Config:
+    """Build `cls` from the result of `to_dict`, also after a round trip through JSON.
 
     Args:
-        where: what the message calls the place of the keys, a file name for instance.
+        cls: a dataclass.
+        data: one entry per field; no key may be missing or unknown.
+        where: origin of the data in error messages, for instance a file name.
+
+    Raises:
+        UserError: lists every unknown, missing and wrongly typed key.
     """
     problems: list[str] = []
-    sizes = _build(cls, data, "", problems)
-    if problems:
+    config = _build(cls, data, "", problems)
+    if config is None:
         raise UserError(f"{where} does not describe a {cls.__name__}: {'; '.join(problems)}.")
-    return sizes
+    return config
 
 
-def _plain(value):
+def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
-def _build(cls, data, prefix: str, problems: list[str]):
+def _build(cls: type[Config], data: Any, prefix: str, problems: list[str]) -> Config | None:
+    """Build a dataclass, or append to `problems` and return None."""
     if not isinstance(data, Mapping):
         problems.append(f"key {prefix.rstrip('.')!r} should hold a dictionary, found {data!r}")
         return None
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     problems += [f"unknown key {prefix + name!r}" for name in data if name not in names]
     problems += [f"missing key {prefix + name!r}" for name in names if name not in data]
-    values = {name: _value(hints[name], data[name], prefix + name, problems) for name in names if name in data}
+    values = {name: _parse(hints[name], data[name], prefix + name, problems) for name in names if name in data}
     return None if problems else cls(**values)
 
 
-def _value(hint, value, key: str, problems: list[str]):
+def _parse(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
         hint = next(choice for choice in typing.get_args(hint) if choice is not type(None))
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{key}.", problems)
+        return _build(typing.cast(type, hint), value, f"{key}.", problems)
     if typing.get_origin(hint) is tuple:
         hint, value = tuple, tuple(value) if isinstance(value, (list, tuple)) else value
     if hint is float and type(value) is int:

@@ -1,4 +1,4 @@
-"""Meshes in place of those that configs ask for: tests have eight devices, few of them need more than one."""
+"""Meshes that replace those of the configs: tests have eight devices, and few need more than one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from seed_jax import sharding
 
 @contextlib.contextmanager
 def on_devices(count: int) -> Iterator[None]:
-    """Cut everything over so many devices, whatever a config says."""
+    """Use an FSDP mesh over the first `count` devices, whatever a config says."""
     mesh = sharding.make_mesh({"fsdp": count}, jax.devices()[:count])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)

@@ -1,8 +1,21 @@
-"""The unCLIP Stable Diffusion 2.1 decoder: generation embeddings in, pictures out (spec B)."""
+"""Diffusion decoders: generation embeddings in, images out (spec B).
 
-from seed_jax.models.diffusion.samplers import SAMPLERS, Steps, plan
-from seed_jax.models.diffusion.unclip import Condition, Unclip
+`unet`, `vae`, `noise_schedule`, `samplers` and `flax_blocks` are shared by all decoders; `unclip*` is unCLIP Stable
+Diffusion 2.1.
+"""
+
+from seed_jax.models.diffusion.samplers import SAMPLERS, SamplerSteps, sampler_steps
+from seed_jax.models.diffusion.unclip import Unclip
+from seed_jax.models.diffusion.unclip_conditioning import UnclipCondition
 from seed_jax.models.diffusion.unclip_config import UnclipConfig
-from seed_jax.models.diffusion.vae import Moments
+from seed_jax.models.diffusion.vae import LatentDistribution
 
-__all__ = ["SAMPLERS", "Condition", "Moments", "Steps", "Unclip", "UnclipConfig", "plan"]
+__all__ = [
+    "SAMPLERS",
+    "LatentDistribution",
+    "SamplerSteps",
+    "Unclip",
+    "UnclipCondition",
+    "UnclipConfig",
+    "sampler_steps",
+]

@@ -1,14 +1,16 @@
-"""PNDM, DDIM and DPM-Solver++ (2M): one loop under `lax.scan`, three tables of coefficients (spec B.4).
+"""Samplers PNDM, DDIM and DPM-Solver++ (2M): one loop under `lax.scan`, three tables of coefficients (spec B.4).
 
-All three are linear multistep methods: with x the sample, o the model's output there and u what is remembered of both,
+All three are linear multistep methods: with x the sample, o the model's output at x and u a combination of both that
+is remembered,
 
     u_k     = from_sample_k * x_k + from_output_k * o_k
     x_(k+1) = keep_k * x + weights_k[0] * u_k + weights_k[1] * (last remembered) + weights_k[2] * (the one before) + ...
 
-where x is x_k, or once, in PNDM's second evaluation, the sample before it. The tables are computed in float64.
+where x is x_k, or once, in PNDM's second evaluation, the sample before it. The coefficients are computed in float64.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -17,15 +19,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.errors import UserError
-from seed_jax.models.diffusion.schedules import alphas_cumprod, ascending_timesteps, solver_timesteps
-from seed_jax.models.diffusion.unclip_config import NoiseConfig
+from seed_jax.models.diffusion.noise_schedule import PREDICTION_TYPES, NoiseScheduleConfig, alphas_cumprod
 
 ORDER = 4  # outputs that the longest formula combines
+Condition = TypeVar("Condition")
 
 
 @flax.struct.dataclass
-class Steps:
-    """What to do at each of K evaluations of the model (or, inside the loop, at one)."""
+class SamplerSteps:
+    """The coefficients of each of K evaluations of the model (or, inside the loop, of one)."""
 
     timesteps: Int[Array, "*K"]
     from_sample: Float[Array, "*K"]
@@ -41,51 +43,94 @@ class Steps:
 
 @flax.struct.dataclass
 class Trajectory:
-    """The samples after every evaluation, and the last of them."""
+    """The final sample, and on request the samples after every evaluation."""
 
     final: Float[Array, "B h w C"]
-    each: Float[Array, "K B h w C"] | None
+    intermediates: Float[Array, "K B h w C"] | None
 
 
 def sample(
     model: Callable[[Float[Array, "B h w C"], Int[Array, ""]], Float[Array, "B h w C"]],
     latents: Float[Array, "B h w C"],
-    steps: Steps,
+    steps: SamplerSteps,
     *,
-    keep_each: bool = False,
+    return_intermediates: bool = False,
     on_step: Callable[[Int[Array, ""]], None] | None = None,
 ) -> Trajectory:
-    """Walk from noise to a clean latent, in float32.
+    """Denoise latents, in float32.
 
     Args:
         model: (sample, timestep) -> prediction.
-        keep_each: return the samples of all evaluations.
+        latents: standard normal noise.
+        steps: from `sampler_steps`.
+        return_intermediates: return the samples after all evaluations.
         on_step: called with the number of evaluations done, from inside the compiled loop.
     """
 
-    def body(carry, row):
-        index, step = row
-        x, before, remembered = carry
+    def body(carry, step_and_index):
+        index, step = step_and_index
+        x, previous, remembered = carry
         output = model(x, step.timesteps).astype(jnp.float32)
         u = step.from_sample * x + step.from_output * output
         recent = jnp.concatenate([u[None], remembered])
-        origin = jnp.where(step.restart, before, x)
+        origin = jnp.where(step.restart, previous, x)
         following = step.keep * origin + jnp.einsum("o,o...->...", step.weights, recent, precision="highest")
         if on_step is not None:
             on_step(index + 1)
         remembered = jnp.where(step.push, recent[:-1], remembered)
-        return (following, x, remembered), following if keep_each else None
+        return (following, x, remembered), following if return_intermediates else None
 
     x = latents.astype(jnp.float32)
-    start = (x, x, jnp.zeros((ORDER - 1, *x.shape), jnp.float32))
-    (final, _, _), each = jax.lax.scan(body, start, (jnp.arange(len(steps)), steps))
-    return Trajectory(final, each)
+    carry = (x, x, jnp.zeros((ORDER - 1, *x.shape), jnp.float32))
+    (final, _, _), intermediates = jax.lax.scan(body, carry, (jnp.arange(len(steps)), steps))
+    return Trajectory(final, intermediates)
 
 
-def pndm(config: NoiseConfig, steps: int) -> Steps:
-    """Plan PNDM without Runge-Kutta steps (PLMS): the second timestep is evaluated twice, so 20 steps take 21."""
-    ascending = ascending_timesteps(config, steps)
-    visited = np.concatenate([ascending[:-1], ascending[-2:-1], ascending[-1:]])[::-1]
+def guided(
+    denoise: Callable[[Float[Array, "B h w C"], Int[Array, " B"], Condition], Float[Array, "B h w C"]],
+    condition: Condition,
+    negative: Condition | None,
+    guidance_scale: Float[Array, ""] | float,
+) -> Callable[[Float[Array, "B h w C"], Int[Array, ""]], Float[Array, "B h w C"]]:
+    """Return the model for `sample` with classifier-free guidance: negative + scale * (positive - negative).
+
+    Args:
+        denoise: (latents, timesteps, condition) -> prediction.
+        condition: pytree of arrays whose leading axis is the batch.
+        negative: the unconditional (or negative) condition; None runs without guidance, in half the time.
+        guidance_scale: 1 is no guidance.
+    """
+    if negative is None:
+        return lambda x, t: denoise(x, jnp.full(x.shape[:1], t), condition)
+    # The two conditions of an image are adjacent, so that a batch that is sharded over devices stays sharded.
+    interleaved = jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), negative, condition)
+
+    def model(x, t):
+        y = denoise(jnp.repeat(x, 2, axis=0), jnp.full((2 * x.shape[0],), t), interleaved)
+        return y[0::2] + guidance_scale * (y[1::2] - y[0::2])
+
+    return model
+
+
+def sampler_steps(sampler: str, config: NoiseScheduleConfig, steps: int) -> SamplerSteps:
+    """Return the coefficients of `sampler` ("pndm", "ddim" or "dpmpp") for `steps` steps.
+
+    Raises:
+        UserError: unknown sampler, prediction type or timestep spacing, or a number of steps out of range.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(f"Unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}.")
+    if config.prediction_type not in PREDICTION_TYPES:
+        raise UserError(
+            f"Unknown prediction_type {config.prediction_type!r}: expected {' or '.join(PREDICTION_TYPES)}."
+        )
+    return SAMPLERS[sampler](config, steps)
+
+
+def pndm(config: NoiseScheduleConfig, steps: int) -> SamplerSteps:
+    """PNDM without Runge-Kutta steps (PLMS): the second timestep is evaluated twice, so 20 steps take 21."""
+    ascending = _ascending_timesteps(config, steps)
+    timesteps = np.concatenate([ascending[:-1], ascending[-2:-1], ascending[-1:]])[::-1]
     stride = config.num_train_timesteps // steps
     formulas = [
         [1],
@@ -95,80 +140,106 @@ def pndm(config: NoiseConfig, steps: int) -> Steps:
         [55 / 24, -59 / 24, 37 / 24, -9 / 24],
     ]
     rows = []
-    for k, t in enumerate(int(t) for t in visited):
+    for k, t in enumerate(int(t) for t in timesteps):
         # The second evaluation repeats the first step, now with the mean of the slopes at both its ends.
-        begin, end = (t + stride, t) if k == 1 else (t, t - stride)
-        a, p = _alpha(config, begin), _alpha(config, end)
+        start, end = (t + stride, t) if k == 1 else (t, t - stride)
+        a, p = _alpha(config, start), _alpha(config, end)
         slope = -(p - a) / (a * (1 - p) ** 0.5 + (a * (1 - a) * p) ** 0.5)
         keep = (p / a) ** 0.5
         if config.prediction_type == "v_prediction":  # the formulas combine raw outputs; noise comes from the result
             keep, slope = keep + slope * (1 - a) ** 0.5, slope * a**0.5
         weights = slope * np.array(formulas[min(k, 4)])
         rows.append(_row(t, 0.0, 1.0, keep, weights, restart=k == 1, push=k != 1))
-    return _table(rows)
+    return _stack(rows)
 
 
-def ddim(config: NoiseConfig, steps: int) -> Steps:
-    """Plan deterministic DDIM (eta 0, nothing clipped)."""
-    visited = ascending_timesteps(config, steps)[::-1]
+def ddim(config: NoiseScheduleConfig, steps: int) -> SamplerSteps:
+    """Deterministic DDIM (eta 0, no clipping)."""
+    timesteps = _ascending_timesteps(config, steps)[::-1]
     stride = config.num_train_timesteps // steps
     rows = []
-    for t in (int(t) for t in visited):
+    for t in (int(t) for t in timesteps):
         a, p = _alpha(config, t), _alpha(config, t - stride)
-        clean, noise = _clean(config, a), _noise(config, a)
+        clean, noise = _clean_factors(config, a), _noise_factors(config, a)
         keep, weight = (p**0.5 * c + (1 - p) ** 0.5 * n for c, n in zip(clean, noise, strict=True))
         rows.append(_row(t, 0.0, 1.0, keep, [weight]))
-    return _table(rows)
+    return _stack(rows)
 
 
-def dpmpp(config: NoiseConfig, steps: int) -> Steps:
-    """Plan DPM-Solver++ of second order, multistep, midpoint; the last step goes to no noise at first order."""
-    visited = [int(t) for t in solver_timesteps(config, steps)]
-    alphas = np.array([float(alphas_cumprod(config)[t]) for t in visited])
+def dpmpp(config: NoiseScheduleConfig, steps: int) -> SamplerSteps:
+    """DPM-Solver++ of second order, multistep, midpoint; the last step to zero noise is of first order."""
+    timesteps = [int(t) for t in _solver_timesteps(config, steps)]
+    alphas = np.array([float(alphas_cumprod(config)[t]) for t in timesteps])
     log_snr = np.log(alphas / (1 - alphas)) / 2
     rows = []
-    for k, t in enumerate(visited):
+    for k, t in enumerate(timesteps):
         a = alphas[k]
-        from_sample, from_output = _clean(config, a)
-        if k + 1 == len(visited):
+        from_sample, from_output = _clean_factors(config, a)
+        if k + 1 == len(timesteps):
             keep, weights = 0.0, [1.0]
         else:
             p, h = alphas[k + 1], log_snr[k + 1] - log_snr[k]
             keep, gain = ((1 - p) / (1 - a)) ** 0.5, p**0.5 * -np.expm1(-h)
-            bend = 0.0 if k == 0 else h / (log_snr[k] - log_snr[k - 1]) / 2
-            weights = [gain * (1 + bend), -gain * bend]
+            correction = 0.0 if k == 0 else h / (log_snr[k] - log_snr[k - 1]) / 2
+            weights = [gain * (1 + correction), -gain * correction]
         rows.append(_row(t, from_sample, from_output, keep, weights))
-    return _table(rows)
+    return _stack(rows)
 
 
-SAMPLERS = {"pndm": pndm, "ddim": ddim, "dpmpp": dpmpp}
+SAMPLERS: dict[str, Callable[[NoiseScheduleConfig, int], SamplerSteps]] = {"pndm": pndm, "ddim": ddim, "dpmpp": dpmpp}
 
 
-def plan(sampler: str, config: NoiseConfig, steps: int) -> Steps:
-    """Return the table of `sampler` (pndm, ddim or dpmpp) for `steps` steps."""
-    if sampler not in SAMPLERS:
-        raise UserError(f"Unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}.")
-    if config.prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(f"Unknown prediction_type {config.prediction_type!r}: expected epsilon or v_prediction.")
-    return SAMPLERS[sampler](config, steps)
+def _ascending_timesteps(config: NoiseScheduleConfig, steps: int) -> Int[np.ndarray, " S"]:
+    """Spread `steps` timesteps over the schedule as PNDM and DDIM do, in ascending order."""
+    _check_steps(steps, config.num_train_timesteps)
+    count = config.num_train_timesteps
+    if config.timestep_spacing == "leading":
+        return np.arange(steps) * (count // steps) + config.steps_offset
+    if config.timestep_spacing == "linspace":
+        return np.linspace(0, count - 1, steps).round().astype(np.int64)
+    if config.timestep_spacing == "trailing":
+        return np.round(np.arange(count, 0, -count / steps))[::-1].astype(np.int64) - 1
+    raise _unknown_spacing(config)
 
 
-def _alpha(config: NoiseConfig, t: int) -> float:
-    """Return the cumulated alpha at `t`; before the first timestep, the checkpoint's final alpha."""
+def _solver_timesteps(config: NoiseScheduleConfig, steps: int) -> Int[np.ndarray, " S"]:
+    """Spread `steps` timesteps as DPM-Solver does, leaving a last step to zero noise, in descending order."""
+    _check_steps(steps, config.num_train_timesteps - 1)
+    count = config.num_train_timesteps
+    if config.timestep_spacing == "leading":
+        return (np.arange(steps + 1) * (count // (steps + 1)))[:0:-1] + config.steps_offset
+    if config.timestep_spacing == "linspace":
+        return np.linspace(0, count - 1, steps + 1).round()[:0:-1].astype(np.int64)
+    if config.timestep_spacing == "trailing":
+        return np.round(np.arange(count, 0, -count / steps)).astype(np.int64) - 1
+    raise _unknown_spacing(config)
+
+
+def _check_steps(steps: int, largest: int) -> None:
+    if not 1 <= steps <= largest:
+        raise UserError(f"{steps} sampling steps are not possible: expected 1 to {largest}.")
+
+
+def _unknown_spacing(config: NoiseScheduleConfig) -> UserError:
+    return UserError(f"Unknown timestep_spacing {config.timestep_spacing!r}: expected leading, linspace or trailing.")
+
+
+def _alpha(config: NoiseScheduleConfig, t: int) -> float:
+    """Return the cumulative alpha at `t`; before the first timestep, the checkpoint's final alpha."""
     if t < 0:
         return 1.0 if config.set_alpha_to_one else float(alphas_cumprod(config)[0])
     return float(alphas_cumprod(config)[t])
 
 
-def _clean(config: NoiseConfig, a: float) -> tuple[float, float]:
-    """Return the factors of (sample, output) that give the clean latent."""
+def _clean_factors(config: NoiseScheduleConfig, a: float) -> tuple[float, float]:
+    """Return the factors of (sample, output) whose sum is the predicted clean latent."""
     if config.prediction_type == "v_prediction":
         return a**0.5, -((1 - a) ** 0.5)
     return a**-0.5, -(((1 - a) / a) ** 0.5)
 
 
-def _noise(config: NoiseConfig, a: float) -> tuple[float, float]:
-    """Return the factors of (sample, output) that give the noise."""
+def _noise_factors(config: NoiseScheduleConfig, a: float) -> tuple[float, float]:
+    """Return the factors of (sample, output) whose sum is the predicted noise."""
     return ((1 - a) ** 0.5, a**0.5) if config.prediction_type == "v_prediction" else (0.0, 1.0)
 
 
@@ -176,10 +247,15 @@ def _row(t, from_sample, from_output, keep, weights, *, restart=False, push=True
     padded = np.zeros(ORDER)
     padded[: len(weights)] = weights
     return {
-        "timesteps": np.int32(t), "from_sample": np.float32(from_sample), "from_output": np.float32(from_output),
-        "keep": np.float32(keep), "weights": padded.astype(np.float32), "restart": restart, "push": push,
-    }  # fmt: skip
+        "timesteps": np.int32(t),
+        "from_sample": np.float32(from_sample),
+        "from_output": np.float32(from_output),
+        "keep": np.float32(keep),
+        "weights": padded.astype(np.float32),
+        "restart": restart,
+        "push": push,
+    }
 
 
-def _table(rows: list[dict]) -> Steps:
-    return Steps(**{name: jnp.stack([row[name] for row in rows]) for name in rows[0]})
+def _stack(rows: list[dict]) -> SamplerSteps:
+    return SamplerSteps(**{name: jnp.stack([row[name] for row in rows]) for name in rows[0]})

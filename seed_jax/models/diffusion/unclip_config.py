@@ -5,100 +5,38 @@ from collections.abc import Mapping
 
 from seed_jax.errors import UserError
 from seed_jax.models import config_io
-from seed_jax.models.clip.text import ClipTextConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """Sizes of the denoising UNet; tuples run from the finest resolution to the coarsest."""
-
-    sample_size: int = 96  # side of the latent
-    in_channels: int = 4
-    out_channels: int = 4
-    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    cross_attention: tuple[bool, ...] = (True, True, True, False)  # which resolutions attend to the text
-    num_heads: tuple[int, ...] = (5, 10, 20, 20)
-    layers_per_block: int = 2
-    transformer_layers: int = 1
-    text_width: int = 1024
-    class_width: int = 2048  # noised image embedding and sinusoid of its noise level, side by side
-    norm_groups: int = 32
-    linear_projection: bool = True
-    upcast_attention: bool = False  # kept for export; the scores are float32 here in any case
-
-    def __post_init__(self):
-        levels = len(self.block_channels)
-        for name in ("cross_attention", "num_heads"):
-            if len(getattr(self, name)) != levels:
-                raise UserError(f"UNetConfig: {name} has {len(getattr(self, name))} entries, block_channels {levels}.")
-        for channels, heads in zip(self.block_channels, self.num_heads, strict=True):
-            if channels % heads or channels % self.norm_groups:
-                raise UserError(
-                    f"UNetConfig: {channels} channels are not divisible by {heads} heads and {self.norm_groups} "
-                    "norm groups."
-                )
-        if self.class_width % 4:
-            raise UserError(f"UNetConfig: class_width {self.class_width} must be twice an even embedding width.")
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEConfig:
-    """Sizes of the autoencoder between pixels and latents."""
-
-    sample_size: int = 768
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_groups: int = 32
-    scaling_factor: float = 0.18215
-
-    @property
-    def factor(self) -> int:
-        """Return how many pixels a latent's side stands for."""
-        return 2 ** (len(self.block_channels) - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseConfig:
-    """A schedule of noise in training and how it is walked back (spec B.4)."""
-
-    num_train_timesteps: int = 1000
-    beta_schedule: str = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction_type: str = "v_prediction"
-    timestep_spacing: str = "leading"
-    steps_offset: int = 1
-    set_alpha_to_one: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptTokens:
-    """Ids that frame a prompt; enough to encode the empty one."""
-
-    bos: int = 49406
-    eos: int = 49407
-    pad: int = 0  # "!", as in the Stable Diffusion 2 tokenizers
+from seed_jax.models.clip.text import ClipTextConfig, PromptTokens
+from seed_jax.models.diffusion.noise_schedule import NoiseScheduleConfig
+from seed_jax.models.diffusion.unet import UNetConfig
+from seed_jax.models.diffusion.vae import VAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class UnclipConfig:
-    """Everything that fixes the decoder's computation."""
+    """Everything that determines the decoder's computation.
+
+    Attributes:
+        noise: schedule of the latents.
+        embedding_noise: schedule of the image embedding (spec B.2); only its betas matter.
+        prompt: special tokens of the text encoder.
+        sampler: default sampler of the checkpoint.
+    """
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     text: ClipTextConfig = ClipTextConfig()
-    noise: NoiseConfig = NoiseConfig()
-    # Of the image embedding (spec B.2); only the schedule's alphas matter.
-    embedding_noise: NoiseConfig = NoiseConfig(
+    noise: NoiseScheduleConfig = NoiseScheduleConfig()
+    embedding_noise: NoiseScheduleConfig = NoiseScheduleConfig(
         beta_schedule="squaredcos_cap_v2", beta_start=1e-4, beta_end=0.02, prediction_type="epsilon", steps_offset=0
     )
     prompt: PromptTokens = PromptTokens()
-    sampler: str = "pndm"  # what the checkpoint names
+    sampler: str = "pndm"
 
     def __post_init__(self):
+        if self.unet.class_width is None or self.unet.class_width % 4:
+            raise UserError(
+                f"UnclipConfig: unet.class_width {self.unet.class_width} must be twice an even embedding width."
+            )
         if self.text.hidden_size != self.unet.text_width:
             raise UserError(
                 f"UnclipConfig: the text encoder is {self.text.hidden_size} wide, the UNet expects "
@@ -111,11 +49,19 @@ class UnclipConfig:
             )
 
     @property
+    def class_width(self) -> int:
+        """Width of the class labels: an image embedding and the embedding of its noise level."""
+        assert self.unet.class_width is not None  # checked above
+        return self.unet.class_width
+
+    @property
     def embedding_width(self) -> int:
-        return self.unet.class_width // 2
+        """Width of the image embedding."""
+        return self.class_width // 2
 
     @property
     def image_size(self) -> int:
+        """Side of the generated image in pixels."""
         return self.unet.sample_size * self.vae.factor
 
     @classmethod
@@ -125,7 +71,7 @@ class UnclipConfig:
 
     @classmethod
     def tiny(cls, embedding_width: int = 24) -> "UnclipConfig":
-        """Return sizes that draw 64 pixels, and train, on a laptop's CPU."""
+        """Return sizes that generate 64 x 64 pixels, and train, on a laptop's CPU."""
         return cls(
             unet=UNetConfig(
                 sample_size=8, block_channels=(16, 32), cross_attention=(True, False), num_heads=(2, 4),
@@ -138,12 +84,12 @@ class UnclipConfig:
 
     @classmethod
     def small(cls, embedding_width: int = 96) -> "UnclipConfig":
-        """Return sizes that learn to draw the drawn world, 48 pixels, on a laptop's CPU."""
+        """Return sizes that learn to generate the drawn world, 48 x 48 pixels, on a laptop's CPU."""
         return cls(
             unet=UNetConfig(
                 sample_size=12, in_channels=4, out_channels=4, block_channels=(48, 80, 80),
-                # Attention in the middle only: at 12 x 12 it takes as long as everything else, and convolutions draw
-                # better for the time.
+                # Attention in the middle block only: at 12 x 12 it takes as long as everything else, and the time is
+                # better spent on convolutions.
                 cross_attention=(False, False, False), num_heads=(4, 4, 4), layers_per_block=2, text_width=32,
                 class_width=2 * embedding_width, norm_groups=8,
             ),
@@ -158,9 +104,10 @@ class UnclipConfig:
         )  # fmt: skip
 
     def to_dict(self) -> dict:
+        """Return the sizes as plain values for JSON."""
         return config_io.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping, where: str = "config") -> "UnclipConfig":
-        """Build from what `to_dict` returned, also after a trip through JSON; every key must be there and no other."""
+        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
         return config_io.from_dict(cls, data, where)

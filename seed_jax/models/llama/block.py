@@ -1,4 +1,4 @@
-"""One block of LLaMA: rotary attention and SwiGLU, each after an RMSNorm and added to the residual stream."""
+"""A LLaMA block: rotary attention and SwiGLU, each on an RMSNorm of the residual stream and added to it."""
 
 import functools
 
@@ -7,73 +7,91 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.models.llama.config import LlamaConfig
 from seed_jax.models.llama.kv_cache import KVCache
-from seed_jax.models.nn import fsdp_matmul
 from seed_jax.models.nn.attention import attend, attend_to_cache
+from seed_jax.models.nn.fsdp_matmul import fusion_barrier
 from seed_jax.models.nn.layers import Dense, RMSNorm
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.precision import Precision
 
-RESIDUAL = ("batch", "sequence", "act_embed")
+RESIDUAL_AXES = ("batch", "sequence", "act_embed")
 
 
 @flax.struct.dataclass
-class Window:
-    """What every layer must know about the T positions it is given.
+class AttentionMetadata:
+    """What every layer needs to know about the T positions of a call.
 
     Attributes:
-        cos, sin: of the rotary angles, for half a head.
-        segment_ids: packed sequences, or None for one sequence a row.
-        mask: which slots of the cache a position sees; None attends inside the window, causally.
+        positions: index of each token in its sequence.
+        cos: of the rotary angles, for half a head.
+        sin: of the rotary angles, for half a head.
+        segment_ids: packed sequences; None for one sequence per row.
+        cache_mask: which cache slots a position sees; None attends causally within the T positions.
+        deterministic: no dropout.
     """
 
     positions: Int[Array, "B T"]
     cos: Float[Array, "B T 1 F"]
     sin: Float[Array, "B T 1 F"]
     segment_ids: Int[Array, "B T"] | None = None
-    mask: Bool[Array, "B 1 T S"] | None = None
+    cache_mask: Bool[Array, "B 1 T S"] | None = None
     deterministic: bool = flax.struct.field(pytree_node=False, default=True)
 
 
 @flax.struct.dataclass
-class Stream:
-    """What goes from layer to layer: the residual stream, and the cache while decoding."""
+class LayerState:
+    """What a layer takes and returns: the residual stream, and the KV cache while decoding."""
 
-    x: Float[Array, "B T D"]
+    hidden: Float[Array, "B T D"]
     cache: KVCache | None = None
 
 
-def window(config: LlamaConfig, positions: Int[Array, "B T"], **rest) -> Window:
-    """Work out the rotary angles (float32) of `positions`, once for all layers."""
+def attention_metadata(
+    config: LlamaConfig,
+    positions: Int[Array, "B T"],
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    cache_mask: Bool[Array, "B 1 T S"] | None = None,
+    deterministic: bool = True,
+) -> AttentionMetadata:
+    """Compute the rotary angles (float32) of `positions`, once for all layers."""
     exponents = np.arange(0, config.head_size, 2, dtype=np.float32) / config.head_size
     frequencies = 1.0 / np.float32(config.rope_theta) ** exponents
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
-    return Window(positions=positions, cos=jnp.cos(angles), sin=jnp.sin(angles), **rest)
+    return AttentionMetadata(
+        positions=positions,
+        cos=jnp.cos(angles),
+        sin=jnp.sin(angles),
+        segment_ids=segment_ids,
+        cache_mask=cache_mask,
+        deterministic=deterministic,
+    )
 
 
-def rotate(x: Float[Array, "B T H D"], at: Window) -> Float[Array, "B T H D"]:
-    """Turn dimension i together with dimension i + D / 2 (the rotate-half layout), in float32."""
-    return jax.lax.platform_dependent(x, at.cos, at.sin, tpu=rotate_by_product, default=rotate_by_halves)
+def apply_rope(x: Float[Array, "B T H D"], metadata: AttentionMetadata) -> Float[Array, "B T H D"]:
+    """Rotate dimension i together with dimension i + D / 2 (the rotate-half layout), in float32."""
+    return jax.lax.platform_dependent(x, metadata.cos, metadata.sin, tpu=rope_by_permutation, default=rope_by_split)
 
 
-def rotate_by_halves(
+def rope_by_split(
     x: Float[Array, "B T H D"], cos: Float[Array, "B T 1 F"], sin: Float[Array, "B T 1 F"]
 ) -> Float[Array, "B T H D"]:
-    """Cut the halves apart and join them again."""
+    """Apply RoPE by splitting heads in halves and concatenating them again."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
 
 
-def rotate_by_product(
+def rope_by_permutation(
     x: Float[Array, "B T H D"], cos: Float[Array, "B T 1 F"], sin: Float[Array, "B T 1 F"]
 ) -> Float[Array, "B T H D"]:
-    """Swap the halves by a product with a permutation.
+    """Apply RoPE with a matmul by a permutation matrix that swaps the halves.
 
-    A TPU lays a head over its 128 lanes; cutting it leaves half of them empty on every pass over memory, which is
-    5 % of a step of the 8B by the plan.
+    A TPU stores a head along its 128 lanes; splitting it leaves half of them empty in every pass over memory, 5 % of
+    the planned time of an 8B step.
     """
     half = x.shape[-1] // 2
     swap = jnp.asarray(np.roll(np.eye(2 * half), half, axis=1), x.dtype)
@@ -83,7 +101,7 @@ def rotate_by_product(
 
 
 class Attention(nn.Module):
-    """Attend causally, inside the window or to the cache; key-value heads may be fewer than heads."""
+    """Causal attention within the given positions or to the KV cache, with grouped key-value heads."""
 
     config: LlamaConfig
     precision: Precision
@@ -91,49 +109,57 @@ class Attention(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, stream: Stream, layer: Int[Array, ""], at: Window) -> Stream:
-        c, x, cache = self.config, stream.x, stream.cache
+    def __call__(self, state: LayerState, layer: Int[Array, ""], metadata: AttentionMetadata) -> LayerState:
+        config, x, cache = self.config, state.hidden, state.cache
         dense = functools.partial(Dense, use_bias=False, precision=self.precision, lora=self.lora)
 
-        def heads(name: str, count: int) -> Float[Array, "B T N D"]:
-            y = dense(count * c.head_size, ("embed", "heads"), name=name)(x, deterministic=at.deterministic)
-            return y.reshape(*x.shape[:2], count, c.head_size)
+        def project(name: str, heads: int) -> Float[Array, "B T N D"]:
+            projection = dense(heads * config.head_size, ("embed", "heads"), name=name)
+            y = projection(x, deterministic=metadata.deterministic)
+            return y.reshape(*x.shape[:2], heads, config.head_size)
 
-        q = rotate(heads("q_proj", c.num_heads), at)
-        k = rotate(heads("k_proj", c.num_kv_heads), at)
-        v = heads("v_proj", c.num_kv_heads)
+        q = apply_rope(project("q_proj", config.num_heads), metadata)
+        k = apply_rope(project("k_proj", config.num_kv_heads), metadata)
+        v = project("v_proj", config.num_kv_heads)
         if cache is not None:
-            cache = cache.write(layer, k, v, None if at.mask is None else at.positions)
-        how = {"precision": self.precision, "implementation": self.implementation}
-        if at.mask is None:
-            context = attend(q, k, v, causal=True, segment_ids=at.segment_ids, **how)
+            cache = cache.write(layer, k, v, None if metadata.cache_mask is None else metadata.positions)
+        if cache is not None and metadata.cache_mask is not None:
+            cached = cache.read(layer)
+            context = attend_to_cache(q, cached.k, cached.v, mask=metadata.cache_mask, precision=self.precision)
         else:
-            past = cache.read(layer)
-            context = attend_to_cache(q, past.k, past.v, mask=at.mask, precision=self.precision)
-        out = dense(c.hidden_size, ("heads", "embed"), name="o_proj")
-        return Stream(out(context.reshape(x.shape), deterministic=at.deterministic), cache)
+            context = attend(
+                q,
+                k,
+                v,
+                causal=True,
+                segment_ids=metadata.segment_ids,
+                precision=self.precision,
+                implementation=self.implementation,
+            )
+        out = dense(config.hidden_size, ("heads", "embed"), name="o_proj")
+        return LayerState(out(context.reshape(x.shape), deterministic=metadata.deterministic), cache)
 
 
 class Mlp(nn.Module):
-    """Compute SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     config: LlamaConfig
     precision: Precision
     lora: LoraSpec | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], at: Window) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], metadata: AttentionMetadata) -> Float[Array, "B T D"]:
         dense = functools.partial(Dense, use_bias=False, precision=self.precision, lora=self.lora)
-        wide = functools.partial(dense, self.config.intermediate_size, ("embed", "mlp"))
-        x = fsdp_matmul.settled(x)
-        gate = wide(name="gate_proj")(x, deterministic=at.deterministic)
-        up = wide(name="up_proj")(x, deterministic=at.deterministic)
+        width = self.config.intermediate_size
+        x = fusion_barrier(x)
+        gate = dense(width, ("embed", "mlp"), name="gate_proj")(x, deterministic=metadata.deterministic)
+        up = dense(width, ("embed", "mlp"), name="up_proj")(x, deterministic=metadata.deterministic)
         down = dense(self.config.hidden_size, ("mlp", "embed"), name="down_proj")
-        return down(fsdp_matmul.settled(jax.nn.silu(gate) * up), deterministic=at.deterministic)
+        return down(fusion_barrier(jax.nn.silu(gate) * up), deterministic=metadata.deterministic)
 
 
 class Block(nn.Module):
-    """Add attention, then the MLP; written as a scan's body. Sows `hidden`, the stream it leaves behind."""
+    """A LLaMA layer as the body of a scan; sows its output as `hidden`."""
 
     config: LlamaConfig
     precision: Precision
@@ -141,12 +167,16 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, stream: Stream, layer: Int[Array, ""], at: Window) -> tuple[Stream, None]:
-        norm = functools.partial(RMSNorm, self.config.rms_norm_eps, self.precision)
+    def __call__(
+        self, state: LayerState, layer: Int[Array, ""], metadata: AttentionMetadata
+    ) -> tuple[LayerState, None]:
+        epsilon, x = self.config.rms_norm_eps, state.hidden
         attention = Attention(self.config, self.precision, self.lora, self.implementation, name="self_attn")
-        attended = attention(stream.replace(x=norm(name="input_layernorm")(stream.x)), layer, at)
-        x = stream.x + attended.x
-        x = x + Mlp(self.config, self.precision, self.lora, name="mlp")(norm(name="post_attention_layernorm")(x), at)
-        x = nn.with_logical_constraint(x, RESIDUAL)
+        normed = RMSNorm(epsilon, self.precision, name="input_layernorm")(x)
+        attended = attention(LayerState(normed, state.cache), layer, metadata)
+        x = x + attended.hidden
+        normed = RMSNorm(epsilon, self.precision, name="post_attention_layernorm")(x)
+        x = x + Mlp(self.config, self.precision, self.lora, name="mlp")(normed, metadata)
+        x = with_logical_constraint(x, RESIDUAL_AXES)
         self.sow("intermediates", "hidden", x)
-        return Stream(x, attended.cache), None
+        return LayerState(x, attended.cache), None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from seed_jax.errors import UserError
 from seed_jax.models import config_io
 
-VOCABULARY_MULTIPLE = 128
+VOCAB_PADDING_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,13 @@ class LlamaConfig:
 
     @property
     def head_size(self) -> int:
+        """Size of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        """Vocabulary size rounded up so that a mesh divides it."""
+        return -(-self.vocab_size // VOCAB_PADDING_MULTIPLE) * VOCAB_PADDING_MULTIPLE
 
     @classmethod
     def seed_8b(cls) -> "LlamaConfig":
@@ -61,9 +63,10 @@ class LlamaConfig:
         return cls(vocab_size, 128, 344, 2, 4, 4, max_length=512)
 
     def to_dict(self) -> dict:
+        """Return the sizes as plain values for JSON."""
         return config_io.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping, where: str = "config") -> "LlamaConfig":
-        """Build from `to_dict`'s result; every missing, unknown and wrongly typed key is reported at once."""
+        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
         return config_io.from_dict(cls, data, where)

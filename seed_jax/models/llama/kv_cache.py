@@ -1,19 +1,19 @@
-"""The keys and values of past positions, as plain arrays that a decoding loop carries."""
+"""The KV cache: keys and values of past positions, as plain arrays that a decoding loop carries."""
 
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
-AXES = ("layers", "batch", "act_heads", None, None)
+CACHE_AXES = ("layers", "batch", "act_heads", None, None)
 
 
 @flax.struct.dataclass
 class LayerCache:
-    """What one layer attends to: slot s of a row holds position s of its sequence."""
+    """Keys and values that one layer attends to: slot s of a sequence holds its position s."""
 
     k: Float[Array, "B K S D"]
     v: Float[Array, "B K S D"]
@@ -21,22 +21,24 @@ class LayerCache:
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of every layer, row, key-value head and slot: a head's slots lie together, as its products want.
+    """Keys and values of every layer, sequence, key-value head and slot, in head-major layout.
 
-    The whole stack is one array that is written in place, so that a loop which carries it needs it once; emitting
-    every layer's part as a scanned output would copy all of it at every token.
+    All layers are one array that is updated in place, so that a loop which carries it needs it once; returning every
+    layer's part as a scanned output would copy all of it at every token.
     """
 
-    k: Float[Array, "L B K S D"] | Any  # Any: shapes, shardings and axes travel in the same structure
+    k: Float[Array, "L B K S D"] | Any  # Any: shapes, shardings and axes have the same structure
     v: Float[Array, "L B K S D"] | Any
 
     @classmethod
     def zeros(cls, layers: int, batch: int, slots: int, heads: int, head_size: int, dtype: jnp.dtype) -> "KVCache":
-        empty = nn.with_logical_constraint(jnp.zeros((layers, batch, heads, slots, head_size), dtype), AXES)
+        """Create an empty cache."""
+        empty = with_logical_constraint(jnp.zeros((layers, batch, heads, slots, head_size), dtype), CACHE_AXES)
         return cls(k=empty, v=empty)
 
     @property
     def slots(self) -> int:
+        """Maximum number of positions of a sequence."""
         return self.k.shape[3]
 
     def write(
@@ -46,13 +48,18 @@ class KVCache:
         v: Float[Array, "B T K D"],
         positions: Int[Array, "B T"] | None,
     ) -> "KVCache":
-        """Store each row's keys and values at its own positions, or at slots 0 to T - 1 where there are none.
+        """Return the cache with new keys and values of one layer.
 
-        Positions beyond the last slot are dropped.
+        Args:
+            layer: index of the layer.
+            k: keys of T positions.
+            v: values.
+            positions: slots to write to, those beyond the last slot are dropped; None: slots 0 to T - 1.
         """
         return KVCache(k=_write(self.k, layer, k, positions), v=_write(self.v, layer, v, positions))
 
     def read(self, layer: Int[Array, ""]) -> LayerCache:
+        """Return the keys and values of one layer."""
         return LayerCache(k=self.k[layer], v=self.v[layer])
 
 
@@ -66,8 +73,9 @@ def _write(
     if positions is None:
         stack = jax.lax.dynamic_update_slice(stack, new.swapaxes(1, 2)[None], (layer, 0, 0, 0, 0))
     else:
-        # The row is a batch dimension of the scatter, not an index: else the partitioner would gather all rows' caches.
-        places = jnp.stack(jnp.broadcast_arrays(layer, positions), axis=-1)  # [B, T, (layer, slot)]
+        # The sequence is a batch dimension of the scatter, not an index: else the partitioner would all-gather the
+        # cache.
+        indices = jnp.stack(jnp.broadcast_arrays(layer, positions), axis=-1)  # [B, T, (layer, slot)]
         numbers = jax.lax.ScatterDimensionNumbers(
             update_window_dims=(2, 3),
             inserted_window_dims=(0, 3),
@@ -75,5 +83,5 @@ def _write(
             operand_batching_dims=(1,),
             scatter_indices_batching_dims=(0,),
         )
-        stack = jax.lax.scatter(stack, places, new, numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
-    return nn.with_logical_constraint(stack, AXES)
+        stack = jax.lax.scatter(stack, indices, new, numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
+    return with_logical_constraint(stack, CACHE_AXES)

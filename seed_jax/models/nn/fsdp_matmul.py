@@ -1,148 +1,162 @@
-"""Products with weights that are cut over the devices of a batch, so that gradients are scattered and not all-reduced.
+"""FSDP matmul: multiply by a weight that is sharded over the batch axes, with a reduce-scatter in the backward pass.
 
-Left to itself the partitioner gathers such a weight, but sums its gradient over all devices and throws most of it away
-where the group is a whole TPU slice. Written per device (`shard_map`), the transpose of the gather is a scatter: half
-the bytes. Axes that do not cut the batch (tensor) stay the partitioner's business.
+By itself the SPMD partitioner all-gathers such a weight, but all-reduces its gradient and discards most of the result
+where the axis spans a whole TPU slice. Written per device (`shard_map`), the transpose of the all-gather is a
+reduce-scatter: half the bytes. Mesh axes that do not shard the batch (tensor) are left to the partitioner.
 """
 
 import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.spmd import get_logical_axis_rules
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 Axes = tuple[str | None, ...]
-STAGE = 8  # most devices that scatter in one stage: over a whole slice TPU compilers make an all-reduce of it
+RESULT_NAME = "fsdp_matmul"  # of the result, for remat policies
+# Maximum number of devices of a reduce-scatter: over a whole slice, TPU compilers turn it into an all-reduce.
+MAX_SCATTER_GROUP = 8
 
 
-def batch_axes(rows: int) -> tuple[str, ...]:
-    """Return the mesh axes that cut a batch of `rows`; () without a mesh, or where they do not divide it.
+def batch_axes(batch_size: int) -> tuple[str, ...]:
+    """Return the mesh axes over which a batch is sharded.
 
-    Inside another `shard_map` over them there are none either.
+    Returns:
+        Names of mesh axes; () without a mesh, if the axes do not divide `batch_size`, or inside another `shard_map`
+        over them.
     """
-    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    mesh = jax.sharding.get_abstract_mesh()
+    rules = get_logical_axis_rules()
     if mesh.empty or not rules:
         return ()
-    (found,) = nn.logical_to_mesh_axes(("batch",), rules)
-    names = (found,) if isinstance(found, str) else found or ()
-    parts = 1
-    for name in names:
-        if name in mesh.manual_axes:
-            return ()
-        parts *= mesh.shape[name]
-    return tuple(names) if parts > 1 and rows % parts == 0 else ()
+    (names,) = logical_to_mesh_axes(("batch",), rules) or (None,)
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    if any(name in mesh.manual_axes for name in names):
+        return ()
+    shards = math.prod(mesh.shape[name] for name in names)
+    return names if shards > 1 and batch_size % shards == 0 else ()
 
 
-def place_of(axes: Axes, manual: tuple[str, ...]) -> PartitionSpec:
-    """Return how a weight with these logical axes is cut over the axes of a batch."""
-    spec = nn.logical_to_mesh_axes(axes, nn.get_logical_axis_rules())
-    return PartitionSpec(*(name if name in manual else None for name in spec))
+def weight_spec(axes: Axes, batch_axes: tuple[str, ...]) -> PartitionSpec:
+    """Return how a weight with these logical axes is sharded over the batch axes."""
+    spec = logical_to_mesh_axes(axes, get_logical_axis_rules()) or ()
+    return PartitionSpec(*(name if name in batch_axes else None for name in spec))
 
 
-def settled(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
-    """Return `x`, which is to be computed once and as it stands, not anew inside the products that take it.
+def fusion_barrier(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
+    """Materialize x: prevent XLA from fusing and recomputing it inside the consuming matmuls.
 
-    TPU compilers work norms, activations and their gradients into the products beside them, whose tiles then suit
-    neither: without this, a step of the 8B on v5e is 6 % longer by the plan.
+    TPU compilers fuse norms, activations and their gradients into the neighbouring matmuls, whose tiling then suits
+    neither: without barriers, the planned time of an 8B step on v5e is 6 % longer.
     """
     return jax.lax.optimization_barrier(x)
 
 
-def product(
+def fsdp_matmul(
     x: Float[Array, "*B I"], kernel: Float[Array | np.ndarray, "I O"], axes: Axes, precision: jax.lax.Precision | None
 ) -> Float[Array, "*B O"]:
-    """Return `x @ kernel` in x's dtype; the leading axis of `x` is the batch."""
-    manual = batch_axes(x.shape[0]) if x.ndim > 1 else ()
-    place = place_of(axes, manual) if manual else PartitionSpec()
-    if not any(place):
+    """Return `x @ kernel` in the dtype of x.
+
+    Args:
+        x: activations; the leading axis is the batch.
+        kernel: the weight, in the dtype of its storage.
+        axes: logical axes of the kernel.
+        precision: of the matmul.
+    """
+    batch = batch_axes(x.shape[0]) if x.ndim > 1 else ()
+    spec = weight_spec(axes, batch) if batch else PartitionSpec()
+    if not any(spec):
         return jnp.matmul(x, kernel.astype(x.dtype), precision=precision)
-    return checkpoint_name(_product(x, kernel, manual, place, precision), "product")
+    return checkpoint_name(_matmul(x, kernel, batch, spec, precision), RESULT_NAME)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _product(x, kernel, manual, place, precision):
+def _matmul(x, kernel, batch_axes, kernel_spec, precision):
     return jnp.matmul(x, kernel.astype(x.dtype), precision=precision)
 
 
-def _product_forward(x, kernel, manual, place, precision):
-    return _product(x, kernel, manual, place, precision), (x, kernel)
+def _matmul_forward(x, kernel, batch_axes, kernel_spec, precision):
+    return _matmul(x, kernel, batch_axes, kernel_spec, precision), (x, kernel)
 
 
-def _product_backward(manual, place, precision, kept, cotangent):
-    """Leave the gradient of `x` to the partitioner, which overlaps its gather; scatter that of the kernel."""
-    x, kernel = kept
-    cotangent = settled(cotangent)
-    to_x = jnp.matmul(cotangent, kernel.astype(x.dtype).T, precision=precision)
+def _matmul_backward(batch_axes, kernel_spec, precision, residuals, cotangent):
+    """Leave the gradient of `x` to the partitioner, which overlaps its all-gather; reduce-scatter the kernel's."""
+    x, kernel = residuals
+    cotangent = fusion_barrier(cotangent)
+    x_gradient = jnp.matmul(cotangent, kernel.astype(x.dtype).T, precision=precision)
 
-    def local(x, cotangent):
-        batch = tuple(range(x.ndim - 1))
-        # What is scattered leads: of a last axis whose parts fill no tiles, TPU compilers make an all-reduce.
-        turned = place[0] is None
-        factors = (cotangent, x) if turned else (x, cotangent)
-        total = jax.lax.dot_general(*factors, ((batch, batch), ((), ())), precision=precision)
-        for axis, name in enumerate(place[::-1] if turned else place):
-            total = total if name is None else scatter(total, name, axis)
-        total = total.T if turned else total
-        alike = tuple(axis for axis in manual if axis not in place)
-        return jax.lax.psum(total, alike) if alike else total
+    def local_kernel_gradient(x, cotangent):
+        contracted = tuple(range(x.ndim - 1))
+        # The sharded dimension comes first: if it is the last one and its shards do not fill whole tiles, TPU compilers
+        # turn the reduce-scatter into an all-reduce.
+        transposed = kernel_spec[0] is None
+        factors = (cotangent, x) if transposed else (x, cotangent)
+        total = jax.lax.dot_general(*factors, ((contracted, contracted), ((), ())), precision=precision)
+        for axis, name in enumerate(kernel_spec[::-1] if transposed else kernel_spec):
+            total = total if name is None else reduce_scatter(total, name, axis)
+        total = total.T if transposed else total
+        replicated_axes = tuple(axis for axis in batch_axes if axis not in kernel_spec)
+        return jax.lax.psum(total, replicated_axes) if replicated_axes else total
 
-    rows = PartitionSpec(manual)
-    mapped = jax.shard_map(local, in_specs=(rows, rows), out_specs=place, axis_names=set(manual))
-    return to_x, mapped(x, cotangent).astype(kernel.dtype)
+    batch_spec = PartitionSpec(batch_axes)
+    kernel_gradient = jax.shard_map(
+        local_kernel_gradient, in_specs=(batch_spec, batch_spec), out_specs=kernel_spec, axis_names=set(batch_axes)
+    )
+    return x_gradient, kernel_gradient(x, cotangent).astype(kernel.dtype)
 
 
-_product.defvjp(_product_forward, _product_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def whole(part: Array, place: PartitionSpec) -> Array:
-    """Gather a weight from its parts; its gradient is summed and scattered to them."""
-    for axis, name in enumerate(place):
+def all_gather_weight(shard: Array, spec: PartitionSpec) -> Array:
+    """All-gather a weight from its shards inside `shard_map`; the gradient is reduce-scattered."""
+    for axis, name in enumerate(spec):
         if name is not None:
-            part = gather(part, name, axis)
-    return part
+            shard = all_gather(shard, name, axis)
+    return shard
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gather(part: Array, name: str, axis: int) -> Array:
-    """Join the parts along a mesh axis."""
-    return jax.lax.all_gather(part, name, axis=axis, tiled=True)
+def all_gather(shard: Array, name: str, axis: int) -> Array:
+    """Concatenate the shards of a mesh axis along `axis`."""
+    return jax.lax.all_gather(shard, name, axis=axis, tiled=True)
 
 
-def _gather_forward(part, name, axis):
-    return gather(part, name, axis), None
+def _all_gather_forward(shard, name, axis):
+    return all_gather(shard, name, axis), None
 
 
-def _gather_backward(name, axis, kept, cotangent):
-    del kept
-    return (scatter(cotangent, name, axis),)
+def _all_gather_backward(name, axis, residuals, cotangent):
+    del residuals
+    return (reduce_scatter(cotangent, name, axis),)
 
 
-gather.defvjp(_gather_forward, _gather_backward)
+all_gather.defvjp(_all_gather_forward, _all_gather_backward)
 
 
-def stages(size: int) -> tuple[int, int]:
-    """Return how many of `size` devices share out in a first stage and in a second; (size, 1) is one stage alone.
+def scatter_groups(num_devices: int) -> tuple[int, int]:
+    """Return the group sizes of a reduce-scatter in two stages; (num_devices, 1) is a single stage.
 
-    The more share the first, the less is left for the second; but neither may be a whole slice.
+    A larger first group leaves less data to the second stage, but neither group may be a whole slice.
     """
-    seconds = [part for part in range(2, math.isqrt(size) + 1) if size % part == 0]
-    if size <= STAGE or not seconds:
-        return size, 1
-    second = max(seconds, key=lambda part: (size // part >= STAGE, part))
-    return size // second, second
+    divisors = [size for size in range(2, math.isqrt(num_devices) + 1) if num_devices % size == 0]
+    if num_devices <= MAX_SCATTER_GROUP or not divisors:
+        return num_devices, 1
+    second = max(divisors, key=lambda size: (num_devices // size >= MAX_SCATTER_GROUP, size))
+    return num_devices // second, second
 
 
-def scatter(x: Array, name: str, axis: int) -> Array:
-    """Sum over a mesh axis and keep this device's part; in two stages where there are many devices."""
-    outer, inner = stages(jax.lax.axis_size(name))
+def reduce_scatter(x: Array, name: str, axis: int) -> Array:
+    """Sum over a mesh axis and keep this device's shard along `axis`; in two stages over many devices."""
+    outer, inner = scatter_groups(jax.lax.axis_size(name))
     if inner == 1:
         return jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
-    # Device a * inner + b ends with part a * inner + b: first the devices of one b share the outer parts out.
+    # Device a * inner + b ends with shard a * inner + b: first the devices with the same b scatter the outer shards.
     columns = [[a * inner + b for a in range(outer)] for b in range(inner)]
     rows = [[a * inner + b for b in range(inner)] for a in range(outer)]
     for groups in (columns, rows):

@@ -1,10 +1,11 @@
-"""Layers that several models share.
+"""Layers and activations that several models share.
 
 Parameters carry logical axis names (`embed`, `mlp`, `heads`, `vocab`, ...), which `seed_jax.sharding` maps to mesh
 axes. A 2-D kernel is stored (in, out), the transpose of PyTorch's.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,8 +21,32 @@ Axes = tuple[str | None, ...]
 
 
 def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Apply the exact (erf) GELU; the tanh form visibly moves SEED's outputs."""
+    """Apply the exact (erf) GELU; the tanh approximation visibly changes SEED's outputs."""
     return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """Apply x * sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+# The activations that a CLIP encoder's config can name.
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
+def param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array:
+    """Create or look up a parameter of `module`.
+
+    Args:
+        module: the module, inside `setup` or a compact method.
+        name: of the parameter.
+        init: initializer (key, shape, dtype).
+        shape: of the parameter.
+        axes: logical axis name per dimension.
+        dtype: of the initial value.
+    """
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
+    return jnp.asarray(value)
 
 
 def align_last(vector: Float[Array | np.ndarray, " D"], x: Float[Array, "*B D"]) -> Float[Array | np.ndarray, "... D"]:
@@ -30,10 +55,15 @@ def align_last(vector: Float[Array | np.ndarray, " D"], x: Float[Array, "*B D"])
 
 
 class Dense(nn.Module):
-    """Multiply by a 2-D kernel, add a bias, and add a low-rank adapter where one is given.
+    """Linear layer with an optional bias and an optional LoRA adapter.
 
-    The adapter lives in the variable collection `lora` under the same path as the kernel, so that a model is
-    adapted by passing one more collection and un-adapted by leaving it out.
+    The adapter is in the variable collection `lora` under the same path as the kernel: passing that collection adapts
+    the model, and leaving it out gives the base model.
+
+    Attributes:
+        features: output size.
+        axes: logical axes of the kernel.
+        lora: sizes of the adapter; needed where the collection `lora` is passed.
     """
 
     features: int
@@ -45,17 +75,15 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"], *, deterministic: bool = True) -> Float[Array, "*B O"]:
-        shape = (x.shape[-1], self.features)
+        dtype = self.precision.param_dtype
         x = x.astype(self.precision.compute_dtype)
-        y = quantized.product(self, x)  # where the parameters hold a rounded kernel
+        y = quantized.quantized_matmul(self, x)  # if the parameters hold a quantized kernel
         if y is None:
-            init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-            kernel = self.param("kernel", init, shape, self.precision.param_dtype)
-            y = fsdp_matmul.product(x, kernel, self.axes, self.precision.matmul)
+            kernel = param(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes, dtype)
+            y = fsdp_matmul.fsdp_matmul(x, kernel, self.axes, self.precision.matmul)
         y = y.astype(x.dtype)
         if self.use_bias:
-            bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            bias = self.param("bias", bias_init, shape[1:], self.precision.param_dtype)
+            bias = param(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:], dtype)
             y = y + align_last(bias.astype(y.dtype), y)
         if self.lora is not None and self.has_variable("lora", "a"):
             rng = None if deterministic or not self.lora.dropout else self.make_rng("dropout")
@@ -65,27 +93,27 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalise over the last axis in float32 and return the compute dtype."""
+    """Layer normalization over the last axis in float32; returns the compute dtype."""
 
     epsilon: float
     precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        shape, dtype = (x.shape[-1],), self.precision.param_dtype
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), shape, dtype)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), shape, dtype)
+        dtype = self.precision.param_dtype
+        scale = param(self, "scale", nn.initializers.ones, (x.shape[-1],), ("norm",), dtype)
+        bias = param(self, "bias", nn.initializers.zeros, (x.shape[-1],), ("norm",), dtype)
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
-        # Two passes: E[x^2] - E[x]^2 cancels badly when |mean| >> std, which ViT-g's residual stream reaches.
+        # Two passes: E[x^2] - E[x]^2 cancels badly when |mean| >> std, which happens in ViT-g's residual stream.
         variance = jnp.square(x - mean).mean(-1, keepdims=True)
         y = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = (align_last(v.astype(jnp.float32), y) for v in (scale, bias))
+        scale, bias = (align_last(value.astype(jnp.float32), y) for value in (scale, bias))
         return (y * scale + bias).astype(self.precision.compute_dtype)
 
 
 class Mlp(nn.Module):
-    """Widen, apply the activation, narrow."""
+    """Two-layer perceptron: linear, activation, linear."""
 
     hidden: int
     features: int
@@ -99,19 +127,18 @@ class Mlp(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Scale to unit root mean square, as LLaMA does: statistics of the input in float32, rounded only then."""
+    """RMS normalization as in LLaMA: statistics and normalized values in float32; returns the compute dtype."""
 
     epsilon: float
     precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],), self.precision.param_dtype)
+        scale = param(self, "scale", nn.initializers.ones, (x.shape[-1],), ("norm",), self.precision.param_dtype)
         x = x.astype(jnp.float32)
         y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        # The original rounds to the compute dtype before it scales (spec I.A.26). A pair of casts would say the same,
-        # but XLA may take it away.
-        kept = jnp.finfo(self.precision.compute_dtype)
-        y = jax.lax.reduce_precision(y, kept.nexp, kept.nmant)
+        # The original casts to the compute dtype before it scales (spec I.A.26). A pair of casts would do the same,
+        # but XLA may remove it.
+        dtype_info = jnp.finfo(self.precision.compute_dtype)
+        y = jax.lax.reduce_precision(y, dtype_info.nexp, dtype_info.nmant)
         return (y * align_last(scale.astype(jnp.float32), y)).astype(self.precision.compute_dtype)

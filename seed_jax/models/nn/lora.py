@@ -1,11 +1,12 @@
 """Low-rank adapters (LoRA) as functions over parameter trees.
 
-Adapters are a tree of their own: `{path: {"a": [.., I, R], "b": [.., R, O]}}` beside the kernels they adapt. A leading
-`layers` axis is carried along, so that scanned layers are adapted by scanned adapters. Settings of the original:
-rank 16, alpha 32, dropout 0.05 on all seven projections of a block (spec D.1).
+Adapters are a separate tree: `{path: {"a": [.., I, R], "b": [.., R, O]}}`, with the paths of the kernels they adapt. A
+leading `layers` axis is kept, so that scanned layers have scanned adapters. The original uses rank 16, alpha 32 and
+dropout 0.05 on all seven projections of a block (spec D.1).
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,13 +16,14 @@ from jaxtyping import Array, Float, Key
 
 from seed_jax.models.nn import fsdp_matmul
 from seed_jax.precision import Precision
+from seed_jax.typing import ParamPath, Tree
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraSpec:
-    """Sizes of the adapters and the names of the projections they sit on."""
+    """Sizes of the adapters and the names of the projections that they adapt."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -30,6 +32,7 @@ class LoraSpec:
 
     @property
     def scale(self) -> float:
+        """Factor on the adapter's output."""
         return self.alpha / self.rank
 
 
@@ -42,24 +45,27 @@ def delta(
     rng: Key[Array, ""] | None = None,
     precision: Precision = Precision(),
 ) -> Float[Array, "*B O"]:
-    """Return the adapter's contribution `scale * dropout(x) a b`; no dropout without `rng`."""
+    """Return the adapter's output `scale * dropout(x) @ a @ b`; no dropout without `rng`."""
     if rng is not None:
         keep = 1.0 - spec.dropout
-        # Drawn once: worked into all that takes it, the making of random bits alone compiles for minutes on TPUs.
-        kept = fsdp_matmul.settled(jax.random.bernoulli(rng, keep, x.shape))
-        x = jnp.where(kept, x / keep, 0).astype(x.dtype)
-    low = jnp.matmul(x, a.astype(x.dtype), precision=precision.matmul)
-    return jnp.matmul(low, b.astype(x.dtype), precision=precision.matmul) * spec.scale
+        # Materialized: fused into all its consumers, the random bit generation alone compiles for minutes on TPUs.
+        mask = fsdp_matmul.fusion_barrier(jax.random.bernoulli(rng, keep, x.shape))
+        x = jnp.where(mask, x / keep, 0).astype(x.dtype)
+    low_rank = jnp.matmul(x, a.astype(x.dtype), precision=precision.matmul)
+    return jnp.matmul(low_rank, b.astype(x.dtype), precision=precision.matmul) * spec.scale
 
 
-def init(params: dict, spec: LoraSpec, rng: Key[Array, ""]) -> dict:
-    """Make adapters for every targeted kernel of `params`: `a` uniform as torch's Kaiming default, `b` zero.
+def init(params: Tree, spec: LoraSpec, rng: Key[Array, ""]) -> Tree:
+    """Create adapters for every targeted kernel: `a` uniform as PyTorch's Kaiming default, `b` zero.
 
     Args:
         params: nested dict; kernels are [..., I, O].
+        spec: sizes and targets.
+        rng: key; one is split off per kernel, in the order of the paths.
     """
     adapters = {}
-    for path, kernel in sorted(flatten_dict(params).items()):
+    kernels: dict[ParamPath, Any] = flatten_dict(params)
+    for path, kernel in sorted(kernels.items()):
         if path[-1] != "kernel" or path[-2] not in spec.targets:
             continue
         *lead, fan_in, fan_out = kernel.shape
@@ -70,26 +76,29 @@ def init(params: dict, spec: LoraSpec, rng: Key[Array, ""]) -> dict:
     return unflatten_dict(adapters)
 
 
-def abstract(params: dict, spec: LoraSpec) -> dict:
-    """Return the shapes of `init`'s adapters, boxed with logical axis names, for boxed shapes of `params`."""
+def abstract(params: Tree, spec: LoraSpec) -> Tree:
+    """Return the abstract adapters of `init`, boxed with logical axis names, for boxed abstract `params`."""
     adapters = {}
-    for path, kernel in flatten_dict(params).items():
+    kernels: dict[ParamPath, Any] = flatten_dict(params)
+    for path, kernel in kernels.items():
         if path[-1] != "kernel" or path[-2] not in spec.targets:
             continue
-        (*lead, fan_in, fan_out), (*names, name_in, name_out) = kernel.value.shape, kernel.names
-        # The other axis, the rank, is too short to cut; so the long one is cut over all devices.
-        long_in, long_out = (name if name == "embed" else "adapter" for name in (name_in, name_out))
+        *lead, fan_in, fan_out = kernel.value.shape
+        *lead_axes, axis_in, axis_out = kernel.names
+        # The rank is too small to shard; so the other dimension is sharded over all devices.
+        axis_in, axis_out = (name if name == "embed" else "adapter" for name in (axis_in, axis_out))
         for leaf, shape, axes in (
-            ("a", (*lead, fan_in, spec.rank), (*names, long_in, None)),
-            ("b", (*lead, spec.rank, fan_out), (*names, None, long_out)),
+            ("a", (*lead, fan_in, spec.rank), (*lead_axes, axis_in, None)),
+            ("b", (*lead, spec.rank, fan_out), (*lead_axes, None, axis_out)),
         ):
             adapters[(*path[:-1], leaf)] = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), axes)
     return unflatten_dict(adapters)
 
 
-def merge(params: dict, adapters: dict, spec: LoraSpec) -> dict:
-    """Return `params` with `scale * a b` added (in float32) to every adapted kernel."""
-    merged, flat = flatten_dict(params), flatten_dict(adapters)
+def merge(params: Tree, adapters: Tree, spec: LoraSpec) -> Tree:
+    """Return `params` with `scale * a @ b` added (in float32) to every adapted kernel."""
+    merged: dict[ParamPath, Any] = flatten_dict(params)
+    flat: dict[ParamPath, Any] = flatten_dict(adapters)
     for path in [path[:-1] for path in flat if path[-1] == "a"]:
         kernel = merged[(*path, "kernel")]
         update = jnp.matmul(flat[(*path, "a")], flat[(*path, "b")], precision="highest") * spec.scale

@@ -1,14 +1,16 @@
-"""The Pallas attention kernel for TPUs ("splash"): scores never leave the chip's fast memory.
+"""The Pallas attention kernel for TPUs ("splash"), which never writes the scores to HBM.
 
-A kernel sees one device's rows and heads, so it runs inside `shard_map` wherever a mesh is set. It takes sizes that are
-multiples of 128: head sizes and lengths are filled up with zeros, which a segment of their own hides.
+A kernel sees one device's sequences and heads, so it runs inside `shard_map` if a mesh is set. It takes sizes that are
+multiples of 128: head sizes and lengths are padded with zeros, and the padding gets a segment of its own.
 """
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.spmd import get_logical_axis_rules
+from flax.linen.spmd import logical_to_mesh_axes
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -16,9 +18,9 @@ from jaxtyping import Array, Float, Int
 from seed_jax.models.nn import remat
 
 LANES = 128
-BLOCK = 512  # positions of queries and of keys a kernel works on at a time; the largest that fits all generations
-_PADDING = -1  # segment of positions that only fill up
-AXES = ("batch", "sequence", "act_heads", None)
+BLOCK_SIZE = 512  # positions of queries and of keys that a kernel works on at a time; fits all TPU generations
+_PADDING_SEGMENT = -1
+HEADS_AXES = ("batch", "sequence", "act_heads", None)
 
 
 def attend(
@@ -29,43 +31,55 @@ def attend(
     causal: bool,
     segment_ids: Int[Array, "B T"] | None,
     scale: float | None,
-    block: int = BLOCK,
+    block_size: int = BLOCK_SIZE,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """Do what `attention.attend` does without a general mask.
+    """Compute `attention.attend` without a general mask.
 
     Args:
-        block: most positions a kernel works on at a time, a multiple of 128.
-        interpret: run the kernel's steps as ordinary operations, on any device; slow.
+        q: queries.
+        k: keys.
+        v: values.
+        causal: position i sees positions 0..i.
+        segment_ids: packed sequences; a position sees only its own segment.
+        scale: factor on the scores, by default D ** -0.5.
+        block_size: maximum number of positions that a kernel works on at a time, a multiple of 128.
+        interpret: run the kernel in Pallas's interpret mode, on any device; slow.
     """
-    # The kernel applies no scale of its own; in float32, lest 16 bits round twice.
+    # The kernel applies no scale; applied in float32, so that 16-bit queries are rounded only once.
     q = (q.astype(jnp.float32) * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)
-    rows, queries, keys = q.shape[0], q.shape[1], k.shape[1]
     if segment_ids is None:
-        query_segments, key_segments = jnp.zeros((rows, queries), jnp.int32), jnp.zeros((rows, keys), jnp.int32)
+        query_segments = jnp.zeros(q.shape[:2], jnp.int32)
+        key_segments = jnp.zeros(k.shape[:2], jnp.int32)
     else:
         query_segments = key_segments = segment_ids.astype(jnp.int32)
-    run = functools.partial(_on_device, causal=causal, block=block, interpret=interpret)
-    rules = nn.get_logical_axis_rules()
+    run = functools.partial(_attend_on_device, causal=causal, block_size=block_size, interpret=interpret)
+    rules = get_logical_axis_rules()
     mesh = jax.sharding.get_abstract_mesh()
     if rules and not mesh.empty:
-        heads = nn.logical_to_mesh_axes(AXES, rules)
-        flat = PartitionSpec(*heads[:2])
+        heads_spec = PartitionSpec(*logical_to_mesh_axes(HEADS_AXES, rules) or ())
+        segments_spec = PartitionSpec(*heads_spec[:2])
         run = jax.shard_map(
-            run, mesh=mesh, in_specs=(heads, heads, heads, flat, flat), out_specs=heads, check_vma=False
+            run,
+            mesh=mesh,
+            in_specs=(heads_spec, heads_spec, heads_spec, segments_spec, segments_spec),
+            out_specs=heads_spec,
+            check_vma=False,
         )
     return run(q, k, v, query_segments, key_segments)
 
 
-def _on_device(q, k, v, query_segments, key_segments, *, causal, block, interpret):
-    """Run the kernel over this device's rows."""
-    queries, size = q.shape[1], q.shape[-1]
-    block_q, block_k = _block(queries, block), _block(k.shape[1], block)
-    # Heads first, as the kernels of both directions take them: what is kept under its name is not turned again.
-    q, k, v = (remat.name(jnp.moveaxis(x, 2, 1), kept) for x, kept in zip((q, k, v), remat.OPERANDS, strict=True))
-    q, query_segments = _fill(q, query_segments, block_q)
-    k, key_segments = _fill(k, key_segments, block_k)
-    v, _ = _fill(v, key_segments, block_k)
+def _attend_on_device(q, k, v, query_segments, key_segments, *, causal, block_size, interpret):
+    """Run the kernel over this device's sequences and heads."""
+    length, head_size = q.shape[1], q.shape[-1]
+    block_q, block_k = _block_size(length, block_size), _block_size(k.shape[1], block_size)
+    # [B, H, T, D], the layout of the forward and backward kernels: what a remat policy saves is not transposed again.
+    q, k, v = (
+        checkpoint_name(jnp.moveaxis(x, 2, 1), name) for x, name in zip((q, k, v), remat.OPERAND_NAMES, strict=True)
+    )
+    q, query_segments = _pad(q, query_segments, block_q)
+    k, padded_key_segments = _pad(k, key_segments, block_k)
+    v, _ = _pad(v, key_segments, block_k)
     shape = (q.shape[2], k.shape[2])
     mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     kernel = splash.make_splash_mha(
@@ -82,24 +96,30 @@ def _on_device(q, k, v, query_segments, key_segments, *, causal, block, interpre
         ),
         head_shards=1,
         q_seq_shards=1,
-        # The context as the kernel leaves it and the sums of its softmax: with both nothing of it is done twice.
-        residual_checkpoint_name=remat.CONTEXT,
+        # Saves the kernel's output and its softmax statistics, so that the backward pass recomputes neither.
+        residual_checkpoint_name=remat.CONTEXT_NAME,
         interpret=interpret,
     )
-    one = lambda q, k, v, of_q, of_k: kernel(q, k, v, splash.SegmentIds(of_q, of_k))  # noqa: E731
-    context = jnp.moveaxis(jax.vmap(one)(q, k, v, query_segments, key_segments), 1, 2)
-    return context[:, :queries, :, :size].astype(q.dtype)
+
+    def attend_sequence(q, k, v, query_segments, key_segments) -> Array:
+        context = kernel(q, k, v, splash.SegmentIds(query_segments, key_segments))
+        assert isinstance(context, jax.Array)  # a tuple only if residuals are returned too
+        return context
+
+    context = jax.vmap(attend_sequence)(q, k, v, query_segments, padded_key_segments)
+    return jnp.moveaxis(context, 1, 2)[:, :length, :, :head_size].astype(q.dtype)
 
 
-def _block(length: int, most: int) -> int:
-    """Return the block for a length: what is at most `most` and fills up least."""
+def _block_size(length: int, largest: int) -> int:
+    """Return the block size for a length: the largest one up to `largest` among those with the least padding."""
     padded = -(-length // LANES) * LANES
-    candidates = range(LANES, min(most, padded) + 1, LANES)
-    return max(candidates, key=lambda block: (-(-length // block) * -block, block))
+    candidates = range(LANES, min(largest, padded) + 1, LANES)
+    return max(candidates, key=lambda size: (-(-length // size) * -size, size))
 
 
-def _fill(x, segments, block):
-    """Fill up the length of [B, H, T, D] to a multiple of `block` and the head size to one of 128."""
-    length = -x.shape[2] % block
+def _pad(x, segments, block_size):
+    """Pad the length of [B, H, T, D] to a multiple of `block_size` and the head size to a multiple of 128."""
+    length = -x.shape[2] % block_size
     x = jnp.pad(x, ((0, 0), (0, 0), (0, length), (0, -x.shape[3] % LANES)))
-    return x, jnp.pad(segments, ((0, 0), (0, -segments.shape[1] % block)), constant_values=_PADDING)
+    segments = jnp.pad(segments, ((0, 0), (0, -segments.shape[1] % block_size)), constant_values=_PADDING_SEGMENT)
+    return x, segments

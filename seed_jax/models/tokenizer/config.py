@@ -8,15 +8,16 @@ from seed_jax.models import config_io
 from seed_jax.models.tokenizer.qformer import QFormerConfig
 from seed_jax.models.tokenizer.vit import BlockConfig, VitConfig
 
-NAMED_SIZES = ("full", "small", "tiny")  # what a config may ask for: the classmethods below
+NAMED_SIZES = ("full", "small", "tiny")  # the classmethods below
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedTokenizerConfig:
     """Sizes of the tokenizer; the defaults are the released SEED-2 tokenizer's.
 
-    `head` says what makes the generation embedding: "mlp" (released weights; its widths are `image_down`) or
-    "reverse_qformer" (the default of the original's training code; its sizes are `reverse`).
+    Attributes:
+        head: module that predicts the generation embedding: "mlp" (released weights; its widths are `image_down`) or
+            "reverse_qformer" (the default of the original's training code; its sizes are `reverse`).
     """
 
     vit: VitConfig = VitConfig()
@@ -31,29 +32,32 @@ class SeedTokenizerConfig:
     ln_vision_epsilon: float = 1e-5
 
     def __post_init__(self):
-        needed = {"mlp": self.image_down, "reverse_qformer": self.reverse}
-        if self.head not in needed:
-            raise UserError(f"Unknown tokenizer head {self.head!r}: expected one of {', '.join(needed)}.")
-        if not needed[self.head]:
+        head_sizes = {"mlp": self.image_down, "reverse_qformer": self.reverse}
+        if self.head not in head_sizes:
+            raise UserError(f"Unknown tokenizer head {self.head!r}: expected one of {', '.join(head_sizes)}.")
+        if not head_sizes[self.head]:
             raise UserError(f"The tokenizer head {self.head!r} has no sizes: set image_down or reverse.")
         width = self.decoder.width
-        joints = [("qformer", self.qformer, self.vit.blocks.width)]
-        joints += [("reverse", self.reverse, width)] if self.reverse else []
-        for name, qformer, memory_width in joints:
-            if (qformer.width, qformer.memory_width) != (width, memory_width):
-                raise UserError(
-                    f"The tokenizer's {name}.width and {name}.memory_width are {qformer.width} and "
-                    f"{qformer.memory_width}, but what they connect has {width} and {memory_width}."
-                )
+        self._check_widths("qformer", self.qformer, width, self.vit.blocks.width)
+        if self.reverse:
+            self._check_widths("reverse", self.reverse, width, width)
+
+    @staticmethod
+    def _check_widths(name: str, qformer: QFormerConfig, width: int, memory_width: int) -> None:
+        if (qformer.width, qformer.memory_width) != (width, memory_width):
+            raise UserError(
+                f"The tokenizer's {name}.width and {name}.memory_width are {qformer.width} and {qformer.memory_width}, "
+                f"expected {width} (decoder.width) and {memory_width} (the width of its input)."
+            )
 
     @classmethod
     def full(cls, head: str = "mlp") -> "SeedTokenizerConfig":
-        """Return the released sizes; a Reverse Q-Former gets the 4 layers of the original's training code."""
+        """Return the released sizes; a Reverse Q-Former has 4 layers, as in the original's training code."""
         return cls(**_head_sizes(head, (256, 128, 32), dataclasses.replace(QFormerConfig(), depth=4)))
 
     @classmethod
     def tiny(cls, head: str = "mlp") -> "SeedTokenizerConfig":
-        """Return sizes that run in a moment on a laptop: 56 px pictures, 32 of 128 codes; heads are 16 wide."""
+        """Return sizes that run in seconds on a laptop: 56 px images, 32 codes out of 128, head size 16."""
         qformer = QFormerConfig(width=64, depth=2, heads=4, mlp_width=128, memory_width=64, max_positions=64)
         return cls(
             vit=VitConfig(image_size=56, blocks=BlockConfig(width=64, depth=2, heads=4, mlp_width=128)),
@@ -67,11 +71,11 @@ class SeedTokenizerConfig:
 
     @classmethod
     def small(cls, head: str = "mlp") -> "SeedTokenizerConfig":
-        """Return sizes that learn the drawn world on a laptop: 48 px pictures, 32 of 256 codes."""
+        """Return sizes that learn the drawn world on a laptop: 48 px images, 32 codes out of 256."""
         qformer = QFormerConfig(width=96, depth=2, heads=4, mlp_width=192, memory_width=96, max_positions=96)
         blocks = BlockConfig(width=96, depth=4, heads=4, mlp_width=384, epsilon=1e-5, key_bias=True)
         return cls(
-            # A CLIP tower's trunk, so that one network can be both the encoder and the teacher.
+            # The architecture of a CLIP tower, so that one network can be both the encoder and the teacher.
             vit=VitConfig(image_size=48, patch_size=8, blocks=blocks, patch_bias=False, pre_norm=True),
             qformer=qformer,
             num_codes=256,
@@ -83,21 +87,26 @@ class SeedTokenizerConfig:
 
     @property
     def image_size(self) -> int:
+        """Side of the input image in pixels."""
         return self.vit.image_size
 
     @property
     def codes_per_image(self) -> int:
+        """Number of codes of an image."""
         return self.qformer.num_queries
 
     def to_dict(self) -> dict:
+        """Return the sizes as plain values for JSON."""
         return config_io.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping, where: str = "config") -> "SeedTokenizerConfig":
+        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
         return config_io.from_dict(cls, data, where)
 
 
 def _head_sizes(head: str, image_down: tuple[int, ...], qformer: QFormerConfig) -> dict:
+    """Return the fields of a head: MLP widths, or a Reverse Q-Former with the sizes of `qformer`."""
     if head != "reverse_qformer":
         return {"head": head, "image_down": image_down}
     reverse = dataclasses.replace(qformer, num_queries=1, causal=False, memory_width=qformer.width)

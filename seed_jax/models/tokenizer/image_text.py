@@ -1,4 +1,4 @@
-"""Image-text model of the tokenizer's stage I: one Q-Former reads pictures with queries, and captions (spec A.9)."""
+"""Image-text model of the tokenizer's stage I: one Q-Former encodes images with queries, and captions (spec A.9)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.errors import UserError
 from seed_jax.models import config_io
-from seed_jax.models.nn.layers import Dense, LayerNorm
+from seed_jax.models.nn.layers import Dense, LayerNorm, param
 from seed_jax.models.tokenizer.qformer import QFormer, QFormerConfig
 from seed_jax.models.tokenizer.vit import Vit, VitConfig
 from seed_jax.precision import Precision
 
-BERT_WORDS = 30523  # bert-base-uncased and the added [DEC]
-FIRST_TEMPERATURE = 0.07
+BERT_VOCAB_SIZE = 30523  # bert-base-uncased and the added [DEC]
+INITIAL_TEMPERATURE = 0.07
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextConfig:
-    """Sizes of the image-text model; the defaults are those that SEED's tokenizer was trained with."""
+    """Sizes of the image-text model; the defaults are those with which SEED's tokenizer was trained."""
 
     vit: VitConfig = VitConfig()
-    qformer: QFormerConfig = QFormerConfig(vocab_size=BERT_WORDS)
-    joint_width: int = 256  # of the space in which pictures and texts are compared
+    qformer: QFormerConfig = QFormerConfig(vocab_size=BERT_VOCAB_SIZE)
+    joint_width: int = 256  # of the joint embedding space of images and texts
     ln_vision_epsilon: float = 1e-5
 
     def __post_init__(self):
@@ -33,20 +33,23 @@ class ImageTextConfig:
             raise UserError("An image-text model needs a Q-Former with a text side: set qformer.vocab_size.")
         if self.qformer.memory_width != self.vit.blocks.width:
             raise UserError(
-                f"qformer.memory_width is {self.qformer.memory_width}, but the ViT's width is {self.vit.blocks.width}."
+                f"qformer.memory_width is {self.qformer.memory_width}, expected the ViT's width "
+                f"{self.vit.blocks.width}."
             )
 
     def to_dict(self) -> dict:
+        """Return the sizes as plain values for JSON."""
         return config_io.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping, where: str = "config") -> "ImageTextConfig":
+        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
         return config_io.from_dict(cls, data, where)
 
 
 @flax.struct.dataclass
 class ImageTextFeatures:
-    """Unit vectors of a batch of pairs; products divided by `temperature` are logits."""
+    """Unit vectors of a batch of pairs; their products divided by `temperature` are the logits."""
 
     image: Float[Array, "B E"]
     text: Float[Array, "B E"]
@@ -54,17 +57,17 @@ class ImageTextFeatures:
 
 
 def unit(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
-    """Scale to length 1 in float32."""
+    """Normalize to L2 norm 1 in float32."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 class ImageText(nn.Module):
-    """Compare pictures and texts by the last query and the first word, [CLS].
+    """Compare images and texts by the output of the last query and of the first text token, [CLS].
 
-    `vit`, `ln_vision` and `qformer` are named as in `SeedTokenizer`, which takes them over for stage II.
+    `vit`, `ln_vision` and `qformer` have the same names as in `SeedTokenizer`, which stage II initializes from them.
 
-    Args:
+    Attributes:
         remat: recompute activations in the backward pass.
     """
 
@@ -79,8 +82,8 @@ class ImageText(nn.Module):
         self.qformer = QFormer(config.qformer, precision, self.remat)
         self.vision_proj = Dense(config.joint_width, ("embed", None), precision=precision)
         self.text_proj = Dense(config.joint_width, ("embed", None), precision=precision)
-        init = nn.with_logical_partitioning(nn.initializers.constant(FIRST_TEMPERATURE), ())
-        self.temperature = self.param("temperature", init, (), jnp.float32)
+        constant = nn.initializers.constant(INITIAL_TEMPERATURE)
+        self.temperature = param(self, "temperature", constant, (), (), jnp.dtype(jnp.float32))
 
     def __call__(
         self,
@@ -90,22 +93,28 @@ class ImageText(nn.Module):
         *,
         deterministic: bool = True,
     ) -> ImageTextFeatures:
-        """Embed pairs of normalised pictures and framed texts ([CLS] ... [SEP], padding where the mask is False)."""
-        states = self.embeddings(image, deterministic=deterministic)
-        words = self.embed_text(text, text_mask, deterministic=deterministic)
-        return ImageTextFeatures(self.project(states), words, self.temperature)
+        """Embed pairs.
+
+        Args:
+            image: normalized images (`seed_jax.images`).
+            text: token ids [CLS] ... [SEP] and padding.
+            text_mask: False for padding; None if there is none.
+            deterministic: no dropout; otherwise the rng `dropout` is needed.
+        """
+        embeddings = self.embeddings(image, deterministic=deterministic)
+        text_features = self.embed_text(text, text_mask, deterministic=deterministic)
+        return ImageTextFeatures(self.project(embeddings), text_features, self.temperature)
 
     def embeddings(self, image: Float[Array, "B H W 3"], *, deterministic: bool = True) -> Float[Array, "B Q D"]:
-        """Return the causal embeddings, from which stage II makes codes."""
-        return self.qformer(self.ln_vision(self.vit(image)), deterministic=deterministic).queries
+        """Return the causal embeddings, which stage II quantizes."""
+        return self.qformer.encode_image(self.ln_vision(self.vit(image)), deterministic=deterministic)
 
-    def project(self, states: Float[Array, "B Q D"]) -> Float[Array, "B E"]:
-        """Return the unit vector of pictures, given causal embeddings or their reconstruction from codes."""
-        return unit(self.vision_proj(states[:, -1]))
+    def project(self, embeddings: Float[Array, "B Q D"]) -> Float[Array, "B E"]:
+        """Return the images' unit vectors, given causal embeddings or their reconstruction from codes."""
+        return unit(self.vision_proj(embeddings[:, -1]))
 
     def embed_text(
         self, text: Int[Array, "B T"], text_mask: Bool[Array, "B T"] | None = None, *, deterministic: bool = True
     ) -> Float[Array, "B E"]:
-        """Return the unit vector of texts."""
-        states = self.qformer(text=text, text_mask=text_mask, deterministic=deterministic).text
-        return unit(self.text_proj(states[:, 0]))
+        """Return the texts' unit vectors; arguments as in `__call__`."""
+        return unit(self.text_proj(self.qformer.encode_text(text, text_mask, deterministic=deterministic)[:, 0]))

@@ -1,4 +1,4 @@
-"""Q-Former: learned queries that read an image, and optionally text, through BERT layers (spec A.3, A.4, A.6)."""
+"""Q-Former: learned queries that attend to an image, and optionally text, in BERT layers (spec A.3, A.4, A.6)."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.errors import UserError
 from seed_jax.models.nn.attention import attend
-from seed_jax.models.nn.layers import Dense, LayerNorm, Mlp
+from seed_jax.models.nn.layers import Dense, LayerNorm, Mlp, param
 from seed_jax.precision import Precision
 
 
@@ -18,14 +18,14 @@ class QFormerConfig:
     """Sizes of a Q-Former; the defaults are those of SEED's causal Q-Former without its text side."""
 
     num_queries: int = 32
-    # The original is causal exactly when there are 32 queries, the literal number; here it is said.
+    # In the original, a Q-Former is causal if and only if it has 32 queries; here it is an option.
     causal: bool = True
     width: int = 768
     depth: int = 12
     heads: int = 12
     mlp_width: int = 3072
     memory_width: int = 1408
-    cross_attention_every: int = 2  # layers 0, 2, 4, ... look at the memory
+    cross_attention_every: int = 2  # layers 0, 2, 4, ... attend to the memory
     epsilon: float = 1e-12
     dropout: float = 0.1
     vocab_size: int = 0  # 0: no text side; BERT's 30522 and the added [DEC] make 30523
@@ -33,7 +33,7 @@ class QFormerConfig:
 
     def __post_init__(self):
         if self.width % self.heads:
-            raise UserError(f"A Q-Former's width must be divisible by its heads: {self.width} and {self.heads}.")
+            raise UserError(f"A Q-Former's width must be divisible by its heads: found {self.width} and {self.heads}.")
         if self.depth % self.cross_attention_every:
             raise UserError(
                 f"A Q-Former's depth must be a multiple of cross_attention_every, because its layers run in groups "
@@ -42,7 +42,7 @@ class QFormerConfig:
 
 
 class Attention(nn.Module):
-    """Let `x` attend to `memory`, add and normalise (post-LN)."""
+    """Attention of `x` to `memory` with a residual connection and post-norm."""
 
     config: QFormerConfig
     precision: Precision = Precision()
@@ -67,7 +67,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Apply an MLP, add and normalise (post-LN)."""
+    """MLP with a residual connection and post-norm."""
 
     config: QFormerConfig
     precision: Precision = Precision()
@@ -81,36 +81,36 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention over everything; queries then look at the memory, and each kind has its own MLP.
+    """Self-attention over queries and text; cross-attention of the queries; a separate MLP for queries and for text.
 
-    Sows `hidden`, what the layer leaves behind.
+    Sows its output as `hidden`.
     """
 
     config: QFormerConfig
     precision: Precision
     deterministic: bool
-    num_queries: int  # of the positions given, how many are queries
+    num_queries: int  # how many of the positions, the first ones, are queries
     cross_attention: bool
 
     @nn.compact
     def __call__(self, x, memory, mask):
-        common = (self.config, self.precision, self.deterministic)
-        x = Attention(*common, name="self_attention")(x, x, mask)
-        parts = []
+        options = (self.config, self.precision, self.deterministic)
+        x = Attention(*options, name="self_attention")(x, x, mask)
+        outputs = []
         if self.num_queries:
             queries = x[:, : self.num_queries]
             if self.cross_attention:
-                queries = Attention(*common, name="cross_attention")(queries, memory)
-            parts.append(FeedForward(*common, name="query_ffn")(queries))
+                queries = Attention(*options, name="cross_attention")(queries, memory)
+            outputs.append(FeedForward(*options, name="query_ffn")(queries))
         if self.num_queries < x.shape[1]:
-            parts.append(FeedForward(*common, name="text_ffn")(x[:, self.num_queries :]))
-        x = jnp.concatenate(parts, axis=1)
+            outputs.append(FeedForward(*options, name="text_ffn")(x[:, self.num_queries :]))
+        x = jnp.concatenate(outputs, axis=1)
         self.sow("intermediates", "hidden", x)
         return x
 
 
 class LayerGroup(nn.Module):
-    """One layer with cross-attention and those without that follow it: the unit of the scan."""
+    """A layer with cross-attention and the following layers without: the body of the scan."""
 
     config: QFormerConfig
     precision: Precision
@@ -129,7 +129,7 @@ class LayerGroup(nn.Module):
 
 @flax.struct.dataclass
 class QFormerOutput:
-    """Last hidden states of what was put in."""
+    """Last hidden states of the queries and of the text; None for what was not passed."""
 
     queries: Float[Array, "B Q D"] | None
     text: Float[Array, "B T D"] | None
@@ -142,30 +142,42 @@ def attention_mask(
     causal: bool,
     autoregressive: bool = False,
 ) -> Bool[Array, "#B 1 L L"]:
-    """Say which of the positions [queries ; text] sees which (the table of spec A.4).
+    """Return which of the positions [queries ; text] sees which (the table of spec A.4).
 
     Args:
-        text_mask: True for words, False for padding; None if there is no text.
-        causal: a query sees itself and earlier queries only. Through text it may still learn of later ones.
-        autoregressive: captioning; words see all queries and earlier words, queries see no word.
+        num_queries: number of queries.
+        text_mask: False for padding; None if there is no text.
+        causal: a query sees itself and earlier queries only. Through text it may still depend on later ones.
+        autoregressive: captioning; text tokens see all queries and earlier text, queries see no text.
     """
     length = 0 if text_mask is None else text_mask.shape[1]
-    ones, tril = (lambda t, s: jnp.ones((t, s), bool)), (lambda n: jnp.tril(jnp.ones((n, n), bool)))
-    query_rows = [tril(num_queries) if causal else ones(num_queries, num_queries), ones(num_queries, length)]
-    text_rows = [ones(length, num_queries), tril(length) if autoregressive else ones(length, length)]
+
+    def full(rows: int, columns: int) -> Array:
+        return jnp.ones((rows, columns), bool)
+
+    queries_to_queries = full(num_queries, num_queries)
+    queries_to_text = full(num_queries, length)
+    text_to_queries = full(length, num_queries)
+    text_to_text = full(length, length)
+    if causal:
+        queries_to_queries = jnp.tril(queries_to_queries)
     if autoregressive:
-        query_rows[1] = jnp.zeros_like(query_rows[1])
-    mask = jnp.concatenate([jnp.concatenate(query_rows, 1), jnp.concatenate(text_rows, 1)], 0)[None, None]
+        queries_to_text = jnp.zeros_like(queries_to_text)
+        text_to_text = jnp.tril(text_to_text)
+    mask = jnp.block([[queries_to_queries, queries_to_text], [text_to_queries, text_to_text]])[None, None]
     if text_mask is None:
         return mask
-    keys = jnp.concatenate([jnp.ones((len(text_mask), num_queries), bool), text_mask], 1)
+    keys = jnp.concatenate([full(len(text_mask), num_queries), text_mask], 1)
     return mask & keys[:, None, None]
 
 
 class QFormer(nn.Module):
-    """Read an image with learned queries, read text, or both in one sequence [queries ; text].
+    """Encode an image with learned queries, a text, or both in one sequence [queries ; text].
 
     The Reverse Q-Former is the same module with `causal=False` and one query (or 77).
+
+    Attributes:
+        remat: recompute activations in the backward pass.
     """
 
     config: QFormerConfig
@@ -185,13 +197,15 @@ class QFormer(nn.Module):
         """Return the last hidden states of the queries (if there is a `memory`) and of the text (if there is one).
 
         Args:
-            memory: image features for the queries to look at, all of them.
-            text_mask: True for words, False for padding; by default no padding.
+            memory: image features, to all of which the queries attend.
+            text: token ids.
+            text_mask: False for padding; by default no padding.
             autoregressive: see `attention_mask`.
+            deterministic: no dropout; otherwise the rng `dropout` is needed.
         """
         config = self.config
-        if self.is_initializing() and config.vocab_size and text is None:
-            text = jnp.zeros((len(memory), 1), jnp.int32)  # the text side gets its parameters whatever the call
+        if self.is_initializing() and config.vocab_size and text is None and memory is not None:
+            text = jnp.zeros((len(memory), 1), jnp.int32)  # so that the text side has parameters whatever the call
         if text is not None and text_mask is None:
             text_mask = jnp.ones(text.shape, bool)
         num_queries = 0 if memory is None else config.num_queries
@@ -201,7 +215,7 @@ class QFormer(nn.Module):
             nn.remat(LayerGroup, prevent_cse=False) if self.remat else LayerGroup,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.depth // config.cross_attention_every,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -210,19 +224,33 @@ class QFormer(nn.Module):
             queries=None if memory is None else x[:, :num_queries], text=None if text is None else x[:, num_queries:]
         )
 
+    def encode_image(self, memory: Float[Array, "B S M"], *, deterministic: bool = True) -> Float[Array, "B Q D"]:
+        """Return the last hidden states of the queries, without text."""
+        queries = self(memory, deterministic=deterministic).queries
+        assert queries is not None
+        return queries
+
+    def encode_text(
+        self, text: Int[Array, "B T"], text_mask: Bool[Array, "B T"] | None = None, *, deterministic: bool = True
+    ) -> Float[Array, "B T D"]:
+        """Return the last hidden states of a text, without an image."""
+        states = self(text=text, text_mask=text_mask, deterministic=deterministic).text
+        assert states is not None
+        return states
+
     def _embed(self, memory, text, deterministic):
-        """Concatenate queries, which have no position, and words, which have; one norm covers both."""
-        config, dtypes = self.config, self.precision
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
-        parts = []
+        """Concatenate the queries, without positions, and the text, with positions; normalize both together."""
+        config, dtype = self.config, self.precision.param_dtype
+        normal, axes, width = nn.initializers.normal(0.02), (None, "embed"), config.width
+        inputs = []
         if memory is not None:
-            queries = self.param("query_tokens", init, (config.num_queries, config.width), dtypes.param_dtype)
-            parts.append(jnp.broadcast_to(queries[None], (len(memory), *queries.shape)))
+            queries = param(self, "query_tokens", normal, (config.num_queries, width), axes, dtype)
+            inputs.append(jnp.broadcast_to(queries[None], (len(memory), *queries.shape)))
         if text is not None:
-            words = self.param("word_embeddings", init, (config.vocab_size, config.width), dtypes.param_dtype)
-            places = self.param("position_embeddings", init, (config.max_positions, config.width), dtypes.param_dtype)
-            parts.append(jnp.asarray(words)[text] + places[None, : text.shape[1]])
-        x = jnp.concatenate(parts, axis=1).astype(dtypes.compute_dtype)
-        x = LayerNorm(config.epsilon, dtypes, name="embed_norm")(x)
+            tokens = param(self, "word_embeddings", normal, (config.vocab_size, width), axes, dtype)
+            positions = param(self, "position_embeddings", normal, (config.max_positions, width), axes, dtype)
+            inputs.append(tokens[text] + positions[None, : text.shape[1]])
+        x = jnp.concatenate(inputs, axis=1).astype(self.precision.compute_dtype)
+        x = LayerNorm(config.epsilon, self.precision, name="embed_norm")(x)
         self.sow("intermediates", "embeddings", x)
         return nn.Dropout(config.dropout, deterministic=deterministic)(x)

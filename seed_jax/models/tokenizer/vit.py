@@ -1,29 +1,20 @@
-"""Vision transformer: EVA ViT-g, CLIP's vision towers and SEED's decoder blocks in their settings (spec A.2, A.6)."""
+"""Vision transformer: the architecture of EVA ViT-g, CLIP's vision towers and SEED's decoders (spec A.2, A.6)."""
 
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seed_jax.errors import UserError
 from seed_jax.models.nn.attention import attend
-from seed_jax.models.nn.layers import Dense, LayerNorm, Mlp, align_last, gelu
+from seed_jax.models.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp, align_last, param
 from seed_jax.precision import Precision
-
-
-def quick_gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Apply x * sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """Sizes of a stack of pre-LN blocks; the defaults are EVA ViT-g's."""
+    """Sizes of a stack of pre-norm blocks; the defaults are EVA ViT-g's."""
 
     width: int = 1408
     depth: int = 39  # EVA-g has 40 blocks; SEED drops the last
@@ -42,10 +33,7 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """Sizes of a vision transformer; the defaults are EVA ViT-g/14's.
-
-    A CLIP vision tower sets `pre_norm`, `patch_bias=False`, `projection`, and `key_bias` and `epsilon` of its blocks.
-    """
+    """Sizes of a vision transformer; the defaults are EVA ViT-g/14's, `clip` returns those of a CLIP vision tower."""
 
     image_size: int = 224
     patch_size: int = 14
@@ -62,28 +50,47 @@ class VitConfig:
 
     @property
     def grid(self) -> int:
+        """Number of patches along a side."""
         return self.image_size // self.patch_size
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens: the class token and the patches."""
         return self.grid**2 + 1
+
+    @classmethod
+    def clip(
+        cls,
+        *,
+        image_size: int = 224,
+        patch_size: int = 14,
+        width: int = 1280,
+        depth: int = 32,
+        heads: int = 16,
+        mlp_width: int = 5120,
+        projection: int = 1024,
+        activation: str = "gelu",
+        epsilon: float = 1e-5,
+    ) -> "VitConfig":
+        """Return the sizes of a CLIP vision tower; the defaults are OpenCLIP ViT-H/14's, stage II's target (A.10)."""
+        blocks = BlockConfig(width, depth, heads, mlp_width, epsilon, key_bias=True, activation=activation)
+        return cls(image_size, patch_size, blocks, patch_bias=False, pre_norm=True, projection=projection)
 
 
 class SelfAttention(nn.Module):
-    """Attend over all tokens; queries, keys and values come out of one product."""
+    """Bidirectional self-attention with a fused projection of queries, keys and values."""
 
     config: BlockConfig
     precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        width, heads = self.config.width, self.config.heads
-        full = self.config.key_bias
-        qkv = Dense(3 * width, ("embed", "heads"), use_bias=full, precision=self.precision, name="qkv")(x)
-        if not full:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
-            q_bias = self.param("q_bias", init, (width,), self.precision.param_dtype)
-            v_bias = self.param("v_bias", init, (width,), self.precision.param_dtype)
+        width, heads, key_bias = self.config.width, self.config.heads, self.config.key_bias
+        qkv = Dense(3 * width, ("embed", "heads"), use_bias=key_bias, precision=self.precision, name="qkv")(x)
+        if not key_bias:
+            zeros, dtype = nn.initializers.zeros, self.precision.param_dtype
+            q_bias = param(self, "q_bias", zeros, (width,), ("heads",), dtype)
+            v_bias = param(self, "v_bias", zeros, (width,), ("heads",), dtype)
             bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
             qkv = qkv + align_last(bias.astype(qkv.dtype), qkv)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, heads, width // heads), 2, 0)
@@ -92,7 +99,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Add attention, then an MLP, each on the normalised stream; sows `hidden`, the stream it leaves behind."""
+    """Pre-norm transformer block as the body of a scan; sows its output as `hidden`."""
 
     config: BlockConfig
     precision: Precision = Precision()
@@ -100,19 +107,19 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], _=None) -> tuple[Float[Array, "B T D"], None]:
         config, precision = self.config, self.precision
-        norm1, norm2 = (LayerNorm(config.epsilon, precision, name=name) for name in ("norm1", "norm2"))
-        activation = ACTIVATIONS[config.activation]
-        x = x + SelfAttention(config, precision, name="attn")(norm1(x))
-        x = x + Mlp(config.mlp_width, config.width, activation, precision, name="mlp")(norm2(x))
+        y = LayerNorm(config.epsilon, precision, name="norm1")(x)
+        x = x + SelfAttention(config, precision, name="attn")(y)
+        y = LayerNorm(config.epsilon, precision, name="norm2")(x)
+        x = x + Mlp(config.mlp_width, config.width, ACTIVATIONS[config.activation], precision, name="mlp")(y)
         self.sow("intermediates", "hidden", x)
-        return x, None  # the pair nn.scan wants: carry and (no) output
+        return x, None
 
 
 class Blocks(nn.Module):
-    """Run `depth` blocks as one scan: every parameter is stacked on a leading axis `layers`.
+    """A scan over `depth` blocks: every parameter is stacked along a leading axis `layers`.
 
-    Args:
-        remat: recompute a block's activations in the backward pass instead of keeping them.
+    Attributes:
+        remat: recompute a block's activations in the backward pass instead of saving them.
     """
 
     config: BlockConfig
@@ -133,7 +140,7 @@ class Blocks(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into squares, row by row, and project each: a convolution whose stride is its size."""
+    """Project the image's patches in row-major order: a convolution whose stride is its kernel size."""
 
     config: VitConfig
     precision: Precision = Precision()
@@ -141,21 +148,24 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         size, grid, width = self.config.patch_size, self.config.grid, self.config.blocks.width
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, None, "embed"))
-        kernel = self.param("kernel", init, (size, size, 3, width), self.precision.param_dtype)
+        normal, dtype = nn.initializers.normal(0.02), self.precision.param_dtype
+        kernel = param(self, "kernel", normal, (size, size, 3, width), (None, None, None, "embed"), dtype)
         x = image.astype(self.precision.compute_dtype).reshape(-1, grid, size, grid, size, 3)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, grid * grid, size * size * 3)
         x = jnp.matmul(x, kernel.reshape(-1, width).astype(x.dtype), precision=self.precision.matmul)
         if self.config.patch_bias:
-            bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-            bias = self.param("bias", bias_init, (width,), self.precision.param_dtype)
+            bias = param(self, "bias", nn.initializers.zeros, (width,), ("embed",), dtype)
             x = x + align_last(bias.astype(x.dtype), x)
         self.sow("intermediates", "hidden", x)
         return x
 
 
 class Vit(nn.Module):
-    """Turn an image into one feature per patch, the class token first; no norm after the last block."""
+    """Encode an image as one feature per token, the class token first; no norm after the last block.
+
+    Attributes:
+        remat: recompute a block's activations in the backward pass instead of saving them.
+    """
 
     config: VitConfig
     precision: Precision = Precision()
@@ -164,11 +174,9 @@ class Vit(nn.Module):
     def setup(self):
         config, precision = self.config, self.precision
         self.patch_embed = PatchEmbed(config, precision)
-        init = nn.initializers.normal(0.02)
-        shape = (config.num_tokens, config.blocks.width)
-        class_init, position_init = (nn.with_logical_partitioning(init, axes) for axes in (("embed",), (None, "embed")))
-        self.cls_token = self.param("cls_token", class_init, shape[1:], precision.param_dtype)
-        self.pos_embed = self.param("pos_embed", position_init, shape, precision.param_dtype)
+        normal, width, dtype = nn.initializers.normal(0.02), config.blocks.width, precision.param_dtype
+        self.cls_token = param(self, "cls_token", normal, (width,), ("embed",), dtype)
+        self.pos_embed = param(self, "pos_embed", normal, (config.num_tokens, width), (None, "embed"), dtype)
         self.blocks = Blocks(config.blocks, precision, self.remat)
         if config.pre_norm:
             self.pre_norm = LayerNorm(config.blocks.epsilon, precision)
@@ -177,7 +185,7 @@ class Vit(nn.Module):
             self.head = Dense(config.projection, ("embed", None), use_bias=False, precision=precision)
 
     def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
-        """Return the residual stream after the last block: T = 1 + patches."""
+        """Return the residual stream after the last block; T = 1 + patches."""
         patches = self.patch_embed(image)
         cls_token = jnp.broadcast_to(self.cls_token.astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
         x = jnp.concatenate([cls_token, patches], axis=1) + self.pos_embed.astype(patches.dtype)[None]
@@ -186,5 +194,5 @@ class Vit(nn.Module):
         return self.blocks(x)
 
     def embed(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
-        """Return CLIP's image embedding, not normalised; needs `projection`."""
+        """Return CLIP's image embedding, not normalized; needs `projection`."""
         return self.head(self.final_norm(self(image)[:, 0]))

@@ -1,3 +1,5 @@
+"""CLIP's text encoder against the recorded original and transformers."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,47 +8,51 @@ from flax.core import meta
 
 from seed_jax.convert import key_table as tables
 from seed_jax.convert.diffusion.diffusers_import import key_table
-from seed_jax.convert.tensors import Tensor, Tensors
+from seed_jax.convert.tensors import LazyTensor, TensorDict
 from seed_jax.errors import UserError
 from seed_jax.models.clip.text import ClipText, ClipTextConfig
 from tests.models.diffusion.cases import decoder, error, tensors
+from tests.support import philox
 
 
 @pytest.mark.parametrize("prompt", ["empty", "text"])
 def test_states_equal_the_originals(prompt):
     unclip, params = decoder()
     pieces = tensors("pieces")
-    states = jax.jit(unclip.text_states)(params, pieces[f"input_ids_{prompt}"])
-    # The original's own float32 error is 1.6e-6; values reach 3.5.
+    states = jax.jit(unclip.encode_text)(params, pieces[f"input_ids_{prompt}"])
+    # The original's own float32 error is 1.6e-6; values are up to 3.5.
     assert error(states, pieces[f"text_last_hidden_state_{prompt}"]) < 1e-5
 
 
-def test_quick_gelu_equals_pytorch():
+def test_quick_gelu_equals_transformers():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = ClipTextConfig(99, 32, 64, 2, 4, max_length=12, activation="quick_gelu")
-    theirs = transformers.CLIPTextModel(
+    reference = transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=12, hidden_act="quick_gelu", bos_token_id=1, eos_token_id=2,
         )
     ).eval()  # fmt: skip
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.manual_seed(parameter.numel()))
+    for name, parameter in reference.named_parameters():
+        parameter.data = torch.from_numpy(0.3 * philox.normal(0, name, tuple(parameter.shape)))
     tokens = np.arange(24).reshape(2, 12)
     model = ClipText(config)
     shapes = meta.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(tokens)))["params"]
     state = {
-        f"text_model.{name.removeprefix('text_model.')}": value.numpy() for name, value in theirs.state_dict().items()
+        f"text_model.{name.removeprefix('text_model.')}": value.numpy()
+        for name, value in reference.state_dict().items()
     }
-    found = Tensors({name: Tensor(v.shape, v.dtype, lambda v=v: v) for name, v in state.items()}, "memory")
-    params = tables.assemble(key_table("text", shapes), found, shapes)
+    tensors_in_memory = TensorDict(
+        {name: LazyTensor(v.shape, v.dtype, lambda v=v: v) for name, v in state.items()}, "memory"
+    )
+    params = tables.assemble(key_table("text", shapes), TensorDict(lazy, "memory"), shapes)
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(tokens)).last_hidden_state.numpy()
-    assert error(model.apply({"params": params}, jnp.asarray(tokens)), expected) < 2e-5  # values reach 4
+        expected = reference(torch.from_numpy(tokens)).last_hidden_state.numpy()
+    assert error(model.apply({"params": params}, jnp.asarray(tokens)), expected) < 2e-5  # values up to 4
 
 
-def test_a_token_sees_no_later_one():
+def test_attention_is_causal():
     model = ClipText(ClipTextConfig(20, 8, 16, 2, 2, max_length=5))
     tokens = jnp.array([[3, 4, 5, 6, 7]])
     params = jax.jit(model.init)(jax.random.key(0), tokens)

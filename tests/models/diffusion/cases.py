@@ -1,4 +1,4 @@
-"""The tiny decoder of the goldens and its recorded inputs, for several tests."""
+"""The tiny decoder of the goldens and its recorded inputs, shared by several tests."""
 
 import functools
 
@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from seed_jax.convert.diffusion.diffusers_import import ImportedUnclip, abstract_params, import_unclip
-from seed_jax.models.clip.text import ClipTextConfig
+from seed_jax.models.clip.text import ClipTextConfig, PromptTokens
 from seed_jax.models.diffusion import Unclip, UnclipConfig
-from seed_jax.models.diffusion.unclip_config import PromptTokens, UNetConfig, VAEConfig
-from tests.support import golden
+from seed_jax.models.diffusion.unet import UNetConfig
+from seed_jax.models.diffusion.vae import VAEConfig
+from tests.support import golden, philox
 
 FOLDER = "unclip_tiny/diffusion_model"
-# Two levels, one of them with attention: every kind of layer once.
+# Two resolutions, one of them with attention: every kind of layer once.
 SMALLEST = UnclipConfig(
     unet=UNetConfig(
         sample_size=8, block_channels=(8, 16), cross_attention=(True, False), num_heads=(2, 2), layers_per_block=1,
@@ -39,11 +40,10 @@ def decoder() -> tuple[Unclip, dict]:
 
 
 def random_decoder(config: UnclipConfig, **options) -> tuple[Unclip, dict]:
-    """Return a decoder with parameters that keep a signal's size, none of them zero or one."""
-    rng = np.random.default_rng(0)
+    """Return a decoder with random parameters that preserve the scale of activations; none is zero or one."""
 
     def fill(path, leaf):
-        noise = rng.standard_normal(leaf.shape, np.float32)
+        noise = philox.normal(0, jax.tree_util.keystr(path), leaf.shape)
         name = path[-1].key
         if name == "kernel":
             return noise / np.prod(leaf.shape[:-1] if leaf.ndim == 4 else leaf.shape[-2:-1]) ** 0.5
@@ -55,7 +55,7 @@ def random_decoder(config: UnclipConfig, **options) -> tuple[Unclip, dict]:
 
 @functools.cache
 def tensors(name: str) -> dict[str, jax.Array]:
-    """Return recorded numbers, pictures and latents channels last."""
+    """Return recorded arrays, images and latents channels last."""
     recorded = golden.tensors(f"unclip_tiny/{name}.safetensors")
     return {key: jnp.asarray(value if key == "image" else channels_last(value)) for key, value in recorded.items()}
 

@@ -1,4 +1,4 @@
-"""LLaMA against the recorded original and transformers; its scan, remat, packing and cache against itself."""
+"""LLaMA against the recorded original and transformers; scan, remat, packing, KV cache and sharding against itself."""
 
 import copy
 import dataclasses
@@ -19,15 +19,15 @@ from flax.traverse_util import flatten_dict
 from seed_jax import sharding
 from seed_jax.convert.key_table import assemble, disassemble
 from seed_jax.convert.llama.key_table import abstract_params, key_table
-from seed_jax.convert.tensors import Tensor, Tensors
+from seed_jax.convert.tensors import LazyTensor, TensorDict
 from seed_jax.errors import UserError
 from seed_jax.losses.next_token import next_token_loss
-from seed_jax.models.llama.block import rotate, rotate_by_halves, rotate_by_product, window
+from seed_jax.models.llama.block import apply_rope, attention_metadata, rope_by_permutation, rope_by_split
 from seed_jax.models.llama.model import Llama, LlamaConfig, stack_layers, unstack_layers
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.layers import RMSNorm
 from seed_jax.precision import Precision
-from tests.support import golden
+from tests.support import golden, philox
 
 GOLDEN = LlamaConfig(366, 64, 172, 3, 4, 4, max_length=256)
 SMALL = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2)
@@ -35,8 +35,8 @@ BF16 = Precision(compute="bfloat16")
 
 
 def from_hugging_face(arrays: dict[str, np.ndarray], config: LlamaConfig) -> dict:
-    tensors = {name: Tensor(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()}
-    return assemble(key_table(config), Tensors(tensors, "test"), abstract_params(config))
+    tensors = {name: LazyTensor(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()}
+    return assemble(key_table(config), TensorDict(tensors, "test"), abstract_params(config))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def golden_params():
 @functools.cache
 def small_params() -> dict:
     params = meta.unbox(jax.jit(Llama(SMALL).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
-    # Larger than the initial weights, so that attention is far from uniform and mistakes show.
+    # Larger than the initial weights, so that attention is far from uniform and errors matter.
     return jax.tree.map(lambda x: x * 6 if x.ndim > 1 and x.shape[-1] > 1 else x, params)
 
 
@@ -64,7 +64,7 @@ def masked_loss(model: Llama, params: dict, inputs: dict[str, np.ndarray]) -> ja
     tokens, labels = jnp.asarray(inputs["input_ids"])[:, :-1], jnp.asarray(inputs["labels"])[:, 1:]
     hidden = model.apply({"params": params}, tokens, method="features")
     loss = next_token_loss(
-        hidden, params["lm_head"]["kernel"], jnp.maximum(labels, 0), labels != -100, vocab_size=366, chunk=16
+        hidden, params["lm_head"]["kernel"], jnp.maximum(labels, 0), labels != -100, vocab_size=366, chunk_size=16
     )
     return loss.total.mean
 
@@ -75,16 +75,16 @@ def test_states_and_logits_equal_the_original(golden_params):
     logits, kept = apply({"params": golden_params}, inputs["input_ids"])
     features = forward(Llama(GOLDEN), golden_params, inputs["input_ids"], method="features")
     hidden = kept["intermediates"]["layers"]["hidden"][0]
-    valid = inputs["attention_mask"] == 1  # the original lets padding see padding
+    valid = inputs["attention_mask"] == 1  # in the original, padding attends to padding
     embedded = golden_params["embed_tokens"]["embedding"][inputs["input_ids"]]
-    # 1e-4: ten times what the original in float32 differs from itself in float64.
-    for found, name in [
+    # 1e-4: ten times the difference between the original in float32 and in float64.
+    for actual, name in [
         (embedded, "hidden_0"),
         (hidden[0], "hidden_1"),
         (hidden[1], "hidden_2"),
         (features, "hidden_3"),
     ]:
-        np.testing.assert_allclose(found[valid], expected[name][valid], atol=1e-4, rtol=0, err_msg=name)
+        np.testing.assert_allclose(actual[valid], expected[name][valid], atol=1e-4, rtol=0, err_msg=name)
     np.testing.assert_allclose(logits[valid], expected["logits"][valid], atol=1e-4, rtol=0)
 
 
@@ -93,23 +93,26 @@ def test_masked_loss_and_gradients_equal_the_original(golden_params):
     model = Llama(GOLDEN, remat="full")
     loss, gradients = jax.jit(jax.value_and_grad(lambda p: masked_loss(model, p, inputs)))(golden_params)
     assert abs(loss - expected["loss"]) < 1e-5
-    found, wanted = dict(disassemble(key_table(GOLDEN), gradients)), golden.tensors("llama_tiny/grads.safetensors")
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
+    actual = dict(disassemble(key_table(GOLDEN), gradients))
+    expected_gradients = golden.tensors("llama_tiny/grads.safetensors")
+    assert actual.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
         # 1e-4 of the norm: the loss sums 366 exponentials in another order than torch does.
-        assert np.linalg.norm(found[name] - gradient) < 1e-4 * np.linalg.norm(gradient), name
+        assert np.linalg.norm(actual[name] - gradient) < 1e-4 * np.linalg.norm(gradient), name
     assert not gradients["lm_head"]["kernel"][:, 366:].any()
     assert not gradients["embed_tokens"]["embedding"][366:].any()
 
 
 @functools.cache
 def grouped():
-    """Return a random transformers model with grouped heads, our sizes and parameters of it, and tokens."""
+    """Return a transformers model with random weights and grouped heads, the same as ours, and tokens."""
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "vocab_size": 131}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**sizes, **heads, initializer_range=0.2, rope_theta=500.0)
+    config = transformers.LlamaConfig(**sizes, **heads, rope_theta=500.0)
     reference = transformers.LlamaForCausalLM(config).eval()
+    for name, parameter in reference.named_parameters():
+        noise = 0.2 * philox.normal(0, name, tuple(parameter.shape))
+        parameter.data = torch.from_numpy(noise + (parameter.ndim == 1))  # norm scales around 1
     ours = LlamaConfig(131, 48, 80, 2, 6, 2, rms_norm_eps=1e-5, rope_theta=500.0)
     params = from_hugging_face({name: tensor.numpy() for name, tensor in reference.state_dict().items()}, ours)
     return reference, ours, params, np.random.default_rng(0).integers(3, 131, (2, 17))
@@ -122,21 +125,21 @@ def torch_logits(reference, tokens: np.ndarray) -> np.ndarray:
 
 def test_grouped_heads_equal_transformers():
     reference, config, params, tokens = grouped()
-    # Float32 on both sides, logits of order 1: only the order of sums differs.
+    # Float32 on both sides, logits of order 1: only the order of summation differs.
     np.testing.assert_allclose(
         forward(Llama(config), params, tokens), torch_logits(reference, tokens), atol=2e-5, rtol=0
     )
 
 
-def test_bfloat16_loses_no_more_than_transformers_does():
+def test_bfloat16_is_as_accurate_as_transformers():
     reference, config, params, tokens = grouped()
     exact = torch_logits(reference, tokens)
-    theirs = torch_logits(copy.deepcopy(reference).bfloat16(), tokens) - exact
+    reference_error = torch_logits(copy.deepcopy(reference).bfloat16(), tokens) - exact
     model = Llama(config, BF16)
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(np.float32), params)
     logits = forward(model, rounded, tokens)
     assert logits.dtype == jnp.float32
-    assert np.std(logits - exact) < 1.1 * np.std(theirs)  # 10 % for the chance in which way sums round
+    assert np.std(logits - exact) < 1.1 * np.std(reference_error)  # 10 % for chance in rounding
     jaxpr = str(jax.make_jaxpr(lambda p: model.apply({"params": p}, jnp.asarray(tokens)))(params))
     sensitive = [
         line for line in jaxpr.splitlines() if re.search(r" = (exp|rsqrt|cos|sin|reduce_max|reduce_sum)\b", line)
@@ -145,37 +148,39 @@ def test_bfloat16_loses_no_more_than_transformers_does():
     assert not [line for line in sensitive if "bf16" in line.split("=")[0]]
 
 
-def test_norm_rounds_where_the_original_does():
+def test_norm_casts_where_the_original_does():
     x, scale = (jax.random.normal(jax.random.key(i), s, jnp.bfloat16) for i, s in enumerate([(4, 50, 64), (64,)]))
     norm = transformers.models.llama.modeling_llama.LlamaRMSNorm(64, 1e-6).to(torch.bfloat16)
     norm.weight.data = torch.tensor(np.asarray(scale, np.float32)).bfloat16()
     expected = norm(torch.tensor(np.asarray(x, np.float32)).bfloat16()).detach().float().numpy()
-    found = RMSNorm(1e-6, BF16).apply({"params": {"scale": scale.astype(jnp.float32)}}, x)
-    np.testing.assert_array_equal(np.asarray(found, np.float32), expected)
+    normed = RMSNorm(1e-6, BF16).apply({"params": {"scale": scale.astype(jnp.float32)}}, x)
+    np.testing.assert_array_equal(np.asarray(normed, np.float32), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rotation_on_a_tpu_is_the_one_elsewhere(dtype):
-    """Halves swapped by a product with ones are the halves themselves; gradients round once more in 16 bits."""
+def test_rope_on_a_tpu_equals_rope_elsewhere(dtype):
+    """Multiplying by a permutation matrix is exact; gradients round once more in 16 bits."""
     x = jax.random.normal(jax.random.key(0), (2, 9, 3, 16), dtype)
-    at = window(dataclasses.replace(SMALL, hidden_size=48, num_heads=3, num_kv_heads=3), jnp.arange(18).reshape(2, 9))
+    metadata = attention_metadata(
+        dataclasses.replace(SMALL, hidden_size=48, num_heads=3, num_kv_heads=3), jnp.arange(18).reshape(2, 9)
+    )
 
-    def run(rotated):
+    def run(rope):
         def total(x):
-            y = rotated(x, at.cos, at.sin).astype(jnp.float32)
+            y = rope(x, metadata.cos, metadata.sin).astype(jnp.float32)
             return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
 
         return jax.jit(jax.grad(total, has_aux=True))(x)
 
-    (gradient, plain), (gradient_of_product, product) = run(rotate_by_halves), run(rotate_by_product)
+    (gradient, plain), (permutation_gradient, permuted) = run(rope_by_split), run(rope_by_permutation)
     step = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(product, plain, rtol=step, atol=2 * float(jnp.finfo("float32").eps))
-    np.testing.assert_allclose(gradient_of_product.astype("float32"), gradient.astype("float32"), atol=2 * step)
-    text = jax.jit(lambda x: rotate(x, at)).trace(x).lower(lowering_platforms=("tpu",)).as_text()
+    np.testing.assert_allclose(permuted, plain, rtol=step, atol=2 * float(jnp.finfo("float32").eps))
+    np.testing.assert_allclose(permutation_gradient.astype("float32"), gradient.astype("float32"), atol=2 * step)
+    text = jax.jit(lambda x: apply_rope(x, metadata)).trace(x).lower(lowering_platforms=("tpu",)).as_text()
     assert "dot_general" in text
 
 
-def test_each_position_depends_on_earlier_ones_only():
+def test_attention_is_causal():
     model, params, tokens = Llama(SMALL), small_params(), random_tokens(1, 7)
 
     def logits_of(table):
@@ -197,23 +202,23 @@ def test_packed_segments_equal_separate_sequences():
     segments = jnp.array([[1] * 6 + [2] * 5 + [0] * 2])
     positions = jnp.array([[*range(6), *range(5), 0, 0]])
     together = forward(model, params, packed, segments, positions)
-    # Masked scores add exact zeros; 2e-5 allows for sums over 13 instead of 6 keys at logits of order 1.
+    # Masked scores contribute exact zeros; 2e-5 allows for sums over 13 instead of 6 keys at logits of order 1.
     np.testing.assert_allclose(together[:, :6], forward(model, params, first), atol=2e-5, rtol=0)
     np.testing.assert_allclose(together[:, 6:11], forward(model, params, second), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_decoding_with_a_cache_equals_the_full_forward(scan):
-    model, tokens, lengths = Llama(SMALL, scan=scan), random_tokens(2, 10), jnp.array([7, 4])
+    model, tokens, lengths = Llama(SMALL, scan_layers=scan), random_tokens(2, 10), jnp.array([7, 4])
     params = small_params() if scan else unstack_layers(small_params())
     expected = forward(model, params, tokens)
-    decode = jax.jit(functools.partial(model.apply, method="decode"), static_argnames="fresh")
+    decode = jax.jit(functools.partial(model.apply, method="decode"), static_argnames="prefill")
     prompt = jnp.where(jnp.arange(7)[None] < lengths[:, None], tokens[:, :7], 0)
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
-    step = decode({"params": params}, prompt, model.empty_cache(2, 12), positions, fresh=True, at=lengths - 1)
+    step = decode({"params": params}, prompt, model.init_cache(2, 12), positions, prefill=True, logits_at=lengths - 1)
     for offset in range(4):
         wanted = expected[jnp.arange(2), lengths + offset - 1]
-        # As above: equal sums in another order.
+        # As above: the same sums in another order.
         np.testing.assert_allclose(step.logits[:, 0], wanted, atol=2e-5, rtol=0)
         if offset < 3:
             following = (lengths + offset)[:, None]
@@ -221,18 +226,18 @@ def test_decoding_with_a_cache_equals_the_full_forward(scan):
             step = decode({"params": params}, token, step.cache, following)
 
 
-def test_a_prompt_in_parts_equals_the_prompt_at_once():
+def test_chunked_prefill_equals_one_prefill():
     model, tokens, params = Llama(SMALL), random_tokens(1, 10), small_params()
-    positions, cache = jnp.arange(10)[None], model.empty_cache(1, 10)
+    positions, cache = jnp.arange(10)[None], model.init_cache(1, 10)
     first = forward(model, params, tokens[:, :5], cache, positions[:, :5], method="decode")
     second = forward(model, params, tokens[:, 5:], first.cache, positions[:, 5:], method="decode")
-    found = jnp.concatenate([first.logits, second.logits], axis=1)
-    np.testing.assert_allclose(found, forward(model, params, tokens), atol=2e-5, rtol=0)  # other order of sums
+    logits = jnp.concatenate([first.logits, second.logits], axis=1)
+    np.testing.assert_allclose(logits, forward(model, params, tokens), atol=2e-5, rtol=0)  # another order of summation
 
 
-def test_a_decoding_loop_updates_its_cache_in_place():
+def test_decoding_loop_updates_the_cache_in_place():
     model, slots, variables = Llama(SMALL), 4096, {"params": small_params()}
-    cache = jax.eval_shape(lambda: model.empty_cache(2, slots))
+    cache = jax.eval_shape(lambda: model.init_cache(2, slots))
 
     def loop(cache):
         def body(step, cache):
@@ -242,28 +247,28 @@ def test_a_decoding_loop_updates_its_cache_in_place():
 
         return jax.lax.fori_loop(0, 8, body, cache)
 
-    plan = jax.jit(loop, donate_argnums=0).lower(cache).compile().memory_analysis()
-    whole = 2 * cache.k.size * cache.k.dtype.itemsize
-    # One layer's slots are read out (a third of the cache here); a second copy of the whole would exceed this.
-    assert plan.temp_size_in_bytes < 0.75 * whole
+    memory = jax.jit(loop, donate_argnums=0).lower(cache).compile().memory_analysis()
+    cache_bytes = 2 * cache.k.size * cache.k.dtype.itemsize
+    # One layer's slots are copied (a third of the cache here); a second copy of the cache would exceed this.
+    assert memory.temp_size_in_bytes < 0.75 * cache_bytes
 
 
-def test_scan_equals_loop():
+def test_scanned_layers_equal_unrolled_layers():
     tokens, stacked = random_tokens(2, 9), small_params()
-    loose = unstack_layers(stacked)
-    jax.tree.map(np.testing.assert_array_equal, stack_layers(loose), stacked)
-    scanned, looped = Llama(SMALL), Llama(SMALL, scan=False)
+    unstacked = unstack_layers(stacked)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(unstacked), stacked)
+    scanned, unrolled = Llama(SMALL), Llama(SMALL, scan_layers=False)
 
     def objective(model, params):
         return jnp.square(model.apply({"params": params}, tokens)).mean()
 
     value, gradient = jax.jit(jax.value_and_grad(functools.partial(objective, scanned)))(stacked)
-    loop_value, loop_gradient = jax.jit(jax.value_and_grad(functools.partial(objective, looped)))(loose)
-    # The same operations, fused otherwise by the compiler.
-    np.testing.assert_allclose(loop_value, value, rtol=1e-6)
+    unrolled_value, unrolled_gradient = jax.jit(jax.value_and_grad(functools.partial(objective, unrolled)))(unstacked)
+    # The same operations, fused differently by the compiler.
+    np.testing.assert_allclose(unrolled_value, value, rtol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
-        stack_layers(loop_gradient),
+        stack_layers(unrolled_gradient),
         gradient,
     )
 
@@ -284,7 +289,7 @@ def test_remat_policies_trade_memory_and_agree():
     sizes = list(memory.values())
     assert all(more > 1.1 * less for less, more in itertools.pairwise(sizes)), memory
     for policy in memory:
-        # Recomputed values are the same operations, fused otherwise.
+        # The same operations, fused differently by the compiler.
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
             gradients[policy],
@@ -292,7 +297,7 @@ def test_remat_policies_trade_memory_and_agree():
         )
 
 
-def test_a_mesh_changes_nothing_but_the_layout():
+def test_a_mesh_changes_only_the_sharding():
     model, tokens = Llama(SMALL, remat="full"), random_tokens(4, 8)
     boxed = jax.jit(model.init)(jax.random.key(0), tokens)
     params = meta.unbox(boxed)["params"]
@@ -300,34 +305,33 @@ def test_a_mesh_changes_nothing_but_the_layout():
     def loss(params, tokens):
         hidden = model.apply({"params": params}, tokens, method="features")
         kernel = params["lm_head"]["kernel"]
-        found = next_token_loss(hidden, kernel, tokens, jnp.ones(tokens.shape), vocab_size=97, chunk=4)
-        return found.total.mean
+        return next_token_loss(hidden, kernel, tokens, jnp.ones(tokens.shape), vocab_size=97, chunk_size=4).total.mean
 
     expected = jax.jit(jax.value_and_grad(loss))(params, tokens)
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
-    laid = jax.device_put(params, sharding.tree_shardings(boxed, mesh)["params"])
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    sharded = jax.device_put(params, sharding.tree_shardings(boxed, mesh)["params"])
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
         batch = jax.device_put(tokens, sharding.batch_sharding(mesh))
-        found = jax.jit(jax.value_and_grad(loss))(laid, batch)
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[1], expected[1])  # gradients below 1
+        actual = jax.jit(jax.value_and_grad(loss))(sharded, batch)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual[1], expected[1])  # gradients below 1
 
 
 def test_released_sizes():
     def count(config: LlamaConfig) -> int:
         shapes = jax.eval_shape(Llama(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
         flat = flatten_dict(meta.unbox(shapes)["params"], sep="/")
-        surplus = 2 * (config.padded_vocab_size - config.vocab_size) * config.hidden_size
-        return sum(leaf.size for leaf in flat.values()) - surplus
+        padding = 2 * (config.padded_vocab_size - config.vocab_size) * config.hidden_size
+        return sum(leaf.size for leaf in flat.values()) - padding
 
-    # LLaMA-7B and 13B have 6,738,415,616 and 13,015,864,320; each image token adds an embedding and a head row.
+    # LLaMA-7B and 13B have 6,738,415,616 and 13,015,864,320; an image token adds a row to embedding and head.
     assert count(LlamaConfig.seed_8b()) == 6_738_415_616 + 2 * 8194 * 4096
     assert count(LlamaConfig.seed_14b()) == 13_015_864_320 + 2 * 8194 * 5120
     assert (LlamaConfig.seed_8b().rms_norm_eps, LlamaConfig.seed_14b().rms_norm_eps) == (1e-6, 1e-5)
     assert LlamaConfig.seed_8b().padded_vocab_size == 40320
 
 
-def test_parameters_carry_their_logical_axes():
+def test_parameters_have_logical_axes():
     boxed = jax.eval_shape(Llama(SMALL).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     names = flatten_dict(nn.get_partition_spec(boxed), sep="/")
     block = {
@@ -348,7 +352,7 @@ def test_parameters_carry_their_logical_axes():
     assert {path: tuple(spec) for path, spec in names.items()} == expected
 
 
-def test_config_round_trip_and_bad_sizes():
+def test_config_round_trip_and_invalid_sizes():
     assert LlamaConfig.from_dict(SMALL.to_dict()) == SMALL
     broken = {**SMALL.to_dict(), "head_dim": 3}
     del broken["num_layers"]
@@ -362,12 +366,12 @@ def test_config_round_trip_and_bad_sizes():
         Llama(SMALL, remat="most").init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
 
 
-def test_adapters_that_would_be_ignored_are_refused():
+def test_adapters_in_the_wrong_place_are_refused():
     params = small_params()
     adapters = lora.init(params, lora.LoraSpec(), jax.random.key(0))
     with pytest.raises(ValueError, match="without `lora`"):
         Llama(SMALL).apply({"params": params, "lora": adapters}, random_tokens(1, 3))
     with pytest.raises(ValueError, match="expected \\['layers_0'"):
-        Llama(SMALL, lora=lora.LoraSpec(), scan=False).apply(
+        Llama(SMALL, lora=lora.LoraSpec(), scan_layers=False).apply(
             {"params": unstack_layers(params), "lora": adapters}, random_tokens(1, 3)
         )

@@ -1,4 +1,4 @@
-"""Adapters: merged equals unmerged, shapes, dropout, and the recorded peft run."""
+"""LoRA: merged equals unmerged, shapes, axes, targets, dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,16 @@ def params():
 
 @pytest.fixture(scope="module")
 def adapters(params):
-    fresh = lora.init(params, SPEC, jax.random.key(1))
-    return jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), fresh)
+    initial = lora.init(params, SPEC, jax.random.key(1))
+    return jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), initial)
 
 
-def test_fresh_adapters_change_nothing(params):
-    fresh = lora.init(params, SPEC, jax.random.key(1))
-    adapted = jax.jit(Llama(CONFIG, lora=SPEC).apply)({"params": params, "lora": fresh}, TOKENS)
+def test_initial_adapters_change_nothing(params):
+    initial = lora.init(params, SPEC, jax.random.key(1))
+    adapted = jax.jit(Llama(CONFIG, lora=SPEC).apply)({"params": params, "lora": initial}, TOKENS)
     np.testing.assert_array_equal(adapted, jax.jit(Llama(CONFIG).apply)({"params": params}, TOKENS))
-    bound = flatten_dict(fresh, sep="/")["layers/mlp/down_proj/a"]
-    assert 0.9 * 24**-0.5 < jnp.abs(bound).max() <= 24**-0.5  # kaiming_uniform(sqrt 5): 1 / sqrt(fan in)
+    a = flatten_dict(initial, sep="/")["layers/mlp/down_proj/a"]
+    assert 0.9 * 24**-0.5 < jnp.abs(a).max() <= 24**-0.5  # kaiming_uniform(sqrt 5): 1 / sqrt(fan in)
 
 
 def test_merged_equals_unmerged(params, adapters):
@@ -49,11 +49,11 @@ def test_only_targets_are_adapted(params):
     assert paths == {f"layers/self_attn/{name}/{leaf}" for name in ("q_proj", "v_proj") for leaf in "ab"}
 
 
-def test_abstract_adapters_have_the_shapes_of_fresh_ones_and_axes(params):
+def test_abstract_adapters_have_shapes_and_axes(params):
     boxed = jax.eval_shape(Llama(CONFIG).init, jax.random.key(0), TOKENS)["params"]
-    abstract, fresh = lora.abstract(boxed, SPEC), lora.init(params, SPEC, jax.random.key(0))
+    abstract, initial = lora.abstract(boxed, SPEC), lora.init(params, SPEC, jax.random.key(0))
     unboxed = flatten_dict(meta.unbox(abstract), sep="/")
-    assert {k: v.shape for k, v in unboxed.items()} == {k: v.shape for k, v in flatten_dict(fresh, sep="/").items()}
+    assert {k: v.shape for k, v in unboxed.items()} == {k: v.shape for k, v in flatten_dict(initial, sep="/").items()}
     down = abstract["layers"]["mlp"]["down_proj"]
     assert (down["a"].names, down["b"].names) == (("layers", "adapter", None), ("layers", None, "embed"))
 
@@ -81,7 +81,7 @@ def test_dropout_needs_a_key(params, adapters):
         Llama(CONFIG, lora=SPEC).apply({"params": params, "lora": adapters}, TOKENS, deterministic=False)
 
 
-def test_merging_keeps_the_number_format_and_rounds_once(params, adapters):
+def test_merging_keeps_the_dtype_and_rounds_once(params, adapters):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     merged = lora.merge(half, adapters, SPEC)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}

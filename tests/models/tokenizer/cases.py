@@ -1,4 +1,4 @@
-"""Weights and recorded numbers of the original tokenizer that several tests look at."""
+"""Weights and recorded outputs of the original tokenizer, shared by several tests."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 from seed_jax.convert.key_table import assemble
 from seed_jax.convert.tensors import open_tensors
 from seed_jax.convert.tokenizer.official_import import ImportedTokenizer, import_tokenizer
-from tests.support import golden
+from tests.support import golden, philox
 
 HEADS = {"vit_heads": 4, "qformer_heads": 4, "decoder_heads": 4}
 
@@ -30,16 +30,15 @@ def image() -> jax.Array:
 
 
 def read(name: str, table, shapes) -> dict:
-    """Read a part of a golden weights file through a key table."""
+    """Read part of a golden weights file through a key table."""
     return assemble(table, open_tensors(golden.path(name)), shapes)
 
 
 def random_like(shapes):
-    """Fill a tree of shapes so that signals keep their size and no bias is zero, no scale one."""
-    rng = np.random.default_rng(7)
+    """Return random parameters that preserve the scale of activations; no bias is zero, no scale one."""
 
     def fill(path, leaf):
-        noise = rng.normal(size=leaf.shape)
+        noise = philox.normal(7, jax.tree_util.keystr(path), leaf.shape)
         if path[-1].key == "kernel":
             noise = noise / np.prod(leaf.shape[:-1] if leaf.ndim == 4 else leaf.shape[-2:-1]) ** 0.5
         elif path[-1].key == "scale":

@@ -1,3 +1,5 @@
+"""The Q-Former: its masks as literals, causality proven by gradients, parity with the original, dropout, remat."""
+
 import functools
 
 import jax
@@ -32,7 +34,7 @@ def small_params():
     return random_like(shapes_of(SMALL))
 
 
-# The rows of the table in spec A.4, with three queries and a text of three positions whose last is padding.
+# The rows of the table in spec A.4, with three queries and a text of three tokens whose last is padding.
 PADDED = jnp.array([[True, True, False]])
 MASKS = {
     "queries": (
@@ -59,12 +61,12 @@ MASKS = {
 
 
 @pytest.mark.parametrize("case", MASKS)
-def test_mask_is_literally(case):
+def test_mask_equals_the_table(case):
     arguments, rows = MASKS[case]
     assert np.asarray(attention_mask(**arguments))[0, 0].astype(int).tolist() == [list(map(int, row)) for row in rows]
 
 
-def test_mask_keeps_each_text_its_own_padding():
+def test_mask_hides_the_padding_of_each_text():
     mask = np.asarray(attention_mask(2, TEXT_MASK, causal=True))
     assert mask.shape == (2, 1, 6, 6)
     assert mask[0, 0, 5].tolist() == [True] * 6
@@ -72,7 +74,7 @@ def test_mask_keeps_each_text_its_own_padding():
 
 
 def query_jacobian(**inputs) -> np.ndarray:
-    """Return [i, j]: how much output query i moves with query token j, summed over features."""
+    """Return [i, j]: the gradient of output query i with respect to query token j, summed over features."""
 
     def outputs(tokens):
         return QFormer(SMALL).apply({"params": {**small_params(), "query_tokens": tokens}}, MEMORY, **inputs).queries
@@ -88,8 +90,8 @@ def test_query_sees_only_itself_and_earlier_queries(inputs):
     assert np.all(jacobian[np.tril_indices(5)] > 1e-4)
 
 
-def test_queries_learn_of_later_queries_through_text():
-    """So it is in the original (spec A.4, second row), although its queries are called causal."""
+def test_queries_depend_on_later_queries_through_text():
+    """As in the original (spec A.4, second row), although its queries are called causal."""
     assert np.all(query_jacobian(text=TEXT, text_mask=TEXT_MASK) > 1e-5)
 
 
@@ -101,11 +103,11 @@ def test_text_alone_ignores_padding_and_memory():
     assert not np.allclose(out.text[1, 2:], changed.text[1, 2:])
 
 
-def test_a_caption_reads_all_queries_and_changes_none():
+def test_a_caption_sees_all_queries_and_does_not_change_them():
     apply = functools.partial(QFormer(SMALL).apply, {"params": small_params()}, MEMORY)
     alone = jax.jit(apply)()
     both = jax.jit(functools.partial(apply, autoregressive=True))(TEXT, TEXT_MASK)
-    np.testing.assert_allclose(alone.queries, both.queries, atol=1e-5)  # other shapes, other order of sums
+    np.testing.assert_allclose(alone.queries, both.queries, atol=1e-5)  # other shapes, another order of summation
     changed = jax.jit(functools.partial(apply, autoregressive=True))(TEXT.at[0, 2].set(8), TEXT_MASK)
     np.testing.assert_array_equal(both.text[0, :2], changed.text[0, :2])
     assert np.all(np.abs(both.text[0, 2:] - changed.text[0, 2:]).max(-1) > 1e-4)
@@ -113,7 +115,7 @@ def test_a_caption_reads_all_queries_and_changes_none():
 
 @pytest.mark.parametrize(("count", "causal"), [(32, True), (31, False), (8, False)])
 def test_perturbation_matrix_equals_the_original(count, causal):
-    """The original is causal with 32 queries and, silently, not with 31 or 8; here the configuration says it."""
+    """The original is causal with 32 queries and, silently, not with 31 or 8; here it is an option of the config."""
     recorded = golden.tensors("causality/causality.safetensors")
     tokenizer = imported("release")
     config = tokenizer.config.qformer.__class__(
@@ -130,7 +132,7 @@ def test_perturbation_matrix_equals_the_original(count, causal):
     base, matrix = outputs(tokens, memory), recorded[f"change_matrix_{count}_queries"]
     for j in (j for j in (0, 7, 16, 31) if j < count):
         moved = outputs(tokens.at[j].add(recorded[f"delta_{j}"]), memory)
-        # float32 on both sides; 1e-4 is ten times the original's own rounding
+        # float32 on both sides; 1e-4 is ten times the original's own rounding error
         np.testing.assert_allclose(np.abs(moved - base).max(-1), matrix[j], atol=1e-4)
         if causal:
             np.testing.assert_allclose(moved, recorded[f"output_perturbed_{j}"], atol=1e-4)
@@ -152,13 +154,13 @@ def test_text_side_and_queries_equal_the_original_of_stage_one():
     apply = jax.jit(functools.partial(QFormer(config).apply, {"params": params}))
     text = apply(None, jnp.asarray(inputs["input_ids"]), jnp.asarray(inputs["attention_mask"]) > 0).text
     queries = apply(jnp.asarray(outputs["ln_vision"])).queries
-    # atol 1e-4 as for tokenizer_tiny's Q-Former: ten times the original's own rounding
-    words = inputs["attention_mask"] > 0
-    np.testing.assert_allclose(text[words], outputs["text_last_hidden_state"][words], atol=1e-4)
+    # atol 1e-4 as for tokenizer_tiny's Q-Former: ten times the original's own rounding error
+    valid = inputs["attention_mask"] > 0
+    np.testing.assert_allclose(text[valid], outputs["text_last_hidden_state"][valid], atol=1e-4)
     np.testing.assert_allclose(queries, outputs["query_last_hidden_state"], atol=1e-4)
 
 
-def test_dropout_is_live_only_when_asked_for():
+def test_dropout_is_active_only_if_not_deterministic():
     @functools.partial(jax.jit, static_argnames="deterministic")
     def outputs(key, deterministic=True):
         rngs = {"dropout": jax.random.key(key)}
@@ -174,14 +176,14 @@ def test_attention_dropout_keeps_the_mean():
     mask = attention_mask(3, causal=True)
     draw = jax.jit(jax.vmap(lambda key: attend(q, k, v, mask=mask, dropout=0.25, dropout_rng=key)))
     dropped = draw(jax.random.split(jax.random.key(9), 4000))
-    # The mean of 4000 draws lies within 5 standard errors of what is expected.
+    # The mean of 4000 samples is within 5 standard errors of its expectation.
     error = 5 * np.asarray(dropped).std(0) / 4000**0.5
     assert np.all(np.abs(dropped.mean(0) - attend(q, k, v, mask=mask)) <= error + 1e-6)
     first = np.asarray(dropped)[:, 0, 0, 0, 0]  # query 0 sees key 0 only: dropped, or scaled by 1 / 0.75
     np.testing.assert_allclose(np.unique(np.round(first / float(v[0, 0, 0, 0]), 3)), [0.0, 1.333])
 
 
-def test_remat_recomputes_and_gives_the_same_gradients():
+def test_remat_recomputes_with_the_same_gradients():
     def gradient(remat):
         model = QFormer(SMALL, remat=remat)
         return jax.jit(jax.grad(lambda p: jnp.square(model.apply({"params": p}, MEMORY).queries).sum()))
@@ -192,7 +194,7 @@ def test_remat_recomputes_and_gives_the_same_gradients():
 
 
 def test_layer_groups():
-    """Cross-attention stands in the first layer of each group only; other spacings work, odd depths are refused."""
+    """Only the first layer of a group has cross-attention; other group sizes work; the depth must be a multiple."""
     layers = shapes_of(SMALL)["layers"]
     assert "cross_attention" in layers["layer_0"]
     assert "cross_attention" not in layers["layer_1"]

@@ -1,3 +1,5 @@
+"""The image tokenizer against every recorded tensor of the original; sizes, dtypes, configuration, sharding."""
+
 import dataclasses
 import json
 import math
@@ -36,7 +38,7 @@ TOLERANCES = {
     "margin": 1e-4,
     "best_sq_distance": 1e-4,
 }
-# Where the residual streams are scaled down so that the norms' epsilons show.
+# With residual streams scaled down so that the epsilons of the norms matter.
 EPS_TOLERANCES = {
     "vit_features": 1e-6,
     "ln_vision": 1e-4,
@@ -48,7 +50,7 @@ EPS_TOLERANCES = {
 
 
 def run(params, config, image, codes, precision=Precision()):
-    """Return every tensor that the goldens record, under their names."""
+    """Return every tensor that the goldens record, under its name."""
     model = SeedTokenizer(config, precision)
 
     @jax.jit
@@ -89,7 +91,7 @@ def run(params, config, image, codes, precision=Precision()):
 
 
 def layers_of(state, name: str) -> dict:
-    """Undo the stacking in groups: layer_m's entry g is layer g * members + m."""
+    """Unstack the groups: entry g of layer_m is layer g * members + m."""
     members = [group["hidden"][0] for _, group in sorted(state["layers"].items())]
     count = len(members)
     return {f"{name}_{g * count + m}": x for m, stack in enumerate(members) for g, x in enumerate(stack)}
@@ -111,7 +113,7 @@ def test_every_recorded_tensor_equals_the_original(variant):
 
 
 def test_every_epsilon_equals_the_original():
-    """With streams scaled down, a wrong LayerNorm epsilon moves some tensor by at least 70 times its tolerance."""
+    """With scaled-down residual streams, a wrong epsilon changes some tensor by at least 70 times its tolerance."""
     params = jax.tree.map(np.copy, imported("release").params)
     flat = flatten_dict(params, sep="/")
     scales = golden.load_json("tokenizer_tiny/eps.scales.json")
@@ -129,7 +131,7 @@ def test_every_epsilon_equals_the_original():
         np.testing.assert_allclose(ours[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
 
-def test_full_size_has_the_published_numbers_of_parameters():
+def test_full_size_has_the_published_parameter_counts():
     params = abstract_params(SeedTokenizerConfig.full())
 
     def count(tree):
@@ -145,8 +147,8 @@ def test_full_size_has_the_published_numbers_of_parameters():
         decoded = SeedTokenizer(SeedTokenizerConfig.full()).apply({"params": params}, image)
         return decoded.encoded.codes, decoded.generation_embedding, decoded.reconstruction
 
-    found = jax.eval_shape(shapes, params, jnp.zeros((2, 224, 224, 3)))
-    assert [x.shape for x in found] == [(2, 32), (2, 1024), (2, 32, 768)]
+    outputs = jax.eval_shape(shapes, params, jnp.zeros((2, 224, 224, 3)))
+    assert [x.shape for x in outputs] == [(2, 32), (2, 1024), (2, 32, 768)]
 
 
 def test_full_reverse_head_has_four_layers():
@@ -166,44 +168,45 @@ def tiny(head: str):
 def test_tiny_encodes_decodes_and_reconstructs(head):
     config, params = tiny(head)
     model = SeedTokenizer(config)
-    picture = jax.random.normal(jax.random.key(0), (2, config.image_size, config.image_size, 3))
-    decoded = jax.jit(model.apply)({"params": params}, picture)
+    pixels = jax.random.normal(jax.random.key(0), (2, config.image_size, config.image_size, 3))
+    decoded = jax.jit(model.apply)({"params": params}, pixels)
     codes = decoded.encoded.codes
     assert codes.shape == (2, config.codes_per_image)
     assert codes.min() >= 0
     assert codes.max() < config.num_codes
     embedding = jax.jit(lambda c: model.apply({"params": params}, c, method="embed_codes"))(codes)
-    # The straight-through vector equals the code's to the last bit or so.
+    # The straight-through vector equals the code's up to rounding.
     np.testing.assert_allclose(embedding, decoded.generation_embedding, atol=1e-5)
     reconstruction = jax.jit(lambda c: model.apply({"params": params}, c, method="reconstruct_codes"))(codes)
     np.testing.assert_allclose(reconstruction, decoded.reconstruction, atol=1e-5)
     assert not np.allclose(reconstruction, decoded.encoded.embeddings)
 
 
-def test_sixteen_bit_compute_stays_float32_where_codes_depend_on_it():
+def test_bfloat16_compute_keeps_what_codes_depend_on_in_float32():
     config, params = tiny("reverse_qformer")
     model = SeedTokenizer(config, Precision(compute="bfloat16"))
-    picture = jnp.zeros((1, config.image_size, config.image_size, 3))
-    jaxpr = jax.make_jaxpr(lambda x: model.apply({"params": params}, x))(picture)
-    formats = {name: {str(v.aval.dtype) for v in found} for name, found in inputs_by_primitive(jaxpr.jaxpr).items()}
-    assert formats["exp"] == {"float32"}  # softmax
-    assert formats["rsqrt"] == {"float32"}  # every LayerNorm, ln_vision among them
-    assert formats["argmin"] == {"float32"}  # distances to the codes
-    assert formats["tanh"] == {"float32", "bfloat16"}  # what codes are chosen from, and the way back
-    assert formats["erfc"] == {"bfloat16"}  # the rest is what was asked for
+    pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
+    jaxpr = jax.make_jaxpr(lambda x: model.apply({"params": params}, x))(pixels)
+    dtypes = {name: {str(v.aval.dtype) for v in inputs} for name, inputs in inputs_by_primitive(jaxpr.jaxpr).items()}
+    assert dtypes["exp"] == {"float32"}  # softmax
+    assert dtypes["rsqrt"] == {"float32"}  # every LayerNorm, ln_vision among them
+    assert dtypes["argmin"] == {"float32"}  # distances to the codes
+    assert dtypes["tanh"] == {"float32", "bfloat16"}  # before quantization, and after
+    assert dtypes["erfc"] == {"bfloat16"}  # all else is in the compute dtype
 
 
-def inputs_by_primitive(jaxpr, found=None) -> dict[str, list]:
-    found = {} if found is None else found
+def inputs_by_primitive(jaxpr, inputs=None) -> dict[str, list]:
+    """Collect the first input of every equation, also of nested jaxprs, by the name of its primitive."""
+    inputs = {} if inputs is None else inputs
     for equation in jaxpr.eqns:
-        found.setdefault(equation.primitive.name, []).extend(equation.invars[:1])
+        inputs.setdefault(equation.primitive.name, []).extend(equation.invars[:1])
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            inputs_by_primitive(inner, found)
-    return found
+            inputs_by_primitive(inner, inputs)
+    return inputs
 
 
-def test_sixteen_bit_compute_gives_nearly_the_same_codes():
-    """bfloat16 has 8 bits: near ties may fall the other way, and they are the exception."""
+def test_bfloat16_compute_changes_few_codes():
+    """bfloat16 has 8 bits of precision: only near ties change."""
     tokenizer = imported("release")
     model = SeedTokenizer(tokenizer.config, Precision(compute="bfloat16"))
     encoded = jax.jit(lambda x: model.apply({"params": tokenizer.params}, x, method="encode"))(image())
@@ -211,7 +214,7 @@ def test_sixteen_bit_compute_gives_nearly_the_same_codes():
     assert (np.asarray(encoded.codes) == recorded("release")["indices"]).mean() > 0.9
 
 
-def test_configuration_survives_json():
+def test_configuration_round_trips_through_json():
     for config in (SeedTokenizerConfig.full(), SeedTokenizerConfig.tiny("reverse_qformer")):
         assert SeedTokenizerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -234,9 +237,9 @@ def test_configuration_errors_are_listed_together():
         assert part in message
 
 
-def test_sizes_that_do_not_connect_are_refused():
+def test_inconsistent_widths_are_refused():
     config = SeedTokenizerConfig.tiny()
-    with pytest.raises(UserError, match=r"qformer\.memory_width are 64 and 32, but what they connect has 64 and 64"):
+    with pytest.raises(UserError, match=r"qformer\.memory_width are 64 and 32, expected 64 .*and 64"):
         dataclasses.replace(config, qformer=dataclasses.replace(config.qformer, memory_width=32))
     with pytest.raises(UserError, match=r"'linear'.*mlp, reverse_qformer"):
         dataclasses.replace(config, head="linear")
@@ -246,8 +249,8 @@ def test_sizes_that_do_not_connect_are_refused():
 
 @pytest.mark.parametrize("shape", [{"fsdp": 4, "tensor": 2}, {"fsdp": 8}])
 @pytest.mark.parametrize("head", ["mlp", "reverse_qformer"])
-def test_no_large_tensor_of_the_full_size_is_left_whole(shape, head):
+def test_no_large_tensor_of_the_full_size_is_replicated(shape, head):
     config = SeedTokenizerConfig.full(head)
     mesh = sharding.make_mesh(shape)
     boxed = jax.eval_shape(SeedTokenizer(config).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
-    assert not sharding.whole_tensors(meta.unbox(boxed), sharding.tree_shardings(boxed, mesh))
+    assert not sharding.replicated_tensors(meta.unbox(boxed), sharding.tree_shardings(boxed, mesh))

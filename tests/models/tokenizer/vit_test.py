@@ -1,3 +1,5 @@
+"""The vision transformer: sizes, scan, patches, remat, and CLIP's tower against transformers."""
+
 import functools
 import math
 
@@ -10,6 +12,7 @@ from flax.core import meta
 from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.vit import Block, BlockConfig, Blocks, PatchEmbed, Vit, VitConfig
 from tests.models.tokenizer.cases import random_like
+from tests.support import philox
 
 TINY = BlockConfig(width=16, depth=3, heads=2, mlp_width=24)
 
@@ -54,7 +57,7 @@ def test_patches_are_a_convolution_row_by_row():
     np.testing.assert_allclose(ours, convolved.reshape(2, 9, 16) + params["bias"][None, None], atol=2e-6)
 
 
-def test_remat_recomputes_and_gives_the_same_gradients():
+def test_remat_recomputes_with_the_same_gradients():
     x = jax.random.normal(jax.random.key(3), (2, 5, 16))
     params = random_like(shapes_of(Blocks(TINY), x))
 
@@ -67,7 +70,7 @@ def test_remat_recomputes_and_gives_the_same_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, recomputed)
 
 
-def test_impossible_sizes_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(UserError, match="divisible by its heads: found 16 and 3"):
         BlockConfig(width=16, heads=3)
     with pytest.raises(UserError, match="multiple of the patch size: found 225 and 14"):
@@ -80,27 +83,21 @@ def test_impossible_sizes_are_refused():
 def test_clip_vision_tower_equals_transformers(activation):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    theirs = transformers.CLIPVisionModelWithProjection(
+    reference = transformers.CLIPVisionModelWithProjection(
         transformers.CLIPVisionConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, projection_dim=10,
             image_size=12, patch_size=4, hidden_act=activation,
         )
     ).eval()  # fmt: skip
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    config = VitConfig(
-        image_size=12,
-        patch_size=4,
-        blocks=BlockConfig(16, 3, 2, 24, epsilon=1e-5, key_bias=True, activation=activation),
-        patch_bias=False,
-        pre_norm=True,
-        projection=10,
+    for name, parameter in reference.named_parameters():
+        parameter.data = torch.from_numpy(0.3 * philox.normal(0, name, tuple(parameter.shape)))
+    config = VitConfig.clip(
+        image_size=12, patch_size=4, width=16, depth=3, heads=2, mlp_width=24, projection=10, activation=activation
     )
     image = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(image.transpose(0, 3, 1, 2)))
-    params = clip_params({name: value.numpy() for name, value in theirs.state_dict().items()}, config.blocks.depth)
+        expected = reference(torch.from_numpy(image.transpose(0, 3, 1, 2)))
+    params = clip_params({name: value.numpy() for name, value in reference.state_dict().items()}, config.blocks.depth)
     shapes = shapes_of(Vit(config), jnp.zeros((1, 12, 12, 3)), method="embed")
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
     apply = jax.jit(Vit(config).apply, static_argnames="method")
@@ -111,7 +108,7 @@ def test_clip_vision_tower_equals_transformers(activation):
 
 
 def clip_params(state: dict[str, np.ndarray], depth: int) -> dict:
-    """Lay out transformers' CLIP weights as ours, by hand."""
+    """Convert transformers' CLIP weights to our parameter tree."""
     state = {name.removeprefix("vision_model."): value for name, value in state.items()}
 
     def norm(name):

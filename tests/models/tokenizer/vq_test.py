@@ -1,3 +1,5 @@
+"""Vector quantization: codes, losses and gradients as literals."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from seed_jax.models.tokenizer import vq
 CODEBOOK = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
 
 
-def test_nearest_code_its_vector_and_the_legacy_loss():
+def test_codes_vectors_and_legacy_loss():
     x = jnp.array([[[0.9, 0.1], [0.0, 1.5]]])
     quantized = vq.quantize(x, CODEBOOK)
     assert quantized.codes.tolist() == [[1, 2]]
@@ -28,7 +30,7 @@ def test_squared_distances():
 
 
 def test_distances_are_float32_for_16_bit_input():
-    """In bfloat16 both codes would be 100 away and the first would win the tie."""
+    """In bfloat16 both distances would be 100 and the first code would win the tie."""
     codebook = jnp.array([[0.0, 10.01], [0.0, 10.0]])
     x = jnp.zeros((1, 1, 2), jnp.bfloat16)
     assert vq.quantize(x, codebook).codes.tolist() == [[1]]
