@@ -1,12 +1,12 @@
-"""Speed of generation, here and with transformers' `generate`: same machine, threads, sizes and numbers.
+"""Measure the speed of generation here and with transformers' `generate`: same machine, threads and sizes.
 
     python benchmarks/generate.py                      # hidden 1024, 16 layers, vocabulary 40194; a quarter of an hour
     python benchmarks/generate.py --batch 1 8 --formats float32 int8
     python benchmarks/generate.py --tiny               # a few seconds, to see that it runs
 
-Each line is measured in a process of its own. Prefill is a prompt of 128 tokens; decoding is the mean of the tokens
-after the first. Bandwidth is the bytes of kernels and of the filled part of the cache, read once a token, over time;
-its share is of what adding up a large array reaches on the same device.
+Each row is measured in its own process. Prefill runs a prompt of 128 tokens; decoding is the mean over the tokens after
+the first. Bandwidth is the size of the kernels and of the filled part of the KV cache, read once per token, divided by
+the time; its fraction refers to the bandwidth of summing a large array on the same device.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main() -> None:
         measure = with_transformers if args.formats[0].startswith("torch") else with_ours
         print(json.dumps(measure(args, args.formats[0].removeprefix("torch-"), args.batch[0])))
         return
-    print("| batch | format | prefill tok/s | first token ms | decode tok/s | ms/step | GB/s | of the device's |")
+    print(
+        "| batch | format | prefill tok/s | first token ms | decode tok/s | ms/step | GB/s | of the device's bandwidth |"
+    )
     print("|---:|---|---:|---:|---:|---:|---:|---:|")
     for batch in args.batch:
         for name in args.formats:
@@ -65,7 +67,7 @@ def with_ours(args: argparse.Namespace, name: str, batch: int) -> dict:
 
     from seed_jax.data.text.vocabulary import Vocabulary, train_small
     from seed_jax.inference.generation.generator import Generator
-    from seed_jax.inference.memory_plan import Workload, cache_size, size_of
+    from seed_jax.inference.memory_plan import Workload, kv_cache_bytes, tree_bytes
     from seed_jax.models.llama.model import Llama, LlamaConfig
     from seed_jax.precision import Precision
     from seed_jax.sharding import unbox
@@ -93,7 +95,7 @@ def with_ours(args: argparse.Namespace, name: str, batch: int) -> dict:
 
     def run(count: int) -> float:
         begin = time.perf_counter()
-        # Exactly so many tokens: an image; one token of text.
+        # The number of tokens is exact: an image, or one token of text.
         answers = generator.generate(prompts, max_new_tokens=count, mode="image" if count >= TOKENS else "text")
         assert all(len(answer.ids) == count for answer in answers)
         return time.perf_counter() - begin
@@ -101,11 +103,11 @@ def with_ours(args: argparse.Namespace, name: str, batch: int) -> dict:
     first, whole = _best(lambda: run(1)), _best(lambda: run(TOKENS))
     embedding = generator.params["embed_tokens"]["embedding"]
     work = Workload(prompts=batch, prompt_length=args.prompt, new_tokens=TOKENS)
-    filled = cache_size(config, generator.precision, work) * (args.prompt + TOKENS / 2) / work.slots(config)
+    filled = kv_cache_bytes(config, generator.precision, work) * (args.prompt + TOKENS / 2) / work.num_slots(config)
     return {
         "first": first,
         "step": (whole - first) / (TOKENS - 1),
-        "bytes": size_of(generator.params) - embedding.nbytes + filled,
+        "bytes": tree_bytes(generator.params) - embedding.nbytes + filled,
         "bandwidth": _bandwidth(),
     }
 
@@ -149,7 +151,7 @@ def _timed(call) -> float:
 
 
 def _best(call, repeats: int = 3) -> float:
-    """Return the least of what `call` returns after a first, warming run."""
+    """Return the minimum of what `call` returns, after a warm-up run."""
     call()
     return min(call() for _ in range(repeats))
 

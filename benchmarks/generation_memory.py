@@ -1,12 +1,13 @@
-"""The memory plan of SEED-LLaMA-8B with tokenizer and decoder, beside what the compiler says of the real programs.
+"""Compare the memory plan of SEED-LLaMA-8B, image tokenizer and decoder with the compiler's figures.
 
-    python benchmarks/generation_memory.py          # about three minutes on two cores, 3 GiB: nothing is loaded
+    python benchmarks/generation_memory.py          # about three minutes on two cores, 3 GiB; no weights are loaded
 
-Programs are compiled for shapes alone, in float32: a CPU's compiler keeps float32 copies of whatever is bfloat16, which
-accelerators do not. Prints a table in Markdown.
+Programs are compiled for abstract arrays in float32: a CPU's compiler keeps float32 copies of bfloat16 arrays, which
+accelerators do not. Prints a Markdown table.
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +15,29 @@ import numpy as np
 
 from seed_jax import images
 from seed_jax.inference import memory_plan
-from seed_jax.inference.drawing.batch import Batch, draw_batch
-from seed_jax.inference.generation.decode_loop import Decoding
+from seed_jax.inference.drawing.batch import DrawBatch, draw_batch
+from seed_jax.inference.generation.batched_sampling_params import BatchedSamplingParams
+from seed_jax.inference.generation.decode_loop import DecodeLoop
 from seed_jax.inference.generation.grammar import Grammar
-from seed_jax.inference.generation.model_runner import Prompts, Streams
-from seed_jax.inference.generation.sampling_params import Controls, Settings
+from seed_jax.inference.generation.model_runner import ModelRunner, PromptBatch
+from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.memory_plan import GIB, Workload
-from seed_jax.models.diffusion import Unclip, UnclipConfig
-from seed_jax.models.diffusion import plan as steps_of
+from seed_jax.models.diffusion import Unclip, UnclipConfig, sampler_steps
 from seed_jax.models.llama.model import Llama, LlamaConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
 from seed_jax.precision import Precision
 
 LLAMA, TOKENIZER, DECODER = LlamaConfig.seed_8b(), SeedTokenizerConfig.full(), UnclipConfig.full()
-GRAMMAR = Grammar(40194, 40192, 40193, 2, 32000, 8192, 32, (0, 1))
+GRAMMAR = Grammar(
+    vocab_size=40194, boi=40192, eoi=40193, eos=2, first_code=32000, num_codes=8192, codes_per_image=32,
+    forbidden_tokens=(0, 1),
+)  # fmt: skip
 
 
-class NoStops:
-    """Stands for the tables of stop strings where there are none."""
+class NoStopStrings:
+    """Compiler of stop strings for requests that have none."""
 
-    def of(self, stops) -> None:
+    def compile(self, stop: Any) -> None:
         return None
 
 
@@ -41,68 +45,84 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", type=int, default=1536, help="tokens of the prompt (default %(default)s)")
     args = parser.parse_args()
-    work, half = Workload(prompt_length=args.prompt, new_tokens=512), Precision("bfloat16", "bfloat16")
-    rounds, parts = {"quantize": "int8", "quantize_vit": "int8"}, {"tokenizer": TOKENIZER, "decoder": DECODER}
-    for name, precision in (("as it runs, bfloat16", half), ("as compiled here, float32", Precision())):
-        planned = memory_plan.plan(LLAMA, precision, work, **rounds, **parts)
-        print(f"\n{name}:\n  " + "\n  ".join(planned.lines()))
-    print("\n| program | plan: weights and cache | compiled: arguments | plan: while it runs | compiled: temporary |")
+    workload = Workload(prompt_length=args.prompt, new_tokens=512)
+    for name, precision in (
+        ("as it runs, bfloat16", Precision("bfloat16", "bfloat16")),
+        ("as compiled here, float32", Precision()),
+    ):
+        plan = memory_plan.plan_memory(
+            LLAMA, precision, workload, quantize="int8", quantize_vit="int8", tokenizer=TOKENIZER, decoder=DECODER
+        )
+        print(f"\n{name}:\n  " + "\n  ".join(plan.lines()))
+    print("\n| program | plan: weights and cache | compiled: arguments | plan: temporary | compiled: temporary |")
     print("|---|---:|---:|---:|---:|")
-    kept, working = planned.kept, planned.working
-    reading, generating = llama(work)
-    weights, cache = kept["language model"], kept["keys and values"]
-    row("reading prompts", weights, working["reading prompts"], reading)
-    row("generating", weights + cache, working["generating"], generating)
-    row("encoding a picture", kept["image tokenizer"], working["encoding pictures"], encoder())
-    row("drawing a picture", kept["decoder"], working["drawing"], drawing())
+    resident, temporary = plan.resident, plan.temporary
+    prefill, decode = compile_llama(workload)
+    weights = resident["language model"]
+    print_row("prefill", weights, temporary["prefill"], prefill)
+    print_row("decode", weights + resident["KV cache"], temporary["decode"], decode)
+    print_row("encoding an image", resident["image tokenizer"], temporary["encoding images"], compile_encoder())
+    print_row("drawing an image", resident["decoder"], temporary["drawing"], compile_drawing())
 
 
-def row(name: str, held: int, working: int, compiled) -> None:
-    found = compiled.memory_analysis()
-    numbers = (held, found.argument_size_in_bytes, working, found.temp_size_in_bytes)
+def print_row(name: str, resident: int, temporary: int, compiled: Any) -> None:
+    analysis = compiled.memory_analysis()
+    numbers = (resident, analysis.argument_size_in_bytes, temporary, analysis.temp_size_in_bytes)
     print(f"| {name} | " + " | ".join(f"{number / GIB:.2f}" for number in numbers) + " |", flush=True)
 
 
-def llama(work: Workload):
-    model = Llama(LLAMA, attention="chunked", scan=False)
-    params, program = memory_plan.llama_weights(LLAMA, Precision(), "int8"), Decoding(Streams(model), GRAMMAR)
-    length = work.slots(LLAMA)
-    prompts = Prompts(shape(1, length, kind=jnp.int32), shape(1, kind=jnp.int32))
-    controls = Controls.of([Settings()], [work.new_tokens], NoStops())
-    controls = jax.tree.map(lambda leaf: shape(*np.shape(leaf), kind=np.asarray(leaf).dtype), controls)
-    begin = jax.jit(lambda *given: program.begin(*given, work.new_tokens)).lower(params, prompts, controls)
-    state = begin.out_info
-    state = jax.tree.map(lambda leaf: shape(*leaf.shape, kind=leaf.dtype), state)
-    go_on = jax.jit(program.go_on, donate_argnums=2).lower(params, controls, state, shape(kind=jnp.int32))
-    return begin.compile(), go_on.compile()
+def compile_llama(workload: Workload) -> tuple[Any, Any]:
+    model = Llama(LLAMA, attention="chunked", scan_layers=False)
+    params = memory_plan.llama_weights(LLAMA, Precision(), "int8")
+    loop = DecodeLoop(ModelRunner(model), GRAMMAR)
+    length = workload.num_slots(LLAMA)
+    prompts = PromptBatch(abstract(1, length, dtype=jnp.int32), abstract(1, dtype=jnp.int32))
+    sampling = BatchedSamplingParams.stack([SamplingParams()], [workload.new_tokens], NoStopStrings())
+    sampling = jax.tree.map(lambda leaf: abstract(*np.shape(leaf), dtype=np.asarray(leaf).dtype), sampling)
+
+    def run_prefill(params: Any, prompts: Any, sampling: Any) -> Any:
+        return loop.prefill(params, prompts, sampling, workload.new_tokens)
+
+    prefill = jax.jit(run_prefill).lower(params, prompts, sampling)
+    state = jax.tree.map(lambda leaf: abstract(*leaf.shape, dtype=leaf.dtype), prefill.out_info)
+    decode = jax.jit(loop.decode, donate_argnums=2).lower(params, sampling, state, abstract(dtype=jnp.int32))
+    return prefill.compile(), decode.compile()
 
 
-def encoder():
+def compile_encoder() -> Any:
     model, params = SeedTokenizer(TOKENIZER), memory_plan.tokenizer_weights(TOKENIZER, "int8")
     size = TOKENIZER.image_size
 
-    def encode(params, pixels):
+    def encode(params: Any, pixels: Any) -> Any:
         return model.apply({"params": params}, images.normalize(pixels), method="encode").codes
 
-    return jax.jit(encode).lower(params, shape(1, size, size, 3, kind=jnp.uint8)).compile()
+    return jax.jit(encode).lower(params, abstract(1, size, size, 3, dtype=jnp.uint8)).compile()
 
 
-def drawing():
+def compile_drawing() -> Any:
     model, params = Unclip(DECODER), memory_plan.decoder_weights(DECODER, Precision())
     text, width, side = DECODER.text, DECODER.embedding_width, DECODER.unet.sample_size
-    states = shape(1, text.max_length, DECODER.unet.text_width)
-    row_ = shape(1, width)
-    batch = Batch(row_, shape(1, side, side, DECODER.unet.in_channels), row_, states, states, None, row_)
-    steps = steps_of("pndm", DECODER.noise, 20)
+    text_states = abstract(1, text.max_length, DECODER.unet.text_width)
+    embedding = abstract(1, width)
+    batch = DrawBatch(
+        embeddings=embedding,
+        latents=abstract(1, side, side, DECODER.unet.in_channels),
+        noise=embedding,
+        text_states=text_states,
+        negative_text_states=text_states,
+        negative_embeddings=None,
+        negative_noise=embedding,
+    )
+    steps = sampler_steps("pndm", DECODER.noise, 20)
 
-    def draw(params, batch, scale, level):
+    def draw(params: Any, batch: Any, scale: Any, level: Any) -> Any:
         return draw_batch(model, params, batch, steps, scale, level, guided=True)
 
-    return jax.jit(draw).lower(params, batch, shape(), shape(kind=jnp.int32)).compile()
+    return jax.jit(draw).lower(params, batch, abstract(), abstract(dtype=jnp.int32)).compile()
 
 
-def shape(*sizes: int, kind=jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, kind)
+def abstract(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 if __name__ == "__main__":

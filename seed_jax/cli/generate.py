@@ -1,69 +1,74 @@
-"""`seed-jax generate`: answers of text and images to prompts of text and pictures."""
+"""`seed-jax generate`: answers of text and images to prompts of text, images and videos."""
 
 import argparse
-import json
-import logging
 from pathlib import Path
 
-from seed_jax.cli import generate_batch
-from seed_jax.cli.generation_options import add_model_options, add_settings, load, open_pictures, settings_of
+from seed_jax.cli.generation_options import (
+    add_decoding_options,
+    add_image_options,
+    add_model_options,
+    sampling_params,
+)
 from seed_jax.errors import UserError
-from seed_jax.inference.answers import as_dict, described, report_images, save_pictures
-from seed_jax.inference.chat.prompts import USER, Turn, build_prompt, check_placeholders, interleave
-from seed_jax.inference.generation.generator import Generation, Request
-from seed_jax.inference.generation.sampling_params import Settings
+from seed_jax.inference.generation.sampling_params import SamplingParams
+
+SUMMARY = "answer prompts with text and images"
+DESCRIPTION = (
+    "Answer one prompt, or a file of prompts, with text and images. With an image decoder and --out, generated images "
+    "are written as PNG files; otherwise they are printed as their codes."
+)
+BATCH_HELP = (
+    'JSON lines {"prompt", "images": [paths], "id", "negative_prompt", and decoding options such as "seed" or '
+    '"num_images"}; answers go to answers.jsonl in --out; run again to resume'
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("generate", help=__doc__, description=run.__doc__)
-    add_model_options(parser, style="base")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", metavar="T", help="text; <image> marks where each picture or video goes")
-    what.add_argument("--batch", type=Path, metavar="FILE", help=generate_batch.HELP)
-    for flag, kind in (("--image", "picture"), ("--video", "video")):
-        parser.add_argument(
-            flag, dest="shown", action="append", type=lambda path, kind=kind: (kind, path), default=[], metavar="F",
-            help=f"{kind} (before the text by default)",
-        )  # fmt: skip
-    parser.add_argument("--frames", type=int, default=4, metavar="N", help="of each video (default: %(default)s)")
-    parser.add_argument("--negative-prompt", metavar="T", help="what guidance leads away from")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts at a time (default: 8)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of drawn pictures and a batch's answers")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_settings(parser, Settings())
+    """Add the command and its arguments."""
+    parser = subparsers.add_parser("generate", help=SUMMARY, description=DESCRIPTION)
+    add_model_options(parser)
+    prompt = parser.add_argument_group("prompt")
+    source = prompt.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="<image> marks where each image or video is inserted")
+    source.add_argument("--batch", type=Path, metavar="FILE", help=BATCH_HELP)
+    for flag in ("--image", "--video"):
+        prompt.add_argument(
+            flag,
+            dest="visual_inputs",
+            action="append",
+            type=_image_path if flag == "--image" else _video_path,
+            default=[],
+            metavar="FILE",
+            help=f"{flag[2:]} of the prompt, before the text by default; may be repeated",
+        )
+    prompt.add_argument("--frames", type=int, default=4, metavar="N", help="frames per video (default: 4)")
+    prompt.add_argument("--negative-prompt", metavar="TEXT", help="text that guidance moves away from")
+    decoding = add_decoding_options(parser, SamplingParams())
+    decoding.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts at a time (default: 8)")
+    add_image_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar="DIR", help="directory for drawn images and a batch's answers")
+    output.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     parser.set_defaults(run=run)
 
 
+def _image_path(path: str) -> tuple[str, str]:
+    return "image", path
+
+
+def _video_path(path: str) -> tuple[str, str]:
+    return "video", path
+
+
 def run(args: argparse.Namespace) -> None:
-    """Answer one prompt, or a file of them; with a decoder, images of answers become PNG files in --out."""
-    settings = settings_of(args)
+    """Answer one prompt or a file of prompts."""
+    params = sampling_params(args)
     if args.decoder and not args.out:
-        raise UserError("--decoder draws PNG files: say with --out in which folder.")
+        raise UserError("--decoder draws PNG files: give their directory with --out.")
+    # Imported late: `--help` and wrong arguments are answered without waiting for JAX.
+    from seed_jax.cli import generate_batch, generate_prompt
+
     if args.batch:
-        generate_batch.run(args, settings)
+        generate_batch.run(args, params)
     else:
-        _one(args, settings)
-
-
-def _one(args: argparse.Namespace, settings: Settings) -> None:
-    # Before gigabytes of weights: bad input should fail at once.
-    shown = [open_pictures(path, None if kind == "picture" else args.frames) for kind, path in args.shown]
-    check_placeholders(args.prompt, len(shown))
-    pictures = [picture for group in shown for picture in group]
-    model = load(args, settings, pictures=len(pictures))
-    turn = Turn(USER, interleave(args.prompt, model.encode(pictures), [len(group) for group in shown]))
-    words = model.generator.vocabulary
-    prompt = build_prompt([turn], args.style, words)
-    negative = args.negative_prompt
-    away = None if negative is None else [words.bos, *words.encode(negative, plain=True)]
-    (answer,) = model.generator.generate([Request(prompt, settings, away)])
-    paths = save_pictures(model, answer.segments, args.out, "picture", settings.seed) if args.decoder else []
-    if settings.mode == "none":
-        report_images([answer], words.boi)
-    print(as_json(answer, paths) if args.json else "\n".join(described(answer.segments, paths)))
-    if answer.stopped == "interrupted":
-        logging.warning("Interrupted: this is what there was.")
-
-
-def as_json(answer: Generation, paths: list[Path]) -> str:
-    return json.dumps(as_dict(answer, paths), ensure_ascii=False)
+        generate_prompt.run(args, params)

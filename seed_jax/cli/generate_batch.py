@@ -1,4 +1,4 @@
-"""`seed-jax generate --batch`: a file of prompts to a file of answers, which a second run goes on with."""
+"""`seed-jax generate --batch`: a file of prompts to a file of answers; a second run resumes."""
 
 import argparse
 import dataclasses
@@ -11,134 +11,154 @@ from typing import Any
 
 from tqdm import tqdm
 
-from seed_jax.cli.generation_options import load, parts_of
+from seed_jax.cli.generation_loading import load_config, load_model, log_decoder_hint, requires_images
 from seed_jax.errors import UserError
 from seed_jax.files import write_json
-from seed_jax.inference.answers import as_dict, report_images, save_pictures
-from seed_jax.inference.chat.prompts import USER, Turn, build_prompt, check_placeholders, interleave
-from seed_jax.inference.generation.generator import Request
-from seed_jax.inference.generation.sampling_params import Settings
-from seed_jax.inference.seed_llama import SeedLlama
+from seed_jax.inference.answers import log_image_validity, save_images, to_dict
+from seed_jax.inference.chat.prompts import USER, Message, build_prompt, check_placeholders, interleave
+from seed_jax.inference.generation.batching import Request
+from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.segments import Generation
+from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
 
 ANSWERS, RUN = "answers.jsonl", "run.json"
-OWN = {"id", "prompt", "images", "negative_prompt", "number_of_images"}  # what is in a line beside settings
-HELP = (
-    'JSON lines {"prompt", "images": [paths], "id", "negative_prompt", "number_of_images", any setting such as '
-    f'"seed"}}; answers go to {ANSWERS} in --out'
-)
+RECORD_KEYS = {"id", "prompt", "images", "negative_prompt"}  # all other keys of a line are decoding options
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """A line of the file, checked."""
+class PromptRecord:
+    """A validated line of the batch file."""
 
-    number: int
+    line: int
     id: Any
     prompt: str
     images: tuple[Path, ...]
-    negative: str | None
-    settings: Settings
+    negative_prompt: str | None
+    params: SamplingParams
 
 
-def run(args: argparse.Namespace, defaults: Settings) -> None:
-    """Answer what has no answer yet, `batch_size` lines at a time."""
+def run(args: argparse.Namespace, defaults: SamplingParams) -> None:
+    """Answer the prompts that have no answer yet, `args.batch_size` at a time."""
     if not args.out:
-        raise UserError("--batch writes files: say with --out in which folder.")
-    if args.shown or args.batch_size < 1:
-        raise UserError('With --batch, pictures stand in the file ("images"), and --batch-size is at least 1.')
-    lines = read_lines(args.batch, defaults)
-    done = _resume(args, defaults)
-    todo = [line for line in lines if line.number not in done]
-    logging.info("%d of %d lines are answered in %s.", len(lines) - len(todo), len(lines), args.out / ANSWERS)
+        raise UserError("--batch writes files: give their directory with --out.")
+    if args.visual_inputs:
+        raise UserError('With --batch, images are given in the file ("images"): remove --image and --video.')
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size is {args.batch_size}, expected at least 1.")
+    records = read_records(args.batch, defaults)
+    config = load_config(args)
+    answered = _resume(args, config, defaults)
+    todo = [record for record in records if record.line not in answered]
+    logging.info("%d of %d prompts are already answered in %s.",
+                 len(records) - len(todo), len(records), args.out / ANSWERS)  # fmt: skip
     if not todo:
         return
-    widest = max((line.settings for line in todo), key=lambda one: one.beams * (1 + (one.guidance_scale != 1)))
-    model = load(args, widest, prompts=min(args.batch_size, len(todo)), pictures=max(len(line.images) for line in todo))
-    ungoverned = []
+    draws = config.decoder is not None
+    if not draws and any(requires_images(record.params) for record in todo):
+        log_decoder_hint(config)
+    most_expensive = max((record.params for record in todo), key=lambda params: params.beams * (1 + params.guided))
+    model = load_model(
+        args,
+        config,
+        most_expensive,
+        prompts=min(args.batch_size, len(todo)),
+        num_images=max(len(record.images) for record in todo),
+        draws=draws,
+    )
+    without_grammar: list[Generation] = []
     with (args.out / ANSWERS).open("a", encoding="utf-8") as file, tqdm(total=len(todo), unit="answer") as bar:
         for start in range(0, len(todo), args.batch_size):
-            part = todo[start : start + args.batch_size]
-            answers = model.generator.generate([_request(line, model, args.style) for line in part])
-            for line, answer in zip(part, answers, strict=True):
-                if answer.stopped == "interrupted":
-                    raise KeyboardInterrupt  # the answers before are written; this one is not one yet
-                name = f"{line.number:06d}"
-                paths = (
-                    save_pictures(model, answer.segments, args.out, name, line.settings.seed) if args.decoder else []
-                )
-                found = {"line": line.number, "id": line.id, **as_dict(answer, paths)}
-                file.write(json.dumps(found, ensure_ascii=False) + "\n")
+            batch = todo[start : start + args.batch_size]
+            answers = model.generator.generate([_request(record, model) for record in batch])
+            for record, answer in zip(batch, answers, strict=True):
+                if answer.finish_reason == "interrupted":
+                    raise KeyboardInterrupt  # complete answers are written; this one is not complete
+                paths = []
+                if draws:
+                    paths = save_images(model, answer.segments, args.out, f"{record.line:06d}", record.params.seed)
+                result = {"line": record.line, "id": record.id, **to_dict(answer, paths)}
+                file.write(json.dumps(result, ensure_ascii=False) + "\n")
                 file.flush()
                 bar.update()
-                ungoverned += [answer] if line.settings.mode == "none" else []
-    if ungoverned:
-        report_images(ungoverned, model.generator.vocabulary.boi)
+                if record.params.mode == "none":
+                    without_grammar.append(answer)
+    if without_grammar:
+        log_image_validity(without_grammar, model.generator.vocabulary.boi)
 
 
-def read_lines(path: Path, defaults: Settings) -> list[Line]:
-    """Read and check all lines before anything is loaded; pictures are looked for beside the file."""
+def read_records(path: Path, defaults: SamplingParams) -> list[PromptRecord]:
+    """Read and validate all lines before a model is loaded; paths of images are relative to the file.
+
+    Raises:
+        UserError: the file is missing or empty, or a line is invalid.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a file of JSON lines.")
-    texts = path.read_text(encoding="utf-8").splitlines()
-    lines = [_line(path, number, text, defaults) for number, text in enumerate(texts, 1) if text.strip()]
-    if not lines:
-        raise UserError(f"{path} holds no prompts.")
-    return lines
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = [_parse(path, number, text, defaults) for number, text in enumerate(lines, 1) if text.strip()]
+    if not records:
+        raise UserError(f'{path} contains no prompts: expected JSON lines with a "prompt" each.')
+    return records
 
 
-def _line(path: Path, number: int, text: str, defaults: Settings) -> Line:
+def _parse(path: Path, number: int, text: str, defaults: SamplingParams) -> PromptRecord:
     where = f"{path}, line {number}"
     try:
         record = json.loads(text)
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON ({error}).") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise UserError(f'{where}: expected an object with a "prompt" of text.')
-    shown, negative = record.get("images", []), record.get("negative_prompt")
-    if not isinstance(shown, list) or not all(isinstance(image, str) for image in shown):
-        raise UserError(f'{where}: "images" is {shown!r}, expected a list of paths.')
-    if not isinstance(negative, str | None):
-        raise UserError(f'{where}: "negative_prompt" is {negative!r}, expected text.')
-    own = {name: value for name, value in record.items() if name not in OWN}
-    own |= {"images": record["number_of_images"]} if "number_of_images" in record else {}
-    given = Settings.from_dict(own, where)
+        raise UserError(f'{where}: expected an object whose "prompt" is a string.')
+    images, negative_prompt = record.get("images", []), record.get("negative_prompt")
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise UserError(f'{where}: "images" is {images!r}, expected a list of paths.')
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        raise UserError(f'{where}: "negative_prompt" is {negative_prompt!r}, expected a string.')
+    options = {name: value for name, value in record.items() if name not in RECORD_KEYS}
+    given = SamplingParams.from_dict(options, where)
     try:
-        check_placeholders(record["prompt"], len(shown))
-        settings = dataclasses.replace(defaults, **{name: getattr(given, name) for name in own})
+        check_placeholders(record["prompt"], len(images))
+        params = dataclasses.replace(defaults, **{name: getattr(given, name) for name in options})
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    images = tuple(path.parent / image for image in shown)
-    missing = [str(image) for image in images if not image.is_file()]
+    paths = tuple(path.parent / image for image in images)
+    missing = [str(image) for image in paths if not image.is_file()]
     if missing:
-        raise UserError(f"{where}: {', '.join(missing)} does not exist.")
-    return Line(number, record.get("id"), record["prompt"], images, negative, settings)
+        raise UserError(f"{where}: {', '.join(missing)} does not exist: paths are relative to {path.parent}.")
+    return PromptRecord(number, record.get("id"), record["prompt"], paths, negative_prompt, params)
 
 
-def _request(line: Line, model: SeedLlama, style: str) -> Request:
-    words = model.generator.vocabulary
-    turn = Turn(USER, interleave(line.prompt, model.encode(line.images)))
-    away = None if line.negative is None else [words.bos, *words.encode(line.negative, plain=True)]
-    return Request(build_prompt([turn], style, words), line.settings, away)
+def _request(record: PromptRecord, model: SeedLlama) -> Request:
+    vocabulary = model.generator.vocabulary
+    message = Message(USER, interleave(record.prompt, model.encode(record.images)))
+    negative = None
+    if record.negative_prompt is not None:
+        negative = [vocabulary.bos, *vocabulary.encode(record.negative_prompt, plain=True)]
+    return Request(build_prompt([message], model.style, vocabulary), record.params, negative)
 
 
-def _resume(args: argparse.Namespace, defaults: Settings) -> set[int]:
-    """Return which lines are answered, after dropping one that was cut off; answers of another run are refused."""
-    parts = {name: None if value is None else str(value) for name, value in dataclasses.asdict(parts_of(args)).items()}
-    made = {"batch": hashlib.sha256(args.batch.read_bytes()).hexdigest(), "style": args.style, **parts}
-    made |= json.loads(json.dumps(dataclasses.asdict(defaults)))
+def _resume(args: argparse.Namespace, config: LoadConfig, defaults: SamplingParams) -> set[int]:
+    """Return the lines that are answered, after removing an incomplete last line.
+
+    Raises:
+        UserError: the answers were made with another file, model or decoding options.
+    """
+    settings: dict[str, Any] = {"batch": hashlib.sha256(args.batch.read_bytes()).hexdigest()}
+    settings |= {name: None if value is None else str(value) for name, value in dataclasses.asdict(config).items()}
+    settings |= json.loads(json.dumps(dataclasses.asdict(defaults)))
     args.out.mkdir(parents=True, exist_ok=True)
-    answers, about = args.out / ANSWERS, args.out / RUN
+    answers, run_file = args.out / ANSWERS, args.out / RUN
     if not answers.exists() or not answers.stat().st_size:
-        write_json(about, made)
+        write_json(run_file, settings)
         return set()
-    before = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    changed = sorted(name for name in made if before.get(name) != made[name])
+    previous = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else {}
+    changed = sorted(name for name in settings if previous.get(name) != settings[name])
     if changed:
         raise UserError(
-            f"{args.out} holds answers made otherwise ({', '.join(changed)} changed): choose another --out."
+            f"{args.out} contains answers with other settings ({', '.join(changed)} changed): choose another --out."
         )
     data = answers.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(answers, whole)
-    return {json.loads(line)["line"] for line in data[:whole].splitlines()}
+    complete = data.rfind(b"\n") + 1
+    if complete < len(data):
+        os.truncate(answers, complete)
+    return {json.loads(line)["line"] for line in data[:complete].splitlines()}

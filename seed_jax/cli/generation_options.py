@@ -1,88 +1,110 @@
-"""What `generate` and `chat` have in common: which model, how it answers, and whether it fits."""
+"""The command-line options that `generate` and `chat` share.
+
+This module imports neither JAX nor NumPy, so that `--help` answers at once.
+"""
 
 import argparse
-import logging
 from pathlib import Path
+from typing import Any
 
-from seed_jax import images, video
-from seed_jax.errors import UserError
-from seed_jax.inference import memory_plan
-from seed_jax.inference.chat.prompts import STYLES
-from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, Settings
-from seed_jax.inference.memory_plan import Workload
-from seed_jax.inference.seed_llama import Parts, Picture, SeedLlama
-from seed_jax.models.nn.quantized import SCHEMES
+from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, SamplingParams
+
+PROMPT_STYLES = ("base", "llama2", "vicuna")
+QUANTIZATIONS = ("int4", "int8")
+DTYPES = ("bfloat16", "float32")
 
 
-def add_model_options(parser: argparse.ArgumentParser, style: str) -> None:
-    """Add what says which model is loaded, and how."""
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer, if not the model's own")
-    parser.add_argument("--decoder", type=Path, metavar="DIR", help="unCLIP decoder, which draws images as PNG files")
-    parser.add_argument("--style", default=style, choices=sorted(STYLES), help="of prompts (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, float32 on a CPU")
-    kinds = sorted(SCHEMES)
-    parser.add_argument("--quantize", choices=kinds, help="round the language model's kernels while loading")
-    parser.add_argument("--quantize-vit", choices=kinds, help="round those of the tokenizer's ViT; codes may change")
-    parser.add_argument("--memory", metavar="SIZE", help="refuse what needs more, e.g. 16GiB (default: the device's)")
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select and load the models."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", required=True, type=Path, metavar="DIR", help="model directory, bundle or training workdir"
+    )
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="image tokenizer (default: the one that the model names)"
+    )
+    group.add_argument(
+        "--style", choices=PROMPT_STYLES, help="prompt style (default: the one that the model names, otherwise base)"
+    )
+    group.add_argument("--dtype", choices=DTYPES, help="compute dtype (default: bfloat16; float32 on a CPU)")
+    group.add_argument("--quantize", choices=QUANTIZATIONS, help="quantize the language model's kernels while loading")
+    group.add_argument(
+        "--quantize-vit", choices=QUANTIZATIONS, help="quantize the image tokenizer's ViT; codes may change"
+    )
+    group.add_argument(
+        "--memory", metavar="SIZE", help="refuse to load what needs more, e.g. 16GiB (default: the device's memory)"
+    )
+    group.add_argument("--memory-plan", action="store_true", help="print how much memory each part needs")
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: Settings) -> None:
-    """Add how prompts are answered; `settings` are the defaults."""
+def add_decoding_options(parser: argparse.ArgumentParser, defaults: SamplingParams) -> Any:
+    """Add the fields of `SamplingParams` that concern text and images alike; return their argument group."""
+    group = parser.add_argument_group("decoding")
 
-    def number(name: str, meaning: str) -> None:
-        kind, default = type(getattr(settings, name)), getattr(settings, name)
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    def number(name: str, description: str) -> None:
+        default = getattr(defaults, name)
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            metavar="N",
+            help=f"{description} (default: {default})",
+        )
 
-    number("max_new_tokens", "most tokens of an answer; an image takes 34")
-    number("temperature", "0 takes the likeliest tokens, 1 draws them as they come")
-    number("top_k", "draw from the k likeliest tokens; 0: all")
-    number("top_p", "draw from the likeliest tokens of this probability together")
-    number("min_p", "leave out tokens below this share of the likeliest one's probability")
-    number("seed", "of the draws")
-    number("beams", "width of the beam search; with a temperature beams are drawn")
+    number("max_new_tokens", "maximum length of an answer; an image takes 34 tokens")
+    number("temperature", "0 decodes greedily, 1 samples from the model's distribution")
+    number("top_k", "sample from the k most likely tokens; 0: from all")
+    number("top_p", "nucleus sampling: from the smallest set of tokens whose cumulative probability reaches p")
+    number("min_p", "exclude tokens below this fraction of the most likely token's probability")
+    number("seed", "seed of sampling and drawing")
+    number("beams", "width of the beam search; with a temperature, beams are sampled")
     number("length_penalty", "beams are ranked by log p / length ** penalty")
-    parser.add_argument("--early-stopping", choices=EARLY_STOPPING, default=settings.early_stopping, help="of beams")
-    number("guidance_scale", "lead away from the negative prompt; 1: no guidance")
-    parser.add_argument("--stop", action="append", default=[], metavar="T", help="text that ends an answer")
-    parser.add_argument("--images", type=int, metavar="N", help="exactly so many images")
-    mode = parser.add_mutually_exclusive_group()
-    for flag, name, meaning in (
+    group.add_argument(
+        "--early-stopping",
+        choices=EARLY_STOPPING,
+        default=defaults.early_stopping,
+        help=f"when a beam search ends (default: {defaults.early_stopping})",
+    )
+    number("guidance_scale", "classifier-free guidance; 1 disables it")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="string that ends an answer; may be repeated"
+    )
+    return group
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> Any:
+    """Add the image constraints and the decoder; return their argument group."""
+    group = parser.add_argument_group("images")
+    mode = group.add_mutually_exclusive_group()
+    for flag, name, description in (
         ("--force-image", "image", "begin the answer with an image"),
-        ("--some-image", "some", "at least one image"),
-        ("--text-only", "text", "no image"),
-        ("--no-grammar", "none", "do not enforce whole images, as in the original"),
+        ("--some-image", "some", "generate at least one image"),
+        ("--text-only", "text", "generate no image"),
+        ("--no-grammar", "none", "do not enforce complete images, as in the original"),
     ):
-        mode.add_argument(flag, dest="mode", action="store_const", const=name, help=meaning)
+        mode.add_argument(flag, dest="mode", action="store_const", const=name, help=description)
     parser.set_defaults(mode="free")
+    group.add_argument("--num-images", type=int, metavar="N", help="generate exactly N images")
+    group.add_argument(
+        "--decoder", type=Path, metavar="DIR", help="image decoder, to draw images (default: the one the model names)"
+    )
+    return group
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "beams", "length_penalty",
-             "early_stopping", "guidance_scale", "mode", "images")  # fmt: skip
-    return Settings(stop=tuple(args.stop), **{name: getattr(args, name) for name in names})
-
-
-def parts_of(args: argparse.Namespace) -> Parts:
-    return Parts(args.model, args.tokenizer, args.decoder, args.dtype, args.quantize, args.quantize_vit)
-
-
-def load(args: argparse.Namespace, settings: Settings, *, prompts: int = 1, pictures: int = 0) -> SeedLlama:
-    """Print what will take how much memory, refuse what cannot fit, and load the language model."""
-    guided = settings.guidance_scale != 1.0
-    work = Workload(prompts, settings.beams, guided, new_tokens=settings.max_new_tokens)
-    planned = memory_plan.plan_parts(parts_of(args), work, pictures=pictures)
-    limit = memory_plan.parse_size(args.memory) if args.memory else memory_plan.device_memory()
-    logging.info("Memory, for a prompt of up to %d tokens:\n  %s", work.prompt_length, "\n  ".join(planned.lines()))
-    planned.check(limit)
-    return SeedLlama.of(parts_of(args), args.style)
-
-
-def open_pictures(path: str, frames: int | None = None) -> list[Picture]:
-    """Return a picture, or `frames` pictures of a video."""
-    if frames is None:
-        return [images.load(path)]
-    if frames < 1:
-        raise UserError(f"--frames {frames}: expected at least 1.")
-    return list(video.frames(Path(path), frames))
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """Build the `SamplingParams` of parsed arguments."""
+    return SamplingParams(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=args.seed,
+        stop=tuple(args.stop),
+        mode=args.mode,
+        num_images=args.num_images,
+        beams=args.beams,
+        length_penalty=args.length_penalty,
+        early_stopping=args.early_stopping,
+        guidance_scale=args.guidance_scale,
+    )

@@ -1,54 +1,63 @@
-"""Generated answers as files, dictionaries and lines of text."""
+"""Generated answers as files, JSON objects and lines of text."""
 
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.inference.generation.generator import Generation
-from seed_jax.inference.generation.segments import ImageSegment, Segment, TextSegment
+from seed_jax.files import write_bytes
+from seed_jax.inference.generation.segments import Generation, ImageSegment, Segment, TextSegment
 from seed_jax.inference.seed_llama import SeedLlama
 
 
-def save_pictures(model: SeedLlama, segments: Sequence[Segment], folder: Path, name: str, seed: int = 0) -> list[Path]:
-    """Draw the images among segments and write them as `name`_1.png and so on; a file appears whole or not at all."""
+def save_images(model: SeedLlama, segments: Sequence[Segment], folder: Path, name: str, seed: int = 0) -> list[Path]:
+    """Draw the images among segments and write `<name>_1.png`, `<name>_2.png`, ... atomically; return the paths."""
     paths = []
-    for number, picture in enumerate(model.draw(segments, seed), 1):
+    for number, image in enumerate(model.draw(segments, seed), 1):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}_{number}.png"
-        temporary = path.with_name(f".{path.name}.tmp")
-        picture.save(temporary, format="PNG")
-        paths.append(temporary.replace(path))
+        content = io.BytesIO()
+        image.save(content, format="PNG")
+        write_bytes(path, content.getvalue())
+        paths.append(path)
     return paths
 
 
-def described(segments: Sequence[Segment], paths: Sequence[Path] = ()) -> list[str]:
-    """Return a line for each segment: text as it is, an image as its file or else its codes."""
+def format_segments(segments: Sequence[Segment], paths: Sequence[Path] = ()) -> list[str]:
+    """Return one line per segment; `paths` are the files of the images, in order."""
     rest = iter(paths)
-    return [line(segment, next(rest, None) if isinstance(segment, ImageSegment) else None) for segment in segments]
+    return [
+        format_segment(segment, next(rest, None) if isinstance(segment, ImageSegment) else None) for segment in segments
+    ]
 
 
-def line(segment: Segment, path: Path | None = None) -> str:
+def format_segment(segment: Segment, path: Path | None = None) -> str:
+    """Return text as it is, and an image as its file, or as its codes if there is no file."""
     if isinstance(segment, TextSegment):
         return segment.text
-    found = segment.to_dict()
-    what = " ".join(map(str, found.get("codes", found.get("ids")))) if path is None else str(path)
-    return f"[{found['type']}] {what}"
+    numbers = segment.codes if isinstance(segment, ImageSegment) else segment.ids
+    return f"[{segment.to_dict()['type']}] {' '.join(map(str, numbers)) if path is None else path}"
 
 
-def report_images(answers: list[Generation], boi: int) -> None:
-    """Say how many of the images that were begun are whole, which only without a grammar are not all."""
+def log_image_validity(answers: Sequence[Generation], boi: int) -> None:
+    """Log how many of the images that were begun are complete; without the grammar not all are.
+
+    Args:
+        answers: answers generated without the grammar.
+        boi: id of `<img>`.
+    """
     begun = sum(answer.ids.count(boi) for answer in answers)
-    whole = sum(segment["type"] == "image" for answer in answers for segment in as_dict(answer)["segments"])
-    rate = f"{100 * whole / begun:.1f} %" if begun else "none were begun"
-    logging.info("Valid images without the grammar: %d of %d (%s).", whole, begun, rate)
+    complete = sum(isinstance(segment, ImageSegment) for answer in answers for segment in answer.segments)
+    rate = f"{100 * complete / begun:.1f} %" if begun else "none were begun"
+    logging.info("Valid images without the grammar: %d of %d (%s).", complete, begun, rate)
 
 
-def as_dict(answer: Generation, paths: list[Path] | None = None) -> dict[str, Any]:
-    """Return an answer as it is written; drawn images have their file's `path`."""
-    segments, rest = [segment.to_dict() for segment in answer.segments], iter(paths or [])
+def to_dict(answer: Generation, paths: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return an answer as a JSON object; images that were drawn have the `path` of their file."""
+    segments, rest = [segment.to_dict() for segment in answer.segments], iter(paths)
     for segment in segments:
         if segment["type"] == "image" and (path := next(rest, None)) is not None:
             segment["path"] = str(path)
-    found = {"segments": segments, "ids": list(answer.ids), "stopped": answer.stopped}
-    return found if answer.score is None else found | {"score": answer.score}
+    result = {"segments": segments, "ids": list(answer.ids), "finish_reason": answer.finish_reason}
+    return result if answer.score is None else result | {"score": answer.score}

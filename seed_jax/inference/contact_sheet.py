@@ -1,19 +1,19 @@
-"""Many pictures on one page."""
+"""Contact sheets: many images in a grid on one page."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-GAP = 6
+GAP = 6  # pixels between two images
 
 
 def contact_sheet(rows: Iterable[Sequence[Image.Image | Path | None]], *, side: int = 192) -> Image.Image:
-    """Lay pictures out in rows of squares; None leaves a square empty.
+    """Arrange images in rows of squares.
 
     Args:
-        rows: pictures or their files, which are opened one at a time.
-        side: pixels of a square; a picture is scaled to fit and keeps its shape.
+        rows: images, or their files, which are opened one at a time; None leaves a square empty.
+        side: side of a square in pixels; an image is scaled to fit and keeps its aspect ratio.
     """
     rows = [list(row) for row in rows]
     columns = max(map(len, rows), default=0)
@@ -30,8 +30,8 @@ def contact_sheet(rows: Iterable[Sequence[Image.Image | Path | None]], *, side: 
 
 def _thumbnail(source: Image.Image | Path, side: int) -> Image.Image:
     if isinstance(source, Path):
-        with Image.open(source) as picture:
-            return _thumbnail(picture.convert("RGB"), side)
+        with Image.open(source) as image:
+            return _thumbnail(image.convert("RGB"), side)
     scale = side / max(source.size)
-    size = tuple(max(1, round(length * scale)) for length in source.size)
+    size = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
     return source.resize(size, Image.Resampling.LANCZOS)

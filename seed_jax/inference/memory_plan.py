@@ -1,13 +1,14 @@
-"""What SEED-LLaMA will take on one device, worked out from its sizes before anything is loaded.
+"""The memory that SEED-LLaMA needs on one device, computed from the sizes of its models before anything is loaded.
 
-Weights and the cache of keys and values are exact. What programs need while they run is an estimate from above of the
-largest arrays that exist at one time, compared with the compiler's own figures by `benchmarks/generation_memory.py`.
+Weights and KV cache are exact. Temporary buffers of programs are an upper estimate of the largest arrays that exist at
+one time; `benchmarks/generation_memory.py` compares it with the compiler's figures.
 """
 
 import dataclasses
+import math
 import os
 import re
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,22 +16,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
-from seed_jax.inference import image_tokenizer, weight_loading
-from seed_jax.inference.drawing import drawer
+from seed_jax.inference import weight_loading
 from seed_jax.inference.generation.batching import bucket
-from seed_jax.inference.seed_llama import Parts
+from seed_jax.inference.seed_llama import LoadConfig
 from seed_jax.models.diffusion import Unclip, UnclipConfig
 from seed_jax.models.llama.model import Llama, LlamaConfig
-from seed_jax.models.nn.attention import QUERY_BLOCK
+from seed_jax.models.nn.attention import QUERY_BLOCK_SIZE
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 from seed_jax.sharding import unbox
+from seed_jax.typing import Tree
+
+GIB = 2**30
+COMFORTABLE_FRACTION = 0.7  # of a device's memory, below which a plan needs no mention
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The largest batch that is to be answered: prompts, beams of each (twice as many rows if guided), lengths."""
+    """The largest batch to be answered.
+
+    Attributes:
+        prompts: requests at a time.
+        beams: beams per request.
+        guided: whether guidance doubles the sequences.
+        prompt_length: tokens of a prompt.
+        new_tokens: tokens of an answer.
+    """
 
     prompts: int = 1
     beams: int = 1
@@ -39,93 +53,62 @@ class Workload:
     new_tokens: int = 512
 
     @property
-    def rows(self) -> int:
-        return bucket(self.prompts, smallest=1) * self.beams * (2 if self.guided else 1)
+    def num_branches(self) -> int:
+        return 2 if self.guided else 1
 
-    def slots(self, config: LlamaConfig) -> int:
-        """Return the length of the cache."""
+    @property
+    def num_sequences(self) -> int:
+        """Return how many sequences the model decodes at a time."""
+        return bucket(self.prompts, smallest=1) * self.beams * self.num_branches
+
+    def num_slots(self, config: LlamaConfig) -> int:
+        """Return the length of the KV cache."""
         longest = bucket(self.prompt_length, config.max_length) + bucket(self.new_tokens, config.max_length)
         return min(longest, config.max_length)
 
 
-def cache_size(config: LlamaConfig, precision: Precision, workload: Workload) -> int:
-    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_size
-    return workload.rows * workload.slots(config) * numbers * precision.compute_dtype.itemsize
-
-
-def _unpacked(*kernel: int) -> int:
-    """Return what a rounded kernel takes while it is multiplied by, where the product cannot unpack it on its way."""
-    return 4 * int(np.prod(kernel))
-
-
-def reading(config: LlamaConfig, work: Workload) -> int:
-    rows = bucket(work.prompts, smallest=1) * (2 if work.guided else 1)
-    length = bucket(work.prompt_length, config.max_length)
-    scores = 3 * config.num_heads * min(length, QUERY_BLOCK) * length
-    states = length * (3 * config.intermediate_size + 10 * config.hidden_size)
-    copies = cache_size(config, Precision(), work) // 2  # of keys or of values, while they are laid out
-    return 4 * rows * (scores + states) + copies + _unpacked(config.hidden_size, config.intermediate_size)
-
-
-def generating(config: LlamaConfig, work: Workload) -> int:
-    scores = 8 * config.vocab_size * (work.beams if work.beams > 1 else 1)
-    states = 3 * config.intermediate_size + 10 * config.hidden_size + 3 * config.num_heads * work.slots(config)
-    one_layer = 2 * work.slots(config) * config.num_kv_heads * config.head_size
-    beams = cache_size(config, Precision(), work) if work.beams > 1 else 0  # the cache in its new order
-    return (
-        4 * work.rows * (scores + states + one_layer) + beams + _unpacked(config.hidden_size, config.intermediate_size)
-    )
-
-
-def encoding(config: SeedTokenizerConfig, pictures: int) -> int:
-    vit = config.vit.blocks
-    patches = (config.image_size // config.vit.patch_size) ** 2 + 1
-    states = patches * (3 * vit.mlp_width + 10 * vit.width) + 3 * vit.heads * patches**2
-    return 4 * max(pictures, 1) * states + _unpacked(vit.width, vit.mlp_width)
-
-
-def drawing(config: UnclipConfig) -> int:
-    """Return the larger of the autoencoder's last resolution and the guided UNet's first one, for one picture."""
-    vae, unet = config.vae, config.unet
-    pixels, latents = config.image_size**2, unet.sample_size**2
-    decoding = pixels * 6 * vae.block_channels[min(1, len(vae.block_channels) - 1)]
-    scores = 3 * unet.num_heads[0] * min(latents, QUERY_BLOCK) * latents
-    denoising = 2 * (latents * 40 * unet.block_channels[0] + scores)
-    return 4 * max(decoding, denoising)
-
-
-GIB = 2**30
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by name: what is there all the time, and what programs need while they run, one at a time."""
+    """Memory in bytes by name.
 
-    kept: dict[str, int]
-    working: dict[str, int]
+    Attributes:
+        resident: what is allocated all the time.
+        temporary: what each program needs while it runs; one program runs at a time.
+    """
+
+    resident: dict[str, int]
+    temporary: dict[str, int]
 
     @property
-    def total(self) -> int:
-        return sum(self.kept.values()) + max(self.working.values(), default=0)
+    def peak(self) -> int:
+        return sum(self.resident.values()) + max(self.temporary.values(), default=0)
 
     def lines(self) -> list[str]:
-        rows = [*self.kept.items(), *((f"while {name}", size) for name, size in self.working.items())]
-        return [*(f"{name:<40} {size / GIB:7.2f} GiB" for name, size in rows),
-                f"{'at most at one time':<40} {self.total / GIB:7.2f} GiB"]  # fmt: skip
+        """Return a table, one line per entry."""
+        rows = {
+            **self.resident,
+            **{f"temporary: {name}": size for name, size in self.temporary.items()},
+            "peak": self.peak,
+        }
+        return [f"{name:<40} {_format_bytes(size):>12}" for name, size in rows.items()]
+
+    def fits_comfortably(self, limit: int | None) -> bool:
+        """Return whether the plan takes so little of `limit` bytes that it need not be reported."""
+        return limit is None or self.peak <= COMFORTABLE_FRACTION * limit
 
     def check(self, limit: int | None) -> None:
-        """Refuse what does not fit into `limit` bytes."""
-        if limit is not None and self.total > limit:
-            parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.kept.items())
+        """Raise UserError if the peak exceeds `limit` bytes; None accepts any plan."""
+        if limit is not None and self.peak > limit:
+            parts = ", ".join(f"{name} {_format_bytes(size)}" for name, size in self.resident.items())
+            temporary = _format_bytes(max(self.temporary.values(), default=0))
             raise UserError(
-                f"This needs {self.total / GIB:.2f} GiB of memory but there are {limit / GIB:.2f} GiB ({parts}, and up "
-                f"to {max(self.working.values(), default=0) / GIB:.2f} while running): use --quantize int8 or int4, "
-                "fewer prompts or beams at a time, shorter ones, or leave the decoder to `seed-jax detokenize`."
+                f"This needs {_format_bytes(self.peak)} of memory, but {_format_bytes(limit)} are available ({parts}, "
+                f"temporary buffers up to {temporary}): use --quantize int8 or int4, fewer prompts or beams at a time, "
+                "a smaller --max-new-tokens, or draw later with `seed-jax detokenize`."
             )
 
 
-def plan(
+def plan_memory(
     llama: LlamaConfig,
     precision: Precision,
     workload: Workload,
@@ -133,42 +116,115 @@ def plan(
     quantize: str | None = None,
     tokenizer: SeedTokenizerConfig | None = None,
     quantize_vit: str | None = None,
-    pictures: int = 1,
+    num_images: int = 1,
     decoder: UnclipConfig | None = None,
 ) -> MemoryPlan:
-    """Return the plan for a language model, and for an image tokenizer and a decoder where they are given."""
-    kept = {
-        "language model": size_of(llama_weights(llama, precision, quantize)),
-        "keys and values": cache_size(llama, precision, workload),
+    """Plan the memory of a language model, and of an image tokenizer and a decoder if they are given.
+
+    Args:
+        llama: sizes of the language model.
+        precision: its dtypes.
+        workload: the largest batch.
+        quantize: quantization of the language model's kernels.
+        tokenizer: sizes of the image tokenizer.
+        quantize_vit: quantization of its ViT's kernels.
+        num_images: images that are encoded at a time.
+        decoder: sizes of the decoder.
+    """
+    resident = {
+        "language model": tree_bytes(llama_weights(llama, precision, quantize)),
+        "KV cache": kv_cache_bytes(llama, precision, workload),
     }
-    running = {"reading prompts": reading(llama, workload), "generating": generating(llama, workload)}
+    temporary = {"prefill": prefill_bytes(llama, workload), "decode": decode_bytes(llama, workload)}
     if tokenizer is not None:
-        kept["image tokenizer"] = size_of(tokenizer_weights(tokenizer, quantize_vit))
-        running["encoding pictures"] = encoding(tokenizer, pictures)
+        resident["image tokenizer"] = tree_bytes(tokenizer_weights(tokenizer, quantize_vit))
+        temporary["encoding images"] = encode_bytes(tokenizer, num_images)
     if decoder is not None:
-        kept["decoder"] = size_of(decoder_weights(decoder, precision))
-        running["drawing"] = drawing(decoder)
-    return MemoryPlan(kept, running)
+        resident["decoder"] = tree_bytes(decoder_weights(decoder, precision))
+        temporary["drawing"] = draw_bytes(decoder)
+    return MemoryPlan(resident, temporary)
 
 
-def plan_parts(parts: Parts, workload: Workload, *, pictures: int = 0) -> MemoryPlan:
-    """Return the plan for model directories, of which only `config.json` is read; without `pictures` no tokenizer."""
-    llama, folder, named = _read(parts.model, "llama", LlamaConfig)
-    where = parts.tokenizer or (folder / named["image_tokenizer"] if named.get("image_tokenizer") else None)
-    needed = where is not None and (pictures > 0 or parts.decoder is not None)
-    tokenizer = _read(where, image_tokenizer.KIND, SeedTokenizerConfig)[0] if needed else None
-    decoder = _read(parts.decoder, drawer.KIND, UnclipConfig)[0] if parts.decoder else None
-    rounds = {"quantize": parts.quantize, "quantize_vit": parts.quantize_vit}
-    return plan(llama, parts.precision, workload, **rounds, tokenizer=tokenizer, pictures=pictures, decoder=decoder)
+def plan_directories(config: LoadConfig, workload: Workload, *, num_images: int = 0) -> MemoryPlan:
+    """Plan the memory of model directories, of which only `config.json` is read.
+
+    Args:
+        config: the models.
+        workload: the largest batch.
+        num_images: images that are encoded at a time; without images and decoder, no image tokenizer is loaded.
+    """
+    tokenizer = None
+    if config.tokenizer is not None and (num_images > 0 or config.decoder is not None):
+        tokenizer = SeedTokenizerConfig.from_dict(*_read_sizes(config.tokenizer, ModelKind.IMAGE_TOKENIZER))
+    decoder = None
+    if config.decoder is not None:
+        decoder = UnclipConfig.from_dict(*_read_sizes(config.decoder, ModelKind.UNCLIP))
+    return plan_memory(
+        LlamaConfig.from_dict(*_read_sizes(config.model, ModelKind.LLAMA)),
+        config.precision,
+        workload,
+        quantize=config.quantize,
+        tokenizer=tokenizer,
+        quantize_vit=config.quantize_vit,
+        num_images=num_images,
+        decoder=decoder,
+    )
 
 
-def _read(directory: Any, kind: str, sizes: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _read_sizes(directory: Path, kind: ModelKind) -> tuple[dict[str, Any], str]:
     folder, config = model_dir.read_config(directory, kind)
-    return sizes.from_dict(config.get("sizes", {}), str(folder / model_dir.CONFIG)), folder, config
+    return config.get("sizes", {}), str(folder / model_dir.CONFIG)
+
+
+def kv_cache_bytes(config: LlamaConfig, precision: Precision, workload: Workload) -> int:
+    values_per_slot = 2 * config.num_layers * config.num_kv_heads * config.head_size
+    return workload.num_sequences * workload.num_slots(config) * values_per_slot * precision.compute_dtype.itemsize
+
+
+def prefill_bytes(config: LlamaConfig, workload: Workload) -> int:
+    num_sequences = bucket(workload.prompts, smallest=1) * workload.num_branches
+    length = bucket(workload.prompt_length, config.max_length)
+    scores = 3 * config.num_heads * min(length, QUERY_BLOCK_SIZE) * length
+    activations = length * (3 * config.intermediate_size + 10 * config.hidden_size)
+    cache_copy = kv_cache_bytes(config, Precision(), workload) // 2  # keys or values in another memory layout
+    kernel = _dequantized_bytes(config.hidden_size, config.intermediate_size)
+    return 4 * num_sequences * (scores + activations) + cache_copy + kernel
+
+
+def decode_bytes(config: LlamaConfig, workload: Workload) -> int:
+    slots = workload.num_slots(config)
+    logits = 8 * config.vocab_size * (workload.beams if workload.beams > 1 else 1)
+    activations = 3 * config.intermediate_size + 10 * config.hidden_size + 3 * config.num_heads * slots
+    layer_cache = 2 * slots * config.num_kv_heads * config.head_size
+    reordered_cache = kv_cache_bytes(config, Precision(), workload) if workload.beams > 1 else 0
+    kernel = _dequantized_bytes(config.hidden_size, config.intermediate_size)
+    return 4 * workload.num_sequences * (logits + activations + layer_cache) + reordered_cache + kernel
+
+
+def encode_bytes(config: SeedTokenizerConfig, num_images: int) -> int:
+    vit = config.vit.blocks
+    patches = (config.image_size // config.vit.patch_size) ** 2 + 1
+    activations = patches * (3 * vit.mlp_width + 10 * vit.width) + 3 * vit.heads * patches**2
+    return 4 * max(num_images, 1) * activations + _dequantized_bytes(vit.width, vit.mlp_width)
+
+
+def draw_bytes(config: UnclipConfig) -> int:
+    """Return the larger of the autoencoder's last resolution and the guided UNet's first one, for one image."""
+    vae, unet = config.vae, config.unet
+    pixels, latents = config.image_size**2, unet.sample_size**2
+    decoding = pixels * 6 * vae.block_channels[min(1, len(vae.block_channels) - 1)]
+    scores = 3 * unet.num_heads[0] * min(latents, QUERY_BLOCK_SIZE) * latents
+    denoising = 2 * (latents * 40 * unet.block_channels[0] + scores)
+    return 4 * max(decoding, denoising)
+
+
+def _dequantized_bytes(inputs: int, outputs: int) -> int:
+    """Return the size of a quantized kernel in float32, where the matmul cannot dequantize it on the fly."""
+    return 4 * inputs * outputs
 
 
 def device_memory() -> int | None:
-    """Return the bytes of the first device, on a CPU those of the machine; None where nobody says."""
+    """Return the memory of the first device in bytes (on a CPU that of the machine); None if it is unknown."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
@@ -176,38 +232,43 @@ def device_memory() -> int | None:
 
 
 def parse_size(text: str) -> int:
-    """Read "16GiB", "16G" or a number of bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found:
-        raise UserError(f"{text!r} is no amount of memory: expected a number with a unit, such as 16GiB.")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    """Parse "16GiB", "16G" or a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UserError(f"{text!r} is not an amount of memory: expected a number with a unit, such as 16GiB.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def size_of(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _format_bytes(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
 
 
-def llama_weights(config: LlamaConfig, precision: Precision, quantize: str | None) -> dict[str, Any]:
-    """Return the shapes of the parameters as `Generator` holds them."""
-    model = Llama(config, scan=False)
+def tree_bytes(tree: Tree) -> int:
+    """Return the bytes of all arrays of a tree, abstract ones too."""
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def llama_weights(config: LlamaConfig, precision: Precision, quantize: str | None) -> Tree:
+    """Return the abstract parameters as `Generator` holds them."""
+    model = Llama(config, scan_layers=False)
     shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
-    choose = weight_loading.llama_schemes(quantize) if quantize else lambda path: None
-    return weight_loading.abstract(shapes, weight_loading.matrices(precision.compute_dtype), choose)
+    dtype_of = weight_loading.matrix_dtype(precision.compute_dtype)
+    return weight_loading.abstract(shapes, dtype_of, weight_loading.llama_schemes(quantize))
 
 
-def tokenizer_weights(config: SeedTokenizerConfig, quantize: str | None) -> dict[str, Any]:
-    """Return the shapes of the parameters as `ImageTokenizer` holds them in float32."""
-    choose: Callable = weight_loading.vit_schemes(quantize) if quantize else lambda path: None
-    return weight_loading.abstract(abstract_params(config), lambda path: None, choose)
+def tokenizer_weights(config: SeedTokenizerConfig, quantize: str | None) -> Tree:
+    """Return the abstract parameters as `ImageTokenizer` holds them in float32."""
+    return weight_loading.abstract(
+        abstract_params(config), weight_loading.stored_dtype, weight_loading.vit_schemes(quantize)
+    )
 
 
-def decoder_weights(config: UnclipConfig, precision: Precision) -> dict[str, Any]:
-    """Return the shapes of the parameters as `Drawer` holds them, the autoencoder in float32."""
+def decoder_weights(config: UnclipConfig, precision: Precision) -> Tree:
+    """Return the abstract parameters as `Drawer` holds them, with the autoencoder in float32."""
     shapes = unbox(jax.eval_shape(Unclip(config, precision).init, jax.random.key(0)))
-    formats = {"unet": precision.compute_dtype, "text": precision.compute_dtype}
-    return {
-        name: jax.tree.map(
-            lambda leaf, name=name: jax.ShapeDtypeStruct(leaf.shape, formats.get(name, jnp.float32)), part
-        )
-        for name, part in shapes.items()
-    }
+    dtypes = {"unet": precision.compute_dtype, "text": precision.compute_dtype}
+
+    def with_dtype(tree: Tree, dtype: Any) -> Tree:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
+
+    return {name: with_dtype(tree, dtypes.get(name, jnp.float32)) for name, tree in shapes.items()}

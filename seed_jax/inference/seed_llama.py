@@ -1,7 +1,8 @@
-"""SEED-LLaMA as a whole: pictures and words in, words and pictures out."""
+"""SEED-LLaMA as a whole: text and images in, text and images out."""
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,39 +10,60 @@ import jax
 import numpy as np
 from PIL import Image
 
-from seed_jax import images
+import seed_jax.images
 from seed_jax.errors import UserError
-from seed_jax.inference.chat.prompts import BASE, USER, Turn, build_prompt, interleave
+from seed_jax.inference.chat.prompts import BASE_STYLE, USER, Message, build_prompt, check_style, interleave
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
-from seed_jax.inference.generation.generator import Generation, Generator
-from seed_jax.inference.generation.sampling_params import Settings
-from seed_jax.inference.generation.segments import ImageSegment, Segment
+from seed_jax.inference.generation.generator import Generator
+from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.segments import Generation, ImageSegment, Segment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.inference.weight_loading import LanguageModel, open_language_model
+from seed_jax.inference.language_model import open_language_model, read_references
 from seed_jax.precision import Precision
 
-LARGEST_BATCH = 8  # pictures that are encoded at a time, as the frames of a video
-Picture = Image.Image | str | Path | bytes
+MAX_IMAGE_BATCH = 8  # images that are encoded at a time, such as the frames of a video
+ImageInput = Image.Image | str | Path | bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """Where the parts of a SEED-LLaMA lie and in which formats they are loaded.
+class LoadConfig:
+    """Which models to load, and how.
 
     Attributes:
-        tokenizer: by default the one that the language model names.
-        decoder: draws the images of answers; needed for nothing else.
-        dtype: by default bfloat16, on a CPU float32.
-        quantize: "int8" or "int4" rounds the language model's kernels; `quantize_vit` those of the tokenizer's ViT.
+        model: directory of the language model: model directory, bundle or training workdir.
+        tokenizer: directory of the image tokenizer; by default the one that the model's config.json names.
+        decoder: directory of the image decoder, needed for drawing only; by default the one that config.json names.
+        style: prompt style ("vicuna", "llama2" or "base"); by default the one that config.json names, else "base".
+        dtype: compute dtype; by default bfloat16, on a CPU float32.
+        quantize: "int8" or "int4" quantizes the language model's kernels.
+        quantize_vit: "int8" or "int4" quantizes the kernels of the image tokenizer's ViT.
     """
 
     model: Path
     tokenizer: Path | None = None
     decoder: Path | None = None
+    style: str | None = None
     dtype: str | None = None
     quantize: str | None = None
     quantize_vit: str | None = None
+
+    def resolve(self) -> "LoadConfig":
+        """Fill in what the model's config.json names, and replace a bundle by its language model; reads nothing else.
+
+        Raises:
+            UserError: the directory is not a language model's, or the prompt style is unknown.
+        """
+        references = read_references(self.model)
+        style = self.style or references.prompt_style or BASE_STYLE
+        check_style(style)
+        return dataclasses.replace(
+            self,
+            model=references.language_model,
+            tokenizer=self.tokenizer or references.image_tokenizer,
+            decoder=self.decoder or references.decoder,
+            style=style,
+        )
 
     @property
     def precision(self) -> Precision:
@@ -52,9 +74,17 @@ class Parts:
 class SeedLlama:
     """A language model with its image tokenizer and decoder, which are loaded when they are first needed.
 
+    Example:
+        model = SeedLlama.load("models/seed_llama_8b", decoder="models/unclip", quantize="int8")
+        answer = model.ask("Draw this cat with a hat.", ["cat.jpg"], temperature=0.7)
+        print([segment for segment in answer.segments])  # text, or an image as its 32 codes
+        model.draw(answer.segments)[0].save("hat.png")
+
     Args:
-        open_tokenizer: loads the image tokenizer for batches of a size; `open_drawer` the decoder.
-        style: of prompts, see `chat.STYLES`.
+        generator: the language model.
+        open_tokenizer: loads the image tokenizer for a batch size.
+        open_drawer: loads the decoder.
+        style: prompt style: "vicuna", "llama2" or "base".
     """
 
     def __init__(
@@ -62,83 +92,140 @@ class SeedLlama:
         generator: Generator,
         open_tokenizer: Callable[[int], ImageTokenizer],
         open_drawer: Callable[[], Drawer],
-        style: str = BASE,
+        style: str = BASE_STYLE,
     ):
-        self.generator, self.style = generator, style
-        self._open_tokenizer, self._open_drawer = open_tokenizer, open_drawer
+        check_style(style)
+        self.generator = generator
+        self.style = style
+        self._open_tokenizer = open_tokenizer
+        self._open_drawer = open_drawer
         self._tokenizer: ImageTokenizer | None = None
 
     @classmethod
-    def load(cls, model: str | Path, *, style: str = BASE, **parts) -> "SeedLlama":
-        """Read a model directory or workdir; `parts` are the fields of `Parts`."""
-        named = {name: Path(parts.pop(name)) for name in ("tokenizer", "decoder") if parts.get(name)}
-        return cls.of(Parts(Path(model), **named, **parts), style)
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        decoder: str | Path | None = None,
+        style: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+        quantize_vit: str | None = None,
+    ) -> "SeedLlama":
+        """Read a model directory, a bundle or a training workdir; arguments as in `LoadConfig`.
+
+        Raises:
+            UserError: the directory is not a language model's, or cannot be read.
+        """
+        config = LoadConfig(
+            model=Path(model),
+            tokenizer=None if tokenizer is None else Path(tokenizer),
+            decoder=None if decoder is None else Path(decoder),
+            style=style,
+            dtype=dtype,
+            quantize=quantize,
+            quantize_vit=quantize_vit,
+        )
+        return cls.from_config(config)
 
     @classmethod
-    def of(cls, parts: Parts, style: str = BASE) -> "SeedLlama":
-        """Load what `parts` name."""
-        found, precision = open_language_model(parts.model), parts.precision
+    def from_config(cls, config: LoadConfig) -> "SeedLlama":
+        """Load what a `LoadConfig` names."""
+        config = config.resolve()
+        loaded, precision = open_language_model(config.model), config.precision
         generator = Generator(
-            found.config, found.params, found.vocabulary, precision=precision, quantize=parts.quantize
+            loaded.config, loaded.params, loaded.vocabulary, precision=precision, quantize=config.quantize
         )
 
+        def open_tokenizer(batch_size: int) -> ImageTokenizer:
+            return _open_tokenizer(config, loaded.vocabulary.num_codes, batch_size)
+
         def open_drawer() -> Drawer:
-            if parts.decoder is None:
-                raise UserError("No decoder is given to draw images with: name its model directory (--decoder).")
-            return Drawer.load(parts.decoder, dtype=precision.compute)
+            if config.decoder is None:
+                raise UserError(
+                    f"{config.model} names no image decoder: give its model directory (--decoder) to draw images."
+                )
+            logging.info("loading the image decoder %s and compiling it ...", config.decoder)
+            return Drawer.load(config.decoder, dtype=precision.compute)
 
-        return cls(generator, lambda size: _open_tokenizer(parts, found, size), open_drawer, style)
+        return cls(generator, open_tokenizer, open_drawer, config.style or BASE_STYLE)
 
-    def image_tokenizer(self, pictures: int = 1) -> ImageTokenizer:
-        """Return the image tokenizer; the first call says for batches of how many pictures."""
-        self._tokenizer = self._tokenizer or self._open_tokenizer(min(max(pictures, 1), LARGEST_BATCH))
+    def image_tokenizer(self, num_images: int = 1) -> ImageTokenizer:
+        """Return the image tokenizer; the first call determines its batch size from `num_images`."""
+        self._tokenizer = self._tokenizer or self._open_tokenizer(min(max(num_images, 1), MAX_IMAGE_BATCH))
         return self._tokenizer
 
     @functools.cached_property
     def drawer(self) -> Drawer:
         return self._open_drawer()
 
-    def encode(self, pictures: Sequence[Picture]) -> list[tuple[int, ...]]:
-        """Return the codes of pictures: files, their bytes, or PIL's."""
-        if not pictures:
-            return []
-        loaded = [picture if isinstance(picture, Image.Image) else images.load(picture) for picture in pictures]
-        return [tuple(row) for row in self.image_tokenizer(len(loaded)).encode(loaded).tolist()]
+    def encode(self, images: Sequence[ImageInput]) -> list[tuple[int, ...]]:
+        """Return the codes of images.
 
-    def prompt(self, text: str, pictures: Sequence[Picture] = ()) -> list[int]:
-        """Return the ids of one turn; the pictures stand at `<image>` placeholders or before the text."""
-        turn = Turn(USER, interleave(text, self.encode(pictures)))
-        return build_prompt([turn], self.style, self.generator.vocabulary)
+        Args:
+            images: paths, encoded bytes or PIL images.
+        """
+        if not images:
+            return []
+        loaded = [image if isinstance(image, Image.Image) else seed_jax.images.load(image) for image in images]
+        return [tuple(codes) for codes in self.image_tokenizer(len(loaded)).encode(loaded).tolist()]
+
+    def prompt(self, text: str, images: Sequence[ImageInput] = ()) -> list[int]:
+        """Return the token ids of one user message; images replace `<image>` placeholders or precede the text."""
+        message = Message(USER, interleave(text, self.encode(images)))
+        return build_prompt([message], self.style, self.generator.vocabulary)
 
     def ask(
-        self, text: str, pictures: Sequence[Picture] = (), settings: Settings | None = None, **changes
+        self,
+        text: str,
+        images: Sequence[ImageInput] = (),
+        sampling_params: SamplingParams | None = None,
+        **changes,
     ) -> Generation:
-        """Answer one turn; `changes` are fields of `Settings` by name."""
-        (answer,) = self.generator.generate([self.prompt(text, pictures)], settings, **changes)
+        """Answer one user message.
+
+        Args:
+            text: the message; `<image>` marks the position of each image.
+            images: paths, encoded bytes or PIL images.
+            sampling_params: decoding options.
+            changes: fields of `SamplingParams` by name, which replace those of `sampling_params`.
+        """
+        (answer,) = self.generator.generate([self.prompt(text, images)], sampling_params, **changes)
         return answer
 
     def draw(
         self, segments: Sequence[Segment], seed: int = 0, options: DrawOptions | None = None, *, progress: bool = False
     ) -> list[Image.Image]:
-        """Draw the images among segments, each from a seed of its own: `seed`, `seed` + 1 and so on."""
+        """Draw the images among the segments of an answer.
+
+        Args:
+            segments: segments of an answer; text is ignored.
+            seed: seed of the first image; the others use `seed` + 1, `seed` + 2 and so on.
+            options: options of the diffusion.
+            progress: show a progress bar.
+
+        Raises:
+            UserError: no decoder or no image tokenizer is known.
+        """
         codes = [segment.codes for segment in segments if isinstance(segment, ImageSegment)]
         if not codes:
             return []
-        drawer = self.drawer  # what is missing is said before anything is computed
+        drawer = self.drawer  # a missing decoder is reported before anything is computed
         embeddings = self.image_tokenizer().embed_codes(np.asarray(codes, np.int32))
         seeds = [(seed + number) % 2**32 for number in range(len(codes))]
         drawn = drawer.draw(embeddings, seeds, options, batch_size=1, progress=progress)
-        return [Image.fromarray(picture) for picture in drawn]
+        return [Image.fromarray(pixels) for pixels in drawn]
 
 
-def _open_tokenizer(parts: Parts, model: LanguageModel, batch_size: int) -> ImageTokenizer:
-    directory, known = parts.tokenizer or model.image_tokenizer, model.vocabulary.num_codes
-    if directory is None:
-        raise UserError(f"{parts.model} names no image tokenizer: give one with --tokenizer to use pictures.")
-    tokenizer = ImageTokenizer.load(directory, batch_size=batch_size, quantize=parts.quantize_vit)
-    if tokenizer.config.num_codes != known:
+def _open_tokenizer(config: LoadConfig, num_codes: int, batch_size: int) -> ImageTokenizer:
+    if config.tokenizer is None:
+        raise UserError(f"{config.model} names no image tokenizer: give one with --tokenizer to use images.")
+    logging.info("loading the image tokenizer %s and compiling it ...", config.tokenizer)
+    tokenizer = ImageTokenizer.load(config.tokenizer, batch_size=batch_size, quantize=config.quantize_vit)
+    if tokenizer.config.num_codes != num_codes:
         raise UserError(
-            f"The image tokenizer {directory} has {tokenizer.config.num_codes} codes but the vocabulary of "
-            f"{parts.model} has {known}: use the image tokenizer that the model was trained with."
+            f"The image tokenizer {config.tokenizer} has {tokenizer.config.num_codes} codes but the vocabulary of "
+            f"{config.model} has {num_codes}: use the image tokenizer that the model was trained with."
         )
     return tokenizer

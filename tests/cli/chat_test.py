@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 
 import pytest
 from PIL import Image
@@ -14,24 +15,24 @@ from tests.cli.generate_test import models  # noqa: F401
 
 @pytest.fixture
 def talk(models, monkeypatch, capsys):  # noqa: F811
-    def run(*typed: str, flags=()) -> str:
+    def run(*typed: str, flags=(), model="named") -> str:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in typed)))
-        words = ["chat", "--model", models / "llama", "--max-new-tokens", "40", *flags]
+        words = ["chat", "--model", models / model, "--max-new-tokens", "40", *flags]
         assert main([str(word) for word in words]) == 0
         return capsys.readouterr().out
 
     return run
 
 
-def test_pictures_in_pictures_out_and_a_saved_conversation(models, talk, tmp_path, monkeypatch):  # noqa: F811
+def test_images_in_images_out_and_a_saved_conversation(models, talk, tmp_path, monkeypatch):  # noqa: F811
     def draw(model, segments, seed):  # `generate`'s tests draw in earnest
         return [Image.new("RGB", (8, 8)) for segment in segments if isinstance(segment, ImageSegment)]
 
     monkeypatch.setattr(SeedLlama, "draw", draw)
     saved = tmp_path / "said.json"
     typed = [f"/image {models / '0.png'}", "what?", "/draw a dog", f"/save {saved}", "/reset", f"/save {saved}.2"]
-    output = talk(*typed, flags=("--decoder", models / "decoder", "--out", tmp_path))
-    assert "[1 picture(s) go with your next words]" in output
+    output = talk(*typed, flags=("--out", tmp_path))
+    assert "[1 image(s) attached to your next message]" in output
     turns = json.loads(saved.read_text())
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
     assert [segment["type"] for segment in turns[0]["segments"]] == ["image", "text"]
@@ -49,3 +50,11 @@ def test_mistakes_are_answered_with_a_sentence_and_the_conversation_goes_on(talk
     assert "! Cannot read gone.png" in output
     assert "! The prompt has 1 <image> placeholder(s) but 0 image(s)" in output
     assert output.count("you>") == 6
+
+
+def test_a_model_without_decoder_and_style_explains_what_is_missing(talk, caplog):
+    caplog.set_level(logging.INFO)
+    output = talk("/draw a dog", "/draw a cat", model="llama")
+    assert output.count("[image] ") >= 2
+    assert caplog.text.count("--decoder DIR") == 1
+    assert "Prompt style base" in caplog.text

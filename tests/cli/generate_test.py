@@ -4,25 +4,30 @@ import dataclasses
 import json
 import logging
 import re
+import subprocess
+import sys
 
-import jax
 import numpy as np
 import pytest
-from flax.core import meta
 from PIL import Image
 
+from seed_jax import images
 from seed_jax.checkpoint import model_dir
-from seed_jax.cli import main
+from seed_jax.cli import generation_options, main
+from seed_jax.convert.llama.key_table import abstract_params as abstract_llama_params
 from seed_jax.data.text.vocabulary import Vocabulary
-from seed_jax.inference.chat.prompts import USER, Turn, build_prompt, interleave
+from seed_jax.inference.chat.prompts import STYLES, USER, Message, build_prompt, interleave
 from seed_jax.inference.generation.generator import Generator
+from seed_jax.inference.generation.segments import ImageSegment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
+from seed_jax.inference.seed_llama import SeedLlama
 from seed_jax.models.diffusion import UnclipConfig
-from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.models.nn.quantized import SCHEMES
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.models.diffusion.cases import random_decoder
 from tests.models.tokenizer.cases import random_like
-from tests.support import golden
+from tests.support import golden, philox
 
 TOKENIZER = SeedTokenizerConfig.tiny()
 SIZES = dataclasses.replace(LlamaConfig.tiny(830), hidden_size=32, intermediate_size=48, max_length=256)
@@ -30,21 +35,28 @@ SIZES = dataclasses.replace(LlamaConfig.tiny(830), hidden_size=32, intermediate_
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Return a folder with the language model `llama`, its image tokenizer, and one with fewer codes."""
+    """Return a directory of models.
+
+    The language model `llama` names its image tokenizer, `named` also prompt style and decoder, `blind` nothing;
+    `bundle` refers to all of them; `few` is an image tokenizer with fewer codes.
+    """
     root = tmp_path_factory.mktemp("models")
     few = dataclasses.replace(TOKENIZER, num_codes=100)
     for name, config in [("tokenizer", TOKENIZER), ("few", few)]:
         model_dir.save(root / name, "seed_tokenizer", {"sizes": config.to_dict()}, random_like(abstract_params(config)))
-    params = meta.unbox(jax.jit(Llama(SIZES).init)(jax.random.key(0), jax.numpy.zeros((1, 2), int)))["params"]
+    params = philox.params_like(abstract_llama_params(SIZES), seed=0, scale=0.02)
     files = {file.name: file for file in golden.path("text_tokenizer/tokenizer").iterdir()}
     config = {"sizes": SIZES.to_dict(), "image_tokenizer": "../tokenizer"}
-    model_dir.save(root / "llama", "llama", config, params, files=files)
-    model_dir.save(root / "blind", "llama", {**config, "image_tokenizer": None}, params, files=files)
+    named = {**config, "prompt_style": "vicuna", "decoder": "../decoder"}
+    for name, one in [("llama", config), ("blind", {**config, "image_tokenizer": None}), ("named", named)]:
+        model_dir.save(root / name, "llama", one, params, files=files)
     unclip, weights = random_decoder(UnclipConfig.tiny(TOKENIZER.embedding_width))
     model_dir.save(root / "decoder", "unclip", {"sizes": unclip.config.to_dict()}, weights)
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 255, (40, 60, 3), np.uint8)
         Image.fromarray(pixels).save(root / f"{number}.png")
+    bundle = {"language_model": "../blind", "image_tokenizer": "../tokenizer", "decoder": "../decoder"}
+    model_dir.save(root / "bundle", "seed_llama", {**bundle, "prompt_style": "vicuna"}, None)
     return root
 
 
@@ -52,22 +64,20 @@ def run(models, *words, model="llama"):
     return main(["generate", "--model", str(models / model), *map(str, words)])
 
 
-def test_text_and_pictures_in_segments_out(models, capsys):
+def test_text_and_images_in_segments_out(models, capsys):
     pictures = [models / "0.png", models / "1.png"]
     flags = [word for picture in pictures for word in ("--image", picture)]
     words = ["--prompt", "From <image> to <image>?", "--style", "vicuna", "--max-new-tokens", "70", "--force-image"]
     assert run(models, *flags, *words, "--json") == 0
     found = json.loads(capsys.readouterr().out)
 
-    from seed_jax import images
-
     codes = ImageTokenizer.load(models / "tokenizer", batch_size=2).encode([images.load(path) for path in pictures])
     vocabulary = Vocabulary.load(models / "llama")
-    prompt = build_prompt([Turn(USER, interleave("From <image> to <image>?", codes.tolist()))], "vicuna", vocabulary)
+    prompt = build_prompt([Message(USER, interleave("From <image> to <image>?", codes.tolist()))], "vicuna", vocabulary)
     (expected,) = Generator.load(models / "llama").generate([prompt], max_new_tokens=70, mode="image")
     assert found["ids"] == list(expected.ids)
     assert found["segments"] == [segment.to_dict() for segment in expected.segments]
-    assert found["stopped"] == expected.stopped
+    assert found["finish_reason"] == expected.finish_reason
     assert found["segments"][0]["type"] == "image"
     assert len(found["segments"][0]["codes"]) == 32
 
@@ -84,21 +94,108 @@ def test_plain_output_has_a_line_of_codes_for_an_image(models, capsys):
 
 def test_images_are_drawn_and_memory_is_planned(models, tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
-    words = ["--prompt", "a dog", "--max-new-tokens", "72", "--images", "2", "--quantize", "int8", "--quantize-vit"]
+    words = [
+        "--memory-plan",
+        "--prompt",
+        "a dog",
+        "--max-new-tokens",
+        "72",
+        "--num-images",
+        "2",
+        "--quantize",
+        "int8",
+        "--quantize-vit",
+    ]
     flags = ["int8", "--decoder", models / "decoder", "--out", tmp_path, "--json", "--seed", "5"]
     assert run(models, *words, *flags) == 0
     segments = [s for s in json.loads(capsys.readouterr().out)["segments"] if s["type"] == "image"]
-    assert [segment["path"] for segment in segments] == [str(tmp_path / f"picture_{n}.png") for n in (1, 2)]
+    assert [segment["path"] for segment in segments] == [str(tmp_path / f"image_{n}.png") for n in (1, 2)]
     assert all(Image.open(segment["path"]).size == (64, 64) for segment in segments)
-    for part in ("language model", "keys and values", "image tokenizer", "decoder", "while drawing"):
-        assert re.search(rf"{part} +\d+\.\d\d GiB", caplog.text)
+    for part in ("language model", "KV cache", "image tokenizer", "decoder", "temporary: drawing", "peak"):
+        assert re.search(rf"{part} +\d+\.\d\d MiB", caplog.text)
+
+
+def test_a_bundle_needs_no_further_option(models, tmp_path, capsys, caplog, monkeypatch):
+    def draw(model, segments, seed):  # drawing itself is tested above
+        assert model.drawer.config.embedding_width == TOKENIZER.embedding_width
+        return [Image.new("RGB", (8, 8)) for segment in segments if isinstance(segment, ImageSegment)]
+
+    monkeypatch.setattr(SeedLlama, "draw", draw)
+    caplog.set_level(logging.INFO)
+    words = ["--prompt", "What?", "--image", models / "0.png", "--max-new-tokens", "34", "--force-image", "--json"]
+    answers = []
+    for model in ("bundle", "named"):
+        assert run(models, *words, "--out", tmp_path / model, model=model) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+        assert answers[-1]["segments"][0].pop("path") == str(tmp_path / model / "image_1.png")
+    assert "shown as codes" not in caplog.text
+    assert "Memory plan" not in caplog.text
+    explicit = ["--style", "vicuna", "--tokenizer", models / "tokenizer"]
+    assert run(models, *words, *explicit, model="blind") == 0
+    answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] == answers[2]
+    assert run(models, *words, "--style", "base", model="bundle") == 0
+    assert json.loads(capsys.readouterr().out)["ids"] != answers[0]["ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "hint"),
+    [
+        (["--force-image"], "llama", "--decoder DIR"),
+        (["--force-image"], "named", "give --out DIR"),
+        (["--text-only"], "llama", None),
+    ],
+)
+def test_images_that_cannot_be_drawn_come_with_a_hint(models, caplog, options, model, hint):
+    caplog.set_level(logging.INFO)
+    assert run(models, "--prompt", "a dog", "--max-new-tokens", "34", *options, model=model) == 0
+    assert (hint in caplog.text) if hint else ("shown as codes" not in caplog.text)
+    assert "compiling" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"image_tokenizer": "../tokenizer"}, "has no 'language_model'"),
+        ({"language_model": "../bundle"}, "kind 'seed_llama'"),
+        ({"language_model": "../llama", "prompt_style": "alpaca"}, "Unknown prompt style 'alpaca'"),
+        ({"language_model": "../llama", "decoder": 3}, "'decoder' is 3, expected a string or null"),
+    ],
+)
+def test_bad_bundles(models, tmp_path, capsys, config, message):
+    for name in ("bundle", "llama"):
+        (tmp_path / name).symlink_to(models / name)
+    model_dir.save(tmp_path / "wrong", "seed_llama", config, None)
+    assert main(["generate", "--model", str(tmp_path / "wrong"), "--prompt", "x"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_is_grouped_and_needs_no_jax(command):
+    program = f"""
+import sys
+from seed_jax.cli import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit:
+    print("jax" in sys.modules, "numpy" in sys.modules)
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "False False"
+    groups = [line for line in output.splitlines() if line in ("model:", "decoding:", "images:", "output:")]
+    assert groups == ["model:", "decoding:", "images:", "output:"]
+
+
+def test_choices_are_those_of_the_package():
+    assert set(generation_options.PROMPT_STYLES) == set(STYLES)
+    assert set(generation_options.QUANTIZATIONS) == set(SCHEMES)
 
 
 def test_a_file_of_prompts_is_answered_and_gone_on_with(models, tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
     lines = [
         {"prompt": "a dog", "id": "x", "temperature": 1, "seed": 3},
-        {"prompt": "<image> and?", "images": ["0.png"], "number_of_images": 1},
+        {"prompt": "<image> and?", "images": ["0.png"], "num_images": 1},
         {"prompt": "a cat", "mode": "none"},
     ]
     batch = models / "batch.jsonl"
@@ -123,8 +220,8 @@ def test_a_file_of_prompts_is_answered_and_gone_on_with(models, tmp_path, capsys
     ("line", "message"),
     [
         ("{", "line 1 is not valid JSON"),
-        ('{"prompt": 3}', 'line 1: expected an object with a "prompt" of text'),
-        ('{"prompt": "x", "heat": 1}', "line 1: unknown setting 'heat'"),
+        ('{"prompt": 3}', 'line 1: expected an object whose "prompt" is a string'),
+        ('{"prompt": "x", "heat": 1}', "line 1: unknown sampling parameter 'heat'"),
         ('{"prompt": "<image>"}', "line 1: The prompt has 1 <image> placeholder(s) but 0 image(s)"),
         ('{"prompt": "x", "images": ["gone.png"]}', "gone.png does not exist"),
     ],
@@ -143,11 +240,11 @@ def test_bad_lines(models, tmp_path, capsys, line, message):
         (["--prompt", "x", "--image", "0.png", "--tokenizer", "few"], "llama", "has 100 codes but the vocabulary"),
         (["--prompt", "<image>"], "llama", "1 <image> placeholder(s) but 0 image(s)"),
         (["--prompt", "dog " * 300], "llama", "the model's context is 256 tokens"),
-        (["--prompt", "x", "--force-image", "--max-new-tokens", "9"], "llama", "needs 34"),
-        (["--prompt", "x", "--memory", "1MiB"], "llama", "GiB of memory but there are 0.00 GiB (language model 0.00"),
-        (["--prompt", "x", "--memory", "much"], "llama", "'much' is no amount of memory"),
-        (["--prompt", "x", "--decoder", "decoder"], "llama", "say with --out in which folder"),
-        (["--prompt", "x"], "tokenizer", "holds a model of kind 'seed_tokenizer', expected 'llama'"),
+        (["--prompt", "x", "--force-image", "--max-new-tokens", "9"], "llama", "need 34"),
+        (["--prompt", "x", "--memory", "1MiB"], "llama", "but 1.00 MiB are available (language model 0."),
+        (["--prompt", "x", "--memory", "much"], "llama", "'much' is not an amount of memory"),
+        (["--prompt", "x", "--decoder", "decoder"], "llama", "give their directory with --out"),
+        (["--prompt", "x"], "tokenizer", "kind 'seed_tokenizer'"),
         (["--prompt", "x"], "nowhere", "neither a model directory nor a training workdir"),
     ],
 )

@@ -47,7 +47,7 @@ def test_batches_are_padded_and_compiled_once(tokenizer, codes):
     np.testing.assert_array_equal(tokenizer.encode(pictures(7)[:2]), codes[:2])
     assert tokenizer.encode([]).shape == (0, 32)
     assert tokenizer.encode([]).dtype == np.int32
-    assert tokenizer._encode._cache_size() == 1
+    assert tokenizer.encode_program._cache_size() == 1
 
 
 def test_stream_keeps_order_and_reports_bad_pictures(tokenizer, codes, tmp_path):
@@ -90,7 +90,7 @@ def test_mesh_gives_the_same_codes(codes):
     spread = ImageTokenizer(CONFIG, PARAMS, batch_size=3, mesh=mesh)
     assert spread.batch_size == 8
     np.testing.assert_array_equal(spread.encode(pictures(7)), codes)
-    assert len(spread._place([np.zeros(32, np.int32)]).sharding.device_set) == 8
+    assert len(spread.put_batch([np.zeros(32, np.int32)]).sharding.device_set) == 8
 
 
 def test_embed_codes_equals_the_original():
@@ -105,14 +105,14 @@ def test_embed_codes_equals_the_original():
 
 @pytest.mark.parametrize("bad", [np.zeros((1, 31), np.int32), np.full((1, 32), 128), np.full((1, 32), -1)])
 def test_impossible_codes_are_refused(tokenizer, bad):
-    with pytest.raises(UserError, match="32 numbers from 0 to 127"):
+    with pytest.raises(UserError, match="expected 32 codes from 0 to 127"):
         tokenizer.embed_codes(bad)
 
 
 def test_bfloat16_stores_matrices_once_and_gives_what_the_model_gives():
     precision = Precision(compute="bfloat16")
     tokenizer = ImageTokenizer(CONFIG, PARAMS, precision=precision, batch_size=7)
-    stored = {name: str(leaf.dtype) for name, leaf in flatten_dict(tokenizer._params, sep="/").items()}
+    stored = {name: str(leaf.dtype) for name, leaf in flatten_dict(tokenizer.params, sep="/").items()}
     assert stored["vit/blocks/layers/attn/qkv/kernel"] == "bfloat16"
     assert {stored[name] for name in ("codebook", "encode_task/fc2/kernel", "ln_vision/scale")} == {"float32"}
     pixels = jnp.asarray(np.stack([tokenizer.pixels(picture) for picture in pictures(7)]))
@@ -150,7 +150,7 @@ def test_weights_and_sizes_that_disagree_are_refused(tmp_path):
     directory = model_dir.save(tmp_path / "model", "seed_tokenizer", {"dims": {}}, PARAMS)
     with pytest.raises(UserError, match=r"config\.json"):
         ImageTokenizer.load(directory)
-    with pytest.raises(UserError, match="at least 1, found 0"):
+    with pytest.raises(UserError, match="is 0, expected at least 1"):
         ImageTokenizer(CONFIG, PARAMS, batch_size=0)
     with pytest.raises(UserError, match="'lanczos'"):
         ImageTokenizer(CONFIG, PARAMS, preprocessing=Preprocessing("lanczos"))

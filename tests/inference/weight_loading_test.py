@@ -30,7 +30,7 @@ def test_rounding_reads_a_layers_tensor_at_a_time(tmp_path):
         return LazyArray(leaf.shape, leaf.dtype, read)
 
     opened = flatten_dict(lazy.open_arrays(tmp_path / "params"))
-    tree = weight_loading.unstacked(unflatten_dict({path: recorded(leaf) for path, leaf in opened.items()}))
+    tree = weight_loading.unstack(unflatten_dict({path: recorded(leaf) for path, leaf in opened.items()}))
     assert sizes == []
     placed = []
 
@@ -39,18 +39,18 @@ def test_rounding_reads_a_layers_tensor_at_a_time(tmp_path):
         return jax.device_put(leaf)
 
     found = weight_loading.load(
-        tree, weight_loading.matrices(np.dtype(np.float32)), weight_loading.llama_schemes("int8"), place
+        tree, weight_loading.matrix_dtype(np.dtype(np.float32)), weight_loading.llama_schemes("int8"), place
     )
     # Every tensor is on the device before the next one is read, and none is larger than the largest of the model apart.
     assert [reads for _, reads in placed] == sorted(reads for _, reads in placed)
     assert max(sizes) == small_params()["lm_head"]["kernel"].nbytes
     assert len(sizes) == len(flatten_dict(tree))
     expected = weight_loading.load(
-        weight_loading.unstacked(small_params()), lambda path: None, weight_loading.llama_schemes("int8")
+        weight_loading.unstack(small_params()), weight_loading.stored_dtype, weight_loading.llama_schemes("int8")
     )
     assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((a == b).all()), found, expected))
     shapes = weight_loading.abstract(
-        weight_loading.unstacked(jax.tree.map(LazyArray.of, small_params())),
+        weight_loading.unstack(jax.tree.map(LazyArray.from_array, small_params())),
         lambda path: None,
         weight_loading.llama_schemes("int8"),
     )
@@ -59,10 +59,12 @@ def test_rounding_reads_a_layers_tensor_at_a_time(tmp_path):
 
 def test_layers_apart_are_those_of_the_stack():
     found = weight_loading.load(
-        weight_loading.unstacked(small_params()), weight_loading.matrices(jnp.dtype(jnp.float32)), lambda path: None
+        weight_loading.unstack(small_params()), weight_loading.matrix_dtype(jnp.dtype(jnp.float32)), lambda path: None
     )
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stack_layers(found), small_params()))
-    boxed = jax.eval_shape(Llama(SMALL, scan=False).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    boxed = jax.eval_shape(Llama(SMALL, scan_layers=False).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))[
+        "params"
+    ]
     assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, found, meta.unbox(boxed)))
 
 
@@ -80,7 +82,7 @@ def test_what_cannot_be_read_is_named():
 def test_features_of_a_rounded_vit_stay_close(name, bound):
     config = SeedTokenizerConfig.tiny()
     params = random_like(abstract_params(config))
-    rounded = weight_loading.load(params, lambda path: None, weight_loading.vit_schemes(name))
+    rounded = weight_loading.load(params, weight_loading.stored_dtype, weight_loading.vit_schemes(name))
     assert sum(path[-1] == "kernel_q" for path in flatten_dict(rounded)) == 4
     pixels = jax.random.normal(jax.random.key(0), (4, config.image_size, config.image_size, 3))
     features = jax.jit(lambda p: SeedTokenizer(config).apply({"params": p}, pixels, method="features"))

@@ -1,10 +1,10 @@
-"""Prompts in the styles that SEED-LLaMA was trained with (spec C.3): segments in, token ids out.
+r"""Prompts in the styles that SEED-LLaMA was trained with (spec C.3): segments in, token ids out.
 
-vicuna  8B: `USER: ` + turn + `\\nASSISTANT:`
-llama2  14B: `[INST] ` + turn + ` [/INST]\\n`
-base    not instruction-tuned: the segments as they stand
+vicuna  SEED-LLaMA-8B: `USER: ` + message + `\nASSISTANT:`
+llama2  SEED-LLaMA-14B: `[INST] ` + message + ` [/INST]\n`
+base    models without instruction tuning: the segments without markers
 
-Every prompt begins with BOS. Images may stand anywhere in a turn; in the training data they come before the question.
+Every prompt begins with BOS. Images may stand anywhere in a message; in the training data they precede the question.
 """
 
 import dataclasses
@@ -18,116 +18,142 @@ from seed_jax.inference.generation.segments import ImageSegment, MalformedSegmen
 
 USER, ASSISTANT = "user", "assistant"
 PLACEHOLDER = "<image>"
-BASE = "base"
-# The very markers that training samples are made with.
-STYLES = {name: Markers.of_style(name) for name in ("vicuna", "llama2")} | {BASE: Markers("", "", "")}
+BASE_STYLE = "base"
+# The same markers as in training samples.
+STYLES = {name: Markers.of_style(name) for name in ("vicuna", "llama2")} | {BASE_STYLE: Markers("", "", "")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
-    """What one side said."""
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: "user" or "assistant".
+        segments: text and images.
+    """
 
     role: str
     segments: Sequence[Segment]
 
 
-def build_prompt(turns: Sequence[Turn], style: str, vocabulary: Vocabulary, *, as_one: bool = False) -> list[int]:
-    """Return the ids after which the assistant's next turn is to be generated.
+@dataclasses.dataclass(frozen=True)
+class FittedPrompt:
+    """A prompt that fits into the context.
+
+    Attributes:
+        ids: token ids.
+        num_dropped: how many of the oldest messages were left out.
+    """
+
+    ids: list[int]
+    num_dropped: int
+
+
+def build_prompt(messages: Sequence[Message], style: str, vocabulary: Vocabulary, *, as_one: bool = False) -> list[int]:
+    """Return the token ids after which the assistant's next message is generated.
+
+    Control tokens in the text of a user (`<img>`, `</s>`) are encoded as plain text.
 
     Args:
-        as_one: encode the conversation as one text, as the original's demo does; by default every turn is encoded on
-            its own, as in training, so that each begins with a blank of its own (spec I.A.22).
+        messages: alternating messages of user and assistant, the last one by the user.
+        style: "vicuna", "llama2" or "base".
+        vocabulary: of the model.
+        as_one: encode the conversation as one text, as the original's demo does; by default every message is encoded
+            separately, as in training, so that each begins with its own space (spec I.A.22).
 
-    Control tokens that a user writes out (`<img>`, `</s>`) are plain text.
+    Raises:
+        UserError: the style is unknown, the roles do not alternate, or a message contains a malformed image.
     """
-    markers = _markers(style)
-    _check(turns, style)
-    # The demo writes a blank between "ASSISTANT:" and the answer; encoded on its own, an answer begins with one anyway.
-    blank = " " if as_one and not markers.after.endswith("\n") else ""
+    check_style(style)
+    _check_roles(messages, style)
+    markers = STYLES[style]
+    # The demo writes a space between "ASSISTANT:" and the answer; an answer encoded separately begins with one anyway.
+    space = " " if as_one and not markers.after.endswith("\n") else ""
     groups: list[list[str | tuple[int, ...]]] = []
-    for index, turn in enumerate(turns):
-        content = [_part(segment) for segment in turn.segments]
+    for index, message in enumerate(messages):
+        content = [_content(segment) for segment in message.segments]
         before = (markers.between if index else "") + markers.before
-        groups.append([before, *content, markers.after] if turn.role == USER else [blank, *content])
+        groups.append([before, *content, markers.after] if message.role == USER else [space, *content])
     groups = [[part for group in groups for part in group]] if as_one else groups
     return [vocabulary.bos, *(i for group in groups for i in vocabulary.encode_parts(group, plain=True))]
 
 
-@dataclasses.dataclass(frozen=True)
-class FittedPrompt:
-    """Token ids that fit into the context, and how many of the oldest turns had to be left out for that."""
-
-    ids: list[int]
-    dropped: int
-
-
 def fit_prompt(
-    turns: Sequence[Turn], style: str, vocabulary: Vocabulary, room: int, *, as_one: bool = False
+    messages: Sequence[Message], style: str, vocabulary: Vocabulary, max_tokens: int, *, as_one: bool = False
 ) -> FittedPrompt:
-    """Build a prompt of at most `room` tokens, without the oldest questions and their answers where it is longer.
+    """Build a prompt of at most `max_tokens` tokens, dropping the oldest questions and their answers if necessary.
 
-    Whole turns go: no image is ever cut. UserError where the last turn alone is too long.
+    Messages are dropped as a whole: an image is never truncated.
+
+    Raises:
+        UserError: the last message alone is too long.
     """
-    for dropped in range(0, len(turns), 2):
-        ids = build_prompt(turns[dropped:], style, vocabulary, as_one=as_one)
-        if len(ids) <= room:
-            return FittedPrompt(ids, dropped)
+    ids = []
+    for num_dropped in range(0, len(messages), 2):
+        ids = build_prompt(messages[num_dropped:], style, vocabulary, as_one=as_one)
+        if len(ids) <= max_tokens:
+            return FittedPrompt(ids, num_dropped)
     raise UserError(
-        f"The last turn alone has {len(ids)} tokens (an image {vocabulary.codes_per_image + 2}), but there is room for "
-        f"{room}: shorten it, or ask for fewer new tokens."
+        f"The last message alone has {len(ids)} tokens (an image has {vocabulary.codes_per_image + 2}), but the "
+        f"context has room for {max_tokens}: shorten it, or reduce max_new_tokens."
     )
 
 
-def check_placeholders(text: str, images: int) -> None:
-    """Refuse a text whose `<image>` placeholders, if it has any, are not as many as there are images."""
+def check_style(style: str) -> None:
+    """Raise UserError for an unknown prompt style."""
+    if style not in STYLES:
+        raise UserError(f"Unknown prompt style {style!r}: expected one of {', '.join(STYLES)}.")
+
+
+def check_placeholders(text: str, num_images: int) -> None:
+    """Raise UserError if a text has `<image>` placeholders, but not as many as there are images."""
     count = text.count(PLACEHOLDER)
-    if count not in (0, images):
+    if count not in (0, num_images):
         raise UserError(
-            f"The prompt has {count} {PLACEHOLDER} placeholder(s) but {images} image(s) are given: give one image for "
-            "each, or leave the placeholders out to put the images before the text."
+            f"The prompt has {count} {PLACEHOLDER} placeholder(s) but {num_images} image(s) are given: give one image "
+            "per placeholder, or leave the placeholders out to put the images before the text."
         )
 
 
-def interleave(text: str, images: Sequence[Sequence[int]], frames: Sequence[int] | None = None) -> list[Segment]:
-    """Return text and images (their codes) as segments: at the `<image>` placeholders, or before the text.
+def interleave(text: str, images: Sequence[Sequence[int]], group_sizes: Sequence[int] | None = None) -> list[Segment]:
+    """Return text and images as segments: images replace the `<image>` placeholders, or precede the text.
 
     Args:
-        frames: how many of the images, in order, stand at each placeholder: those of a video stand at one. By default
-            one each.
+        text: text of a message.
+        images: codes of each image.
+        group_sizes: how many consecutive images share a placeholder, such as the frames of a video; by default one
+            each.
     """
-    frames = [1] * len(images) if frames is None else frames
-    check_placeholders(text, len(frames))
+    group_sizes = [1] * len(images) if group_sizes is None else group_sizes
+    check_placeholders(text, len(group_sizes))
     rest = iter(ImageSegment(tuple(codes)) for codes in images)
-    shown = [list(itertools.islice(rest, count)) for count in frames]
+    groups = [list(itertools.islice(rest, size)) for size in group_sizes]
     if PLACEHOLDER not in text:
-        return [*itertools.chain(*shown), *([TextSegment(text)] if text else [])]
+        return [*itertools.chain(*groups), *([TextSegment(text)] if text else [])]
     segments: list[Segment] = []
-    for piece, group in itertools.zip_longest(text.split(PLACEHOLDER), shown, fillvalue=()):
-        segments += [TextSegment(piece)] if piece else []
+    for piece, group in itertools.zip_longest(text.split(PLACEHOLDER), groups, fillvalue=()):
+        segments += [TextSegment(str(piece))] if piece else []
         segments += group
     return segments
 
 
-def _markers(style: str) -> Markers:
-    if style not in STYLES:
-        raise UserError(f"Unknown prompt style {style!r}: expected one of {', '.join(STYLES)}.")
-    return STYLES[style]
-
-
-def _check(turns: Sequence[Turn], style: str) -> None:
-    if not turns or (len(turns) > 1 and style == BASE):
-        raise UserError(
-            f"A prompt of style {style!r} has {len(turns)} turns, expected {'1' if turns else 'at least 1'}."
-        )
-    for index, turn in enumerate(turns):
+def _check_roles(messages: Sequence[Message], style: str) -> None:
+    if not messages or (len(messages) > 1 and style == BASE_STYLE):
+        expected = "1" if messages else "at least 1"
+        raise UserError(f"A prompt of style {style!r} has {len(messages)} messages, expected {expected}.")
+    for index, message in enumerate(messages):
         expected = (USER, ASSISTANT)[index % 2]
-        if turn.role != expected:
-            raise UserError(f"Turn {index + 1} has the role {turn.role!r}, expected {expected!r}: roles alternate.")
-    if turns[-1].role != USER:
-        raise UserError("The last turn is the assistant's: end with the user's turn that is to be answered.")
+        if message.role != expected:
+            raise UserError(
+                f"Message {index + 1} has the role {message.role!r}, expected {expected!r}: roles alternate."
+            )
+    if messages[-1].role != USER:
+        raise UserError("The last message is the assistant's: end with the user's message that is to be answered.")
 
 
-def _part(segment: Segment) -> str | tuple[int, ...]:
+def _content(segment: Segment) -> str | tuple[int, ...]:
     if isinstance(segment, MalformedSegment):
-        raise UserError(f"A turn holds {len(segment.ids)} image tokens that make no image: leave them out.")
+        raise UserError(
+            f"A message contains {len(segment.ids)} image tokens that form no image: remove the malformed segment."
+        )
     return segment.text if isinstance(segment, TextSegment) else segment.codes

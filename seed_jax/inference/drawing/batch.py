@@ -1,4 +1,4 @@
-"""What one device computes for a batch of pictures, and where their noise comes from."""
+"""The program that draws one batch of images, and the seeds of its noise."""
 
 import functools
 from collections.abc import Callable
@@ -8,14 +8,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
-from seed_jax.models.diffusion import Condition, Steps, Unclip
+from seed_jax.models.diffusion import SamplerSteps, Unclip, UnclipCondition
+from seed_jax.typing import Tree
 
-LATENTS, EMBEDDING_NOISE, NEGATIVE_NOISE = range(3)  # what a key folded out of a picture's seed is for
+LATENTS, EMBEDDING_NOISE, NEGATIVE_NOISE = range(3)  # folded into an image's seed: one key per purpose
 
 
 @flax.struct.dataclass
-class Batch:
-    """The pictures that are drawn at the same time."""
+class DrawBatch:
+    """The inputs of images that are drawn together.
+
+    Attributes:
+        embeddings: generation embeddings.
+        latents: initial noise of the diffusion.
+        noise: noise added to the embeddings.
+        text_states: states of the prompts.
+        negative_text_states: states of the negative prompts.
+        negative_embeddings: embeddings that guidance moves away from; None uses the unconditional zeros.
+        negative_noise: noise added to the negative embeddings.
+    """
 
     embeddings: Float[Array, "B E"]
     latents: Float[Array, "B h w C"]
@@ -28,16 +39,16 @@ class Batch:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def seeded_noise(seeds: UInt32[Array, " B"], purpose: int, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-    """Return standard normal noise in float32, each row from its own seed alone."""
+    """Return standard normal noise in float32, [B, *shape]; each entry depends on its own seed only."""
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), purpose))(seeds)
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def draw_batch(
     unclip: Unclip,
-    params: dict,
-    batch: Batch,
-    steps: Steps,
+    params: Tree,
+    batch: DrawBatch,
+    steps: SamplerSteps,
     guidance_scale: Float[Array, ""],
     noise_level: Int[Array, ""],
     *,
@@ -45,20 +56,27 @@ def draw_batch(
     tile: int | None = None,
     on_step: Callable[[Int[Array, ""]], None] | None = None,
 ) -> UInt8[Array, "B H W 3"]:
-    """Return the finished pictures.
+    """Return the decoded images.
 
     Args:
-        guided: whether there is an unconditional or negative half at all, which doubles the work.
+        unclip: the decoder.
+        params: its parameters.
+        batch: inputs.
+        steps: table of the sampler.
+        guidance_scale: scale of classifier-free guidance.
+        noise_level: of the embeddings.
+        guided: whether the unconditional (or negative) half is computed at all, which doubles the work.
+        tile: side in latents of the tiles in which the autoencoder decodes; None decodes at once.
+        on_step: called after each step of the sampler.
     """
-    labels = unclip.class_labels(
-        params, batch.embeddings, batch.noise, jnp.full(batch.embeddings.shape[:1], noise_level)
-    )
-    trajectory = unclip.draw_latents(
+    levels = jnp.full(batch.embeddings.shape[:1], noise_level)
+    labels = unclip.class_labels(params, batch.embeddings, batch.noise, levels)
+    trajectory = unclip.sample_latents(
         params,
         batch.latents,
-        Condition(batch.text_states, labels),
+        UnclipCondition(batch.text_states, labels),
         steps,
-        away_from=_negative(unclip, params, batch) if guided else None,
+        negative=_negative_condition(unclip, params, batch) if guided else None,
         guidance_scale=guidance_scale,
         on_step=on_step,
     )
@@ -66,13 +84,13 @@ def draw_batch(
     return jnp.round(pixels * 255).astype(jnp.uint8)
 
 
-def _negative(unclip: Unclip, params: dict, batch: Batch) -> Condition:
-    """Return what to be guided away from: by default zeros in the whole class label, noise level included."""
+def _negative_condition(unclip: Unclip, params: Tree, batch: DrawBatch) -> UnclipCondition:
+    """Return the unconditional input; by default the whole class label is zero, noise level included."""
     count = batch.embeddings.shape[0]
     if batch.negative_embeddings is None:
-        labels = jnp.zeros((count, unclip.config.unet.class_width))
+        labels = jnp.zeros((count, unclip.config.class_width))
     else:
-        # Level 0 whatever the pictures' own level is, as in the original.
+        # Level 0 regardless of the level of the images, as in the original.
         level = jnp.zeros((count,), jnp.int32)
         labels = unclip.class_labels(params, batch.negative_embeddings, batch.negative_noise, level)
-    return Condition(batch.negative_text_states, labels)
+    return UnclipCondition(batch.negative_text_states, labels)

@@ -1,12 +1,13 @@
-"""Draw pictures from generation embeddings: batches, seeds, guidance, prompts, many devices (spec B.1, B.2).
+"""Draw images from generation embeddings: batches, seeds, guidance, prompts, several devices (spec B.1, B.2).
 
-The original draws one picture at a time from noise that changes from run to run. Here all noise of a picture comes from
-its own seed, so that a picture is the same alone, in any batch and on any number of devices (to float rounding).
+The original draws one image at a time from unseeded noise. Here all noise of an image comes from its own seed, so that
+an image is the same alone, in any batch and on any number of devices (up to float rounding).
 """
 
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +18,47 @@ from tqdm import tqdm
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.drawing.batch import EMBEDDING_NOISE, LATENTS, NEGATIVE_NOISE, Batch, draw_batch, seeded_noise
-from seed_jax.inference.drawing.request import DrawOptions, Request, check_options, make_request
-from seed_jax.models.diffusion import Unclip, UnclipConfig, plan
+from seed_jax.inference.drawing.batch import (
+    EMBEDDING_NOISE,
+    LATENTS,
+    NEGATIVE_NOISE,
+    DrawBatch,
+    draw_batch,
+    seeded_noise,
+)
+from seed_jax.inference.drawing.request import DrawOptions, DrawRequest, build_request, check_options
+from seed_jax.models.diffusion import Unclip, UnclipConfig, sampler_steps
 from seed_jax.precision import Precision, as_dtype
+from seed_jax.typing import Tree
 
-KIND = "unclip"  # of its model directory
-PROMPTS_KEPT = 256  # states of this many prompts are computed once, 77 MiB at the released sizes
+CACHED_PROMPTS = 256  # prompts whose text states are kept, 77 MiB at the released sizes
 
 
 class Drawer:
-    """Draws with one decoder, whose parameters lie on every device of a mesh."""
+    """An image decoder whose parameters are replicated over the devices of a mesh.
+
+    Example:
+        drawer = Drawer.load("models/unclip", dtype="bfloat16")
+        embeddings = tokenizer.embed_codes(codes)  # an `ImageTokenizer`
+        pixels = drawer.draw(embeddings, seeds=range(len(embeddings)))  # uint8 [N, 768, 768, 3]
+
+    Args:
+        config: sizes of the model.
+        params: parameters of an `Unclip`.
+        vocabulary: of the text encoder; needed for prompts other than the empty one.
+        mesh: images are sharded over its data axes; by default over all local devices.
+        dtype: dtype of the UNet and the text encoder.
+        vae_dtype: dtype of the autoencoder.
+        attention: implementation of `attend`; by default "cudnn" on GPUs in 16 bits and "chunked" elsewhere.
+    """
 
     def __init__(
         self,
         config: UnclipConfig,
-        params: dict,
+        params: Tree,
         *,
         vocabulary: ClipVocabulary | None = None,
         mesh: Mesh | None = None,
@@ -42,38 +66,34 @@ class Drawer:
         vae_dtype: str = "float32",
         attention: str | None = None,
     ):
-        """Convert and place the parameters.
-
-        Args:
-            vocabulary: needed for prompts other than the empty one.
-            mesh: pictures are spread over its data axes; by default over all local devices.
-            dtype: number format of the UNet and the text encoder; `vae_dtype` is the autoencoder's.
-            attention: implementation of `attend`, by default cuDNN's on GPUs in 16 bits and "chunked" elsewhere.
-        """
         self.mesh = mesh or sharding.make_mesh({"replica": -1}, jax.local_devices())
         if attention is None:
             on_gpu = self.mesh.devices.flat[0].platform == "gpu"
             attention = "cudnn" if on_gpu and as_dtype(dtype).itemsize == 2 else "chunked"
         self.unclip = Unclip(config, Precision(dtype, dtype), Precision(vae_dtype, vae_dtype), attention)
-        formats = {"unet": dtype, "text": dtype, "vae": vae_dtype, "normalizer": "float32"}
-        self.params = {
-            part: jax.device_put(_cast(params[part], name), sharding.replicated(self.mesh))
-            for part, name in formats.items()
-        }
+        dtypes = {"unet": dtype, "text": dtype, "vae": vae_dtype, "normalizer": "float32"}
+        replicated = sharding.replicated_sharding(self.mesh)
+        self.params = {part: jax.device_put(_cast(params[part], name), replicated) for part, name in dtypes.items()}
         self.vocabulary = vocabulary
-        self._bar, self._base = None, 0
-        self._text_states = functools.lru_cache(PROMPTS_KEPT)(self._encode_prompt)
-        self._encode = jax.jit(self.unclip.text_states)
-        self._draw_batch = jax.jit(self._on_mesh, static_argnames=("guided", "tile", "progress"))
+        self._progress_bar: tqdm | None = None
+        self._completed_steps = 0  # of the batches before the present one
+        self._text_states = functools.lru_cache(CACHED_PROMPTS)(self._encode_prompt)
+        self._encode_program = jax.jit(self.unclip.encode_text)
+        self._draw_program = jax.jit(self._draw_sharded, static_argnames=("guided", "tile", "progress"))
 
     @classmethod
     def load(cls, directory: str | Path, **options) -> "Drawer":
-        """Read a model directory of kind "unclip"; `options` are those of the class."""
-        loaded = model_dir.load(directory, KIND)
+        """Read a model directory of kind "unclip", or the newest checkpoint of a decoder's workdir.
+
+        Args:
+            directory: model directory or workdir.
+            options: keyword arguments of the class.
+        """
+        loaded = model_dir.load(directory, ModelKind.UNCLIP)
         config = UnclipConfig.from_dict(loaded.config.get("sizes", {}), str(loaded.directory / model_dir.CONFIG))
-        has_words = (loaded.directory / "vocab.json").is_file()
-        vocabulary = ClipVocabulary.load(loaded.directory) if has_words else None
-        return cls(config, drawing_params(loaded.params), vocabulary=vocabulary, **options)
+        has_vocabulary = (loaded.directory / "vocab.json").is_file()
+        vocabulary = ClipVocabulary.load(loaded.directory) if has_vocabulary else None
+        return cls(config, decoder_params(loaded.params), vocabulary=vocabulary, **options)
 
     @property
     def config(self) -> UnclipConfig:
@@ -87,20 +107,28 @@ class Drawer:
         *,
         batch_size: int = 8,
         progress: bool = False,
-        **more,
+        **inputs,
     ) -> UInt8[np.ndarray, "B H W 3"]:
-        """Return one picture an embedding.
+        """Draw one image per embedding.
 
         Args:
-            seeds: one a picture, 0 to 2**32 - 1.
+            embeddings: generation embeddings, see `ImageTokenizer.embed_codes`.
+            seeds: one per image, 0 to 2**32 - 1.
             options: sampler, steps, guidance and so on.
-            batch_size: pictures at a time on each device.
-            progress: show a bar of evaluations.
-            more: each for all pictures (one row) or one each: `negative_embeddings` to be guided away from (otherwise
-                the unconditional zeros); `prompts`, `negative_prompts`, which accompany the embeddings; and instead of
-                what the seeds give, `latents` (channels last), `noise` and `negative_noise` (on the embeddings).
+            batch_size: images at a time on each device.
+            progress: show a progress bar.
+            inputs: each given once for all images (one row) or per image: `negative_embeddings`, which guidance moves
+                away from (instead of the unconditional zeros); `prompts` and `negative_prompts`, texts beside the
+                embeddings; and in place of what the seeds determine, `latents` (channels last), `noise` and
+                `negative_noise` (on the embeddings).
+
+        Returns:
+            RGB images.
+
+        Raises:
+            UserError: an option or a shape is wrong.
         """
-        return np.concatenate(list(self.stream(embeddings, seeds, options, batch_size, progress, **more)))
+        return np.concatenate(list(self.stream(embeddings, seeds, options, batch_size, progress, **inputs)))
 
     def stream(
         self,
@@ -109,39 +137,41 @@ class Drawer:
         options: DrawOptions | None = None,
         batch_size: int = 8,
         progress: bool = False,
-        **more,
+        **inputs,
     ) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
-        """Yield the pictures of `draw` in order, a batch at a time."""
+        """Yield the images of `draw` in order, a batch at a time."""
         options = options or DrawOptions()
         check_options(self.config, options)
         if batch_size < 1:
-            raise UserError(f"The batch size is {batch_size}: expected at least 1.")
-        request = make_request(self.config, embeddings, seeds, **more)
-        steps = plan(options.sampler or self.config.sampler, self.config.noise, options.steps)
-        shards = sharding.batch_shards(self.mesh)
-        rows = min(batch_size, -(-len(request) // shards)) * shards
+            raise UserError(f"The batch size is {batch_size}, expected at least 1.")
+        request = build_request(self.config, embeddings, seeds, **inputs)
+        steps = sampler_steps(options.sampler or self.config.sampler, self.config.noise, options.steps)
+        num_shards = sharding.num_batch_shards(self.mesh)
+        rows = min(batch_size, -(-len(request) // num_shards)) * num_shards
         starts = range(0, len(request), rows)
-        with tqdm(total=len(starts) * len(steps), unit="step", desc="drawing", disable=not progress) as self._bar:
+        with tqdm(total=len(starts) * len(steps), unit="step", desc="drawing", disable=not progress) as bar:
+            self._progress_bar = bar
             for number, start in enumerate(starts):
-                self._base = number * len(steps)
-                # The last batch is filled up with repetitions, so that one program serves all of them.
+                self._completed_steps = number * len(steps)
+                # The last batch is padded with repetitions, so that one program serves all batches.
                 batch = self._batch(request, np.minimum(np.arange(start, start + rows), len(request) - 1))
-                drawn = self._draw_batch(
+                drawn = self._draw_program(
                     self.params, batch, steps, jnp.float32(options.guidance_scale), jnp.int32(options.noise_level),
                     guided=options.guidance_scale > 1, tile=options.tile, progress=progress,
                 )  # fmt: skip
-                pictures = np.asarray(drawn)[: len(request) - start]
-                jax.effects_barrier()  # the bar's last reports
-                yield pictures
+                images = np.asarray(drawn)[: len(request) - start]
+                jax.effects_barrier()  # wait for the last callbacks of the progress bar
+                yield images
 
-    def _batch(self, request: Request, index: np.ndarray) -> Batch:
-        unet, width, seeds = self.config.unet, self.config.embedding_width, jnp.asarray(request.seeds[index])
+    def _batch(self, request: DrawRequest, index: np.ndarray) -> DrawBatch:
+        unet, width = self.config.unet, self.config.embedding_width
+        seeds = jnp.asarray(request.seeds[index])
 
-        def given_or_seeded(given, purpose, *shape):
+        def given_or_seeded(given: np.ndarray | None, purpose: int, *shape: int) -> Array:
             return seeded_noise(seeds, purpose, shape) if given is None else jnp.asarray(given[index])
 
         negative = request.negative_embeddings
-        batch = Batch(
+        batch = DrawBatch(
             embeddings=jnp.asarray(request.embeddings[index]),
             latents=given_or_seeded(request.latents, LATENTS, unet.sample_size, unet.sample_size, unet.in_channels),
             noise=given_or_seeded(request.noise, EMBEDDING_NOISE, width),
@@ -153,37 +183,51 @@ class Drawer:
         return jax.device_put(batch, sharding.batch_sharding(self.mesh))
 
     def _encode_prompt(self, prompt: str) -> Float[Array, "T D"]:
-        if prompt and self.vocabulary is None:
-            raise UserError("This decoder's directory holds no text vocabulary: only the empty prompt is possible.")
         ids, length = self.config.prompt, self.config.text.max_length
-        empty = [ids.bos, ids.eos] + [ids.pad] * (length - 2)
-        tokens = self.vocabulary.encode(prompt) if prompt else empty
-        return self._encode(self.params, jnp.asarray([tokens], jnp.int32))[0]
+        if not prompt:
+            tokens = [ids.bos, ids.eos] + [ids.pad] * (length - 2)
+        elif self.vocabulary is None:
+            raise UserError(
+                "This decoder's directory has no vocab.json, so only the empty prompt is possible: omit the prompt."
+            )
+        else:
+            tokens = self.vocabulary.encode(prompt)
+        return self._encode_program(self.params, jnp.asarray([tokens], jnp.int32))[0]
 
-    def _on_mesh(self, params, batch, steps, scale, level, *, guided: bool, tile: int | None, progress: bool):
-        """Run every device on its own pictures: nothing is exchanged between devices."""
-        on_step = (lambda done: jax.debug.callback(self._report, done)) if progress else None
-        whole, cut = PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
-        run = jax.shard_map(
-            functools.partial(draw_batch, self.unclip, guided=guided, tile=tile, on_step=on_step),
+    def _draw_sharded(
+        self, params: Any, batch: Any, steps: Any, scale: Any, level: Any, *, guided: bool, tile: int | None,
+        progress: bool,
+    ):  # fmt: skip
+        """Draw each shard of the batch on its own device, without communication between devices."""
+        on_step = (lambda done: jax.debug.callback(self._update_progress, done)) if progress else None
+        replicated, sharded = PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
+
+        def draw(params: Any, batch: Any, steps: Any, scale: Any, level: Any) -> Array:
+            return draw_batch(
+                self.unclip, params, batch, steps, scale, level, guided=guided, tile=tile, on_step=on_step
+            )
+
+        program = jax.shard_map(
+            draw,
             mesh=self.mesh,
-            in_specs=(whole, cut, whole, whole, whole),
-            out_specs=cut,
+            in_specs=(replicated, sharded, replicated, replicated, replicated),
+            out_specs=sharded,
             check_vma=False,
         )
-        return run(params, batch, steps, scale, level)
+        return program(params, batch, steps, scale, level)
 
-    def _report(self, done: Int[Array, ""]) -> None:
-        """Move the bar from inside the compiled loop; all devices report, the fastest counts."""
-        self._bar.update(max(0, self._base + int(done) - self._bar.n))
+    def _update_progress(self, done: Int[Array, ""]) -> None:
+        """Advance the bar from inside the compiled loop; all devices call back, the fastest one counts."""
+        if self._progress_bar is not None:
+            self._progress_bar.update(max(0, self._completed_steps + int(done) - self._progress_bar.n))
 
 
-def drawing_params(stored: dict) -> dict:
-    """Return the decoder's parameters: of a training workdir those that are drawn with, the moving averages."""
+def decoder_params(stored: Tree) -> Tree:
+    """Return the parameters to draw with; those of a training workdir are the moving averages."""
     if "params" not in stored:
         return stored
     return {**stored["params"], **{part: tree for part, tree in stored["ema"].items() if part != "updates"}}
 
 
-def _cast(params: dict, name: str) -> dict:
-    return jax.tree.map(lambda leaf: leaf.astype(as_dtype(name)), params)
+def _cast(params: Tree, dtype: str) -> Tree:
+    return jax.tree.map(lambda leaf: leaf.astype(as_dtype(dtype)), params)

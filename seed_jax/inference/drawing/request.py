@@ -1,8 +1,9 @@
-"""What a drawing is asked for, checked before anything is computed."""
+"""Drawing options and requests, validated before anything is computed."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt32
@@ -15,12 +16,13 @@ MAX_SEED = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True)
 class DrawOptions:
-    """How to draw; the defaults are the original's (spec B.1).
+    """Options of the diffusion; the defaults are the original's (spec B.1).
 
     Attributes:
-        sampler: pndm, ddim or dpmpp (good from 12 steps); None is what the checkpoint names.
-        guidance_scale: up to 1 draws without guidance, in half the time.
-        noise_level: of the image embedding, 0 (almost none) to 999.
+        sampler: "pndm", "ddim" or "dpmpp" (good from 12 steps on); None uses the checkpoint's.
+        steps: sampler steps.
+        guidance_scale: classifier-free guidance; up to 1 disables it, which halves the time.
+        noise_level: noise on the image embedding, 0 (almost none) to 999.
         tile: side in latents of the tiles in which the autoencoder decodes, to save memory; None decodes at once.
     """
 
@@ -32,8 +34,8 @@ class DrawOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """A row a picture; an array that was given once stands in every row."""
+class DrawRequest:
+    """One entry per image; an array that was given once is broadcast."""
 
     embeddings: Float[np.ndarray, "B E"]
     seeds: UInt32[np.ndarray, " B"]
@@ -48,79 +50,84 @@ class Request:
         return len(self.embeddings)
 
 
-def make_request(
+def build_request(
     config: UnclipConfig,
-    embeddings,
+    embeddings: Any,
     seeds: Sequence[int],
     *,
     prompts: str | Sequence[str] = "",
     negative_prompts: str | Sequence[str] = "",
-    negative_embeddings=None,
-    latents=None,
-    noise=None,
-    negative_noise=None,
-) -> Request:
-    """Check what was given and bring it into one form; the parameters are those of `Drawer.draw`."""
+    negative_embeddings: Any = None,
+    latents: Any = None,
+    noise: Any = None,
+    negative_noise: Any = None,
+) -> DrawRequest:
+    """Validate the arguments of `Drawer.draw` and broadcast them to one entry per image.
+
+    Raises:
+        UserError: a shape, a seed or a value is wrong.
+    """
     width, side = config.embedding_width, config.unet.sample_size
-    count = np.shape(embeddings)[0] if np.ndim(embeddings) == 2 else 0
+    shape = np.shape(embeddings)
+    count = shape[0] if len(shape) == 2 else 0
     if count == 0:
-        raise UserError(
-            f"The generation embeddings have the shape {np.shape(embeddings)}, expected (B, {width}), B > 0."
-        )
+        raise UserError(f"The generation embeddings have the shape {shape}, expected (B, {width}) with B > 0.")
     latent_shape = (side, side, config.unet.in_channels)
-    return Request(
-        embeddings=_rows("generation embeddings", embeddings, count, (width,)),
+    return DrawRequest(
+        embeddings=_broadcast("generation embeddings", embeddings, count, (width,)),
         seeds=_seeds(seeds, count),
         prompts=_texts("prompts", prompts, count),
         negative_prompts=_texts("negative prompts", negative_prompts, count),
-        negative_embeddings=_rows("negative embeddings", negative_embeddings, count, (width,)),
-        latents=_rows("latents", latents, count, latent_shape),
-        noise=_rows("noise", noise, count, (width,)),
-        negative_noise=_rows("negative noise", negative_noise, count, (width,)),
+        negative_embeddings=_optional("negative embeddings", negative_embeddings, count, (width,)),
+        latents=_optional("latents", latents, count, latent_shape),
+        noise=_optional("noise", noise, count, (width,)),
+        negative_noise=_optional("negative noise", negative_noise, count, (width,)),
     )
 
 
 def check_options(config: UnclipConfig, options: DrawOptions) -> None:
-    """Refuse options that cannot be followed (the number of steps is checked by the sampler's plan)."""
+    """Raise UserError for options out of range (the number of steps is validated with the sampler's table)."""
     levels = config.embedding_noise.num_train_timesteps
     if options.sampler is not None and options.sampler not in SAMPLERS:
         raise UserError(f"Unknown sampler {options.sampler!r}: expected one of {', '.join(SAMPLERS)}.")
     if not math.isfinite(options.guidance_scale) or options.guidance_scale < 0:
-        raise UserError(f"The guidance scale is {options.guidance_scale}: expected a number from 0 on.")
+        raise UserError(f"The guidance scale is {options.guidance_scale}, expected a finite number of at least 0.")
     if not 0 <= options.noise_level < levels:
-        raise UserError(f"The noise level is {options.noise_level}: expected 0 to {levels - 1}.")
+        raise UserError(f"The noise level is {options.noise_level}, expected 0 to {levels - 1}.")
     if options.tile is not None and options.tile < 1:
-        raise UserError(f"The tile side is {options.tile}: expected at least 1.")
+        raise UserError(f"The side of a tile is {options.tile}, expected at least 1.")
 
 
-def _rows(what: str, value, count: int, shape: tuple[int, ...]) -> np.ndarray | None:
-    if value is None:
-        return None
+def _optional(name: str, value: Any, count: int, shape: tuple[int, ...]) -> np.ndarray | None:
+    return None if value is None else _broadcast(name, value, count, shape)
+
+
+def _broadcast(name: str, value: Any, count: int, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(value, np.float32)
-    if array.shape[1:] != shape and what.endswith("embeddings") and array.ndim == 2:
+    if array.shape[1:] != shape and name.endswith("embeddings") and array.ndim == 2:
         raise UserError(
-            f"The {what} are {array.shape[-1]} wide, but this decoder expects {shape[0]}: the tokenizer and the "
-            "decoder do not belong together."
+            f"The {name} have width {array.shape[-1]}, but this decoder expects width {shape[0]}: use the image "
+            "tokenizer that the decoder was trained for."
         )
     if array.shape not in ((count, *shape), (1, *shape)):
-        raise UserError(f"The {what} have the shape {array.shape}, expected {(count, *shape)} or {(1, *shape)}.")
-    bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
-    if len(bad):
-        raise UserError(f"Row {bad[0]} of the {what} holds NaN or infinity: check the model that made them.")
+        raise UserError(f"The {name} have the shape {array.shape}, expected {(count, *shape)} or {(1, *shape)}.")
+    invalid = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
+    if len(invalid):
+        raise UserError(f"Entry {invalid[0]} of the {name} contains NaN or infinity: check the model that made it.")
     return np.broadcast_to(array, (count, *shape))
 
 
 def _seeds(seeds: Sequence[int], count: int) -> UInt32[np.ndarray, " B"]:
-    seeds = np.asarray(seeds)
-    if seeds.shape != (count,) or not np.issubdtype(seeds.dtype, np.integer):
-        raise UserError(f"Expected {count} whole numbers as seeds, one a picture, found {seeds.tolist()!r}.")
-    if seeds.min() < 0 or seeds.max() > MAX_SEED:
-        raise UserError(f"Seeds run from 0 to {MAX_SEED}, found {seeds.min()} to {seeds.max()}.")
-    return seeds.astype(np.uint32)
+    array = np.asarray(seeds)
+    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
+        raise UserError(f"The seeds are {array.tolist()!r}, expected {count} integers, one per image.")
+    if array.min() < 0 or array.max() > MAX_SEED:
+        raise UserError(f"The seeds are {array.min()} to {array.max()}, expected 0 to {MAX_SEED}.")
+    return array.astype(np.uint32)
 
 
-def _texts(what: str, texts: str | Sequence[str], count: int) -> tuple[str, ...]:
+def _texts(name: str, texts: str | Sequence[str], count: int) -> tuple[str, ...]:
     texts = (texts,) * count if isinstance(texts, str) else tuple(texts)
     if len(texts) != count:
-        raise UserError(f"{len(texts)} {what} for {count} pictures: give one for all or one each.")
+        raise UserError(f"There are {len(texts)} {name} for {count} images: give one for all, or one per image.")
     return texts

@@ -1,4 +1,4 @@
-"""Prompts and settings, checked and grouped into batches that one compiled program answers."""
+"""Requests, validated and grouped into batches that one compiled program answers."""
 
 import contextlib
 import dataclasses
@@ -8,15 +8,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen.spmd import with_logical_constraint
 from jax.sharding import Mesh
 
 from seed_jax import sharding
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
+from seed_jax.inference.generation.batched_sampling_params import BatchedSamplingParams
 from seed_jax.inference.generation.grammar import Grammar
-from seed_jax.inference.generation.model_runner import Prompts
-from seed_jax.inference.generation.sampling_params import Controls, Settings
-from seed_jax.inference.generation.stop_strings import StopTables
+from seed_jax.inference.generation.model_runner import PromptBatch
+from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.stop_strings import StopStringCompiler
 from seed_jax.models.llama.model import KVCache, LlamaConfig
 
 SMALLEST_BUCKET = 32
@@ -28,148 +30,185 @@ class Request:
 
     Attributes:
         prompt: token ids, BOS included.
-        negative: what guidance leads away from, by default BOS alone.
+        sampling_params: decoding options.
+        negative_prompt: token ids that guidance moves away from; by default BOS alone.
     """
 
     prompt: Sequence[int]
-    settings: Settings = Settings()
-    negative: Sequence[int] | None = None
+    sampling_params: SamplingParams = SamplingParams()
+    negative_prompt: Sequence[int] | None = None
 
     @property
     def guided(self) -> bool:
-        return self.settings.guidance_scale != 1.0
+        return self.sampling_params.guided
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Requests as arrays; the rows beyond `count` are filling and have no budget."""
+class RequestBatch:
+    """Requests as arrays.
 
-    prompts: Prompts
-    controls: Controls
+    Attributes:
+        prompts: prompts, and with guidance negative prompts, padded to a bucket.
+        sampling: sampling parameters; padding of the batch has a token budget of 0.
+        beams: beams per request.
+        guided: whether every prompt has a negative counterpart.
+        max_new_tokens: largest token budget, rounded up to a bucket.
+    """
+
+    prompts: PromptBatch
+    sampling: BatchedSamplingParams
     beams: int
     guided: bool
-    new_tokens: int
-    count: int
+    max_new_tokens: int
 
 
 def bucket(size: int, limit: int | None = None, smallest: int = SMALLEST_BUCKET) -> int:
-    """Return the power of two, from `smallest` on, that `size` is filled up to; never more than `limit`."""
-    filled = max(smallest, 1 << (size - 1).bit_length())
-    return filled if limit is None else min(filled, limit)
+    """Round `size` up to a power of two of at least `smallest`; never more than `limit`."""
+    rounded = max(smallest, 1 << (size - 1).bit_length())
+    return rounded if limit is None else min(rounded, limit)
 
 
-def groups(requests: Sequence[Request], batch_size: int | None) -> Iterator[list[int]]:
-    """Cut requests (their places) into batches whose programs are the same: of equal beams, and guided or not."""
-    kinds: dict[tuple[int, bool], list[int]] = {}
-    for place, request in enumerate(requests):
-        kinds.setdefault((request.settings.beams, request.guided), []).append(place)
-    for places in kinds.values():
-        size = batch_size or len(places)
-        yield from (places[start : start + size] for start in range(0, len(places), size))
+def group_requests(requests: Sequence[Request], batch_size: int | None) -> Iterator[list[int]]:
+    """Yield batches (indices of requests) that share a program: equal beams, and all guided or none."""
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault((request.sampling_params.beams, request.guided), []).append(index)
+    for indices in groups.values():
+        size = batch_size or len(indices)
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 @dataclasses.dataclass(frozen=True)
 class Batcher:
-    """Turns requests to one model into batches."""
+    """Turns requests to one model into batches.
+
+    Attributes:
+        num_shards: batch sizes are rounded up to a multiple of it.
+    """
 
     config: LlamaConfig
     vocabulary: Vocabulary
     grammar: Grammar
-    tables: StopTables
-    shards: int = 1
+    stop_strings: StopStringCompiler
+    num_shards: int = 1
 
-    def budget(self, request: Request, name: str = "The prompt") -> int:
-        """Return how many tokens may be generated; UserError where the request cannot be answered."""
-        settings, limit = request.settings, self.config.max_length
+    def token_budget(self, request: Request, name: str = "The prompt") -> int:
+        """Return how many tokens may be generated: max_new_tokens, limited by the context length.
+
+        Args:
+            request: the request.
+            name: what an error message calls it.
+
+        Raises:
+            UserError: the prompt is empty, too long, of another vocabulary, or leaves no room for required images.
+        """
+        sampling_params, limit = request.sampling_params, self.config.max_length
         self._check_ids(request.prompt, name)
         longest = len(request.prompt)
-        if request.guided and request.negative is not None:
-            self._check_ids(request.negative, f"{name}'s negative prompt")
-            longest = max(longest, len(request.negative))
-        budget = min(settings.max_new_tokens, limit - longest)
-        need = self.grammar.need(settings.rule, request.prompt)
-        if need > budget:
-            one = need <= self.grammar.tokens_per_image
-            wanted = "image to be generated needs" if one else "images to be generated need"
+        if request.guided and request.negative_prompt is not None:
+            self._check_ids(request.negative_prompt, f"{name}'s negative prompt")
+            longest = max(longest, len(request.negative_prompt))
+        budget = min(sampling_params.max_new_tokens, limit - longest)
+        required = self.grammar.min_new_tokens(sampling_params.image_constraint, request.prompt)
+        if required > budget:
             raise UserError(
-                f"{name} leaves room for {budget} new tokens (max_new_tokens and the context of {limit} considered), "
-                f"but the {wanted} {need}."
+                f"{name} leaves room for {budget} new tokens (max_new_tokens and the context of {limit} tokens "
+                f"considered), but the required images need {required}: raise max_new_tokens, or shorten the prompt."
             )
         return budget
 
-    def batch(self, requests: Sequence[Request], names: Sequence[str]) -> Batch:
-        """Return requests of equal beams and guidance as arrays, filled up to the sizes of a program."""
-        first = requests[0]
-        rows = bucket(len(requests), smallest=1)
-        rows = -(-rows // self.shards) * self.shards
-        budgets = [self.budget(request, name) for request, name in zip(requests, names, strict=True)]
-        filling = rows - len(requests)
-        settings = [request.settings for request in requests] + [Settings()] * filling
-        controls = Controls.of(settings, budgets + [0] * filling, self.tables)
-        bos = [self.vocabulary.bos]
-        sides = [
-            [request.prompt, request.negative or bos] if first.guided else [request.prompt] for request in requests
-        ]
-        flat = [prompt for pair in sides for prompt in pair] + [bos] * filling * len(sides[0])
-        new_tokens = bucket(max(budgets), self.config.max_length)
-        return Batch(self.pad(flat), controls, first.settings.beams, first.guided, new_tokens, len(requests))
+    def batch(self, requests: Sequence[Request], names: Sequence[str]) -> RequestBatch:
+        """Return requests of equal beams and guidance as arrays, padded to the sizes of a compiled program."""
+        first, bos = requests[0], [self.vocabulary.bos]
+        budgets = [self.token_budget(request, name) for request, name in zip(requests, names, strict=True)]
+        padding = self.padded_batch_size(len(requests)) - len(requests)
+        params = [request.sampling_params for request in requests] + [SamplingParams()] * padding
+        sampling = BatchedSamplingParams.stack(params, budgets + [0] * padding, self.stop_strings)
+        prompts: list[Sequence[int]] = []
+        for request in [*requests, *[Request(bos)] * padding]:
+            prompts.append(request.prompt)
+            if first.guided:
+                prompts.append(request.negative_prompt or bos)
+        return RequestBatch(
+            prompts=self.pad(prompts),
+            sampling=sampling,
+            beams=first.sampling_params.beams,
+            guided=first.guided,
+            max_new_tokens=bucket(max(budgets), self.config.max_length),
+        )
 
-    def pad(self, prompts: Sequence[Sequence[int]]) -> Prompts:
-        """Return prompts as arrays, filled up to a program's length."""
+    def padded_batch_size(self, count: int) -> int:
+        """Return the batch size for `count` requests: a power of two, rounded up to a multiple of the shards."""
+        size = bucket(count, smallest=1)
+        return -(-size // self.num_shards) * self.num_shards
+
+    def pad(self, prompts: Sequence[Sequence[int]]) -> PromptBatch:
+        """Return prompts as arrays, padded on the right to a bucket."""
         length = bucket(max(map(len, prompts)), self.config.max_length)
-        tokens = np.full((len(prompts), length), self.vocabulary.pad, np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-        return Prompts(tokens, np.array([len(prompt) for prompt in prompts], np.int32))
+        tokens: Any = np.full((len(prompts), length), self.vocabulary.pad, np.int32)
+        for index, prompt in enumerate(prompts):
+            tokens[index, : len(prompt)] = prompt
+        lengths: Any = np.array([len(prompt) for prompt in prompts], np.int32)
+        return PromptBatch(tokens, lengths)
 
     def _check_ids(self, ids: Sequence[int], name: str) -> None:
         limit = self.config.max_length
         if not 0 < len(ids) < limit:
             raise UserError(
                 f"{name} has {len(ids)} tokens, expected 1 to {limit - 1}: the model's context is {limit} tokens, "
-                "answer included."
+                "prompt and answer together."
             )
         if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
-            raise UserError(f"{name} has token ids outside 0 to {self.config.vocab_size - 1}: it is of another model.")
+            raise UserError(
+                f"{name} has token ids outside 0 to {self.config.vocab_size - 1}: encode it with this model's "
+                "vocabulary."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """One device (no mesh) or a mesh."""
+class BatchSharder:
+    """Moves batches to the device, or shards them over a mesh."""
 
     mesh: Mesh | None = None
 
     @property
-    def shards(self) -> int:
-        """Return into how many parts a batch is cut."""
-        return 1 if self.mesh is None else sharding.batch_shards(self.mesh)
+    def num_shards(self) -> int:
+        return 1 if self.mesh is None else sharding.num_batch_shards(self.mesh)
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Let programs that are called inside know the mesh."""
+    def mesh_context(self) -> Iterator[None]:
+        """Make the mesh and the logical axis rules visible to programs that are called inside."""
         with contextlib.ExitStack() as stack:
             if self.mesh is not None:
                 stack.enter_context(jax.set_mesh(self.mesh))
-                stack.enter_context(nn.logical_axis_rules(sharding.RULES))
+                stack.enter_context(nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES))
             yield
 
-    def rows(self, rows: Any) -> Any:
-        return jax.device_put(rows, None if self.mesh is None else sharding.batch_sharding(self.mesh))
+    def shard(self, tree: Any) -> Any:
+        """Shard every array of a tree along its first axis."""
+        return jax.device_put(tree, None if self.mesh is None else sharding.batch_sharding(self.mesh))
 
-    def controls(self, controls: Controls) -> Controls:
-        if self.mesh is None or controls.stops is None:
-            return self.rows(controls)
-        table = jax.device_put(controls.stops.table, sharding.replicated(self.mesh))
-        placed = self.rows(controls.replace(stops=None))
-        return placed.replace(stops=controls.stops.replace(table=table, which=self.rows(controls.stops.which)))
+    def shard_sampling(self, sampling: BatchedSamplingParams) -> BatchedSamplingParams:
+        """Shard sampling parameters; the transition tables of stop strings are replicated."""
+        if self.mesh is None or sampling.stop is None:
+            return self.shard(sampling)
+        stop = dataclasses.replace(
+            sampling.stop,
+            transitions=jax.device_put(sampling.stop.transitions, sharding.replicated_sharding(self.mesh)),
+            index=self.shard(sampling.stop.index),
+        )
+        return dataclasses.replace(self.shard(dataclasses.replace(sampling, stop=None)), stop=stop)
 
 
-def by_rows(state: Any) -> Any:
-    """Cut what a loop carries by rows, before the first step as after it: else the second step would compile anew."""
+def constrain_batch_axis(state: Any) -> Any:
+    """Shard the carry of a decode loop over its batch axis, before the first step as after it.
 
-    def cut_rows(leaf: Any) -> Any:
+    Without the constraint the second call would have other input shardings than the first and compile again.
+    """
+
+    def constrain(leaf: Any) -> Any:
         if isinstance(leaf, KVCache) or leaf.ndim == 0:
-            return leaf  # the cache is cut where it is written
-        return nn.with_logical_constraint(leaf, ("batch", *[None] * (leaf.ndim - 1)))
+            return leaf  # the cache has constraints of its own where it is written
+        return with_logical_constraint(leaf, ("batch", *[None] * (leaf.ndim - 1)))
 
-    return jax.tree.map(cut_rows, state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+    return jax.tree.map(constrain, state, is_leaf=lambda leaf: isinstance(leaf, KVCache))

@@ -1,118 +1,139 @@
-"""The program that generates: prefill, then a loop over a static KV cache with the grammar inside (spec I.C).
+"""The decoding program: prefill, then a loop over a static KV cache with the image grammar inside (spec I.C).
 
-The loop runs up to a given step and can be continued, by the same compiled program: so tokens can be shown, or a
-generation stopped, while it goes on.
+The loop runs up to a given step and can be continued by the same compiled program, so that tokens can be streamed and a
+generation can be interrupted.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from seed_jax.inference.generation.batched_sampling_params import BatchedSamplingParams
 from seed_jax.inference.generation.grammar import Grammar, GrammarState
-from seed_jax.inference.generation.model_runner import Prompts, Streams
-from seed_jax.inference.generation.sampling import draw
-from seed_jax.inference.generation.sampling_params import Controls
+from seed_jax.inference.generation.model_runner import ModelRunner, PromptBatch, StepOutput
+from seed_jax.inference.generation.sampling import sample_tokens
 from seed_jax.models.llama.model import KVCache
-from seed_jax.typing import Leaf
+from seed_jax.typing import Leaf, Tree
 
 
 @flax.struct.dataclass
-class Answers:
-    """Generated ids, how many of them count in each row (EOS does not), and what has ended a row.
+class DecodeOutputs:
+    """Generated tokens of a batch.
 
     Attributes:
-        done: rows that are finished: by EOS (`ended`), by a stop string (`stopped`) or because their budget is used up.
-        scores: of a beam search, log p / length ** penalty.
+        ids: generated token ids; N is the largest token budget of the batch.
+        lengths: how many ids are valid; EOS does not count.
+        done: whether a sequence is finished: by EOS (`hit_eos`), a stop string (`hit_stop`) or its token budget.
+        scores: for beam search, log p / length ** length_penalty.
     """
 
     ids: Int[Leaf, "B N"]
-    counts: Int[Leaf, " B"]
+    lengths: Int[Leaf, " B"]
     done: Bool[Leaf, " B"]
-    ended: Bool[Leaf, " B"]
-    stopped: Bool[Leaf, " B"]
+    hit_eos: Bool[Leaf, " B"]
+    hit_stop: Bool[Leaf, " B"]
     scores: Float[Leaf, " B"] | None = None
 
 
 @flax.struct.dataclass
-class State:
-    """What the loop carries; N is the most tokens that may be generated."""
+class DecodeState:
+    """The carry of the decode loop."""
 
     step: Int[Leaf, ""]
     token: Int[Leaf, " M"]
-    answers: Answers
+    outputs: DecodeOutputs
     grammar: GrammarState
     stop: Int[Leaf, " B"]
-    lengths: Int[Leaf, " M"]
+    prompt_lengths: Int[Leaf, " M"]
     cache: KVCache
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoding:
-    """Answer prompts token by token: the likeliest ones, or drawn ones; hashable."""
+class DecodeLoop:
+    """Greedy decoding and sampling, token by token; hashable, to be a static argument of compiled programs."""
 
-    streams: Streams
+    runner: ModelRunner
     grammar: Grammar
 
-    def begin(self, params: dict[str, Any], prompts: Prompts, controls: Controls, new_tokens: int) -> State:
-        """Read the prompts."""
-        rows = controls.budgets.shape[0]
-        zero, no = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
-        own = slice(None, None, self.streams.sides)
-        return State(
+    def prefill(
+        self, params: Tree, prompts: PromptBatch, sampling: BatchedSamplingParams, max_new_tokens: int
+    ) -> DecodeState:
+        """Run the prompts and return the state before the first generated token.
+
+        Args:
+            params: parameters of the model.
+            prompts: padded prompts.
+            sampling: sampling parameters of the batch.
+            max_new_tokens: length of the output arrays, at least the largest token budget.
+        """
+        batch_size = sampling.max_new_tokens.shape[0]
+        zeros, false = jnp.zeros(batch_size, jnp.int32), jnp.zeros(batch_size, bool)
+        conditional = slice(None, None, self.runner.num_branches)
+        return DecodeState(
             step=jnp.int32(0),
-            token=self.streams.last(prompts),
-            answers=Answers(jnp.zeros((rows, new_tokens), jnp.int32), zero, controls.budgets <= 0, no, no),
-            grammar=self.grammar.start(prompts.tokens[own], prompts.lengths[own]),
-            stop=zero,
-            lengths=prompts.lengths,
-            cache=self.streams.begin(params, prompts, new_tokens),
+            token=self.runner.last_tokens(prompts),
+            outputs=DecodeOutputs(
+                ids=jnp.zeros((batch_size, max_new_tokens), jnp.int32),
+                lengths=zeros,
+                done=sampling.max_new_tokens <= 0,
+                hit_eos=false,
+                hit_stop=false,
+            ),
+            grammar=self.grammar.initial_state(prompts.tokens[conditional], prompts.lengths[conditional]),
+            stop=zeros,
+            prompt_lengths=prompts.lengths,
+            cache=self.runner.prefill(params, prompts, max_new_tokens),
         )
 
-    def go_on(self, params: dict[str, Any], controls: Controls, state: State, until: Int[Array, ""]) -> State:
-        """Generate until `until` tokens have been, or every row is done."""
+    def decode(
+        self, params: Tree, sampling: BatchedSamplingParams, state: DecodeState, until_step: Int[Array, ""]
+    ) -> DecodeState:
+        """Run decode steps until `until_step` tokens are generated or every sequence is done."""
 
-        def unfinished(state: State) -> Bool[Array, ""]:
-            return ~state.answers.done.all() & (state.step < until)
+        def unfinished(state: DecodeState) -> Bool[Array, ""]:
+            return ~state.outputs.done.all() & (state.step < until_step)
 
-        def body(state: State) -> State:
-            positions = state.lengths + state.step - 1  # at first that of the prompt's last token
-            scored = self.streams.go_on(params, state.token, state.cache, positions, controls.guidance)
-            return self._choose(state, scored.scores, scored.cache, controls)
+        def body(state: DecodeState) -> DecodeState:
+            positions = state.prompt_lengths + state.step - 1  # in the first step that of the prompt's last token
+            output = self.runner.decode_step(params, state.token, state.cache, positions, sampling.guidance_scale)
+            return self._choose(state, output, sampling)
 
         return jax.lax.while_loop(unfinished, body, state)
 
-    def answers(self, state: State) -> Answers:
-        return state.answers
+    def outputs(self, state: DecodeState) -> DecodeOutputs:
+        return state.outputs
 
-    def _choose(self, state: State, scores: Float[Array, "B V"], cache: KVCache, controls: Controls) -> State:
-        before, budgets = state.answers, controls.budgets
-        allowed = self.grammar.allowed(controls.rules, state.grammar, budgets - before.counts)
-        token = draw(jnp.where(allowed, scores, -jnp.inf), controls.sampling, state.step)
+    def _choose(self, state: DecodeState, output: StepOutput, sampling: BatchedSamplingParams) -> DecodeState:
+        before, budget = state.outputs, sampling.max_new_tokens
+        allowed = self.grammar.allowed_tokens(sampling.image_constraints, state.grammar, budget - before.lengths)
+        token = sample_tokens(jnp.where(allowed, output.logits, -jnp.inf), sampling.sampler, state.step)
         active = ~before.done
-        ended = before.ended | (active & (token == self.grammar.eos))
-        counts = before.counts + (active & ~ended)
+        hit_eos = before.hit_eos | (active & (token == self.grammar.eos))
+        lengths = before.lengths + (active & ~hit_eos)
         grammar = self.grammar.advance(state.grammar, token)
-        stop, stopped = state.stop, before.stopped
-        if controls.stops is not None:
-            may_stop = self.grammar.may_end(controls.rules, grammar)
-            # What has come before the answer may stop is forgotten.
-            stop = jnp.where(may_stop, controls.stops.advance(stop, token), 0)
-            stopped = stopped | (active & ~ended & controls.stops.reached(stop))
-        return state.replace(
+        stop, hit_stop = state.stop, before.hit_stop
+        if sampling.stop is not None:
+            can_finish = self.grammar.can_finish(sampling.image_constraints, grammar)
+            # Text before the required images does not count towards a stop string.
+            stop = jnp.where(can_finish, sampling.stop.advance(stop, token), 0)
+            hit_stop = hit_stop | (active & ~hit_eos & sampling.stop.is_final(stop))
+        outputs = dataclasses.replace(
+            before,
+            ids=jax.lax.dynamic_update_slice(before.ids, token[:, None], (0, state.step)),
+            lengths=lengths,
+            done=before.done | hit_eos | hit_stop | (lengths >= budget),
+            hit_eos=hit_eos,
+            hit_stop=hit_stop,
+        )
+        return DecodeState(
             step=state.step + 1,
-            token=self.streams.both(token),
-            answers=before.replace(
-                ids=jax.lax.dynamic_update_slice(before.ids, token[:, None], (0, state.step)),
-                counts=counts,
-                done=before.done | ended | stopped | (counts >= budgets),
-                ended=ended,
-                stopped=stopped,
-            ),
+            token=self.runner.repeat_for_branches(token),
+            outputs=outputs,
             grammar=grammar,
             stop=stop,
-            cache=cache,
+            prompt_lengths=state.prompt_lengths,
+            cache=output.cache,
         )

@@ -1,13 +1,14 @@
-"""Answers of text and images to prompts of token ids.
+"""Text and image generation from prompts of token ids.
 
-Prompts of unequal length and with different settings share a batch. Batches are filled up to a power of two in rows,
-prompt length and answer length, so that a new prompt rarely means a new compilation.
+Requests of unequal length and with different sampling parameters share a batch. Batch size, prompt length and answer
+length are padded to powers of two, so that a new request rarely needs a new compilation.
 """
 
 import dataclasses
+import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -22,40 +23,82 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference import weight_loading
-from seed_jax.inference.generation.batching import Batch, Batcher, Placement, Request, bucket, by_rows, groups
+from seed_jax.inference.generation.batching import (
+    Batcher,
+    BatchSharder,
+    Request,
+    RequestBatch,
+    constrain_batch_axis,
+    group_requests,
+)
 from seed_jax.inference.generation.beam_search import BeamSearch
-from seed_jax.inference.generation.decode_loop import Answers, Decoding
+from seed_jax.inference.generation.decode_loop import DecodeLoop, DecodeOutputs
 from seed_jax.inference.generation.grammar import Grammar
-from seed_jax.inference.generation.model_runner import Streams
-from seed_jax.inference.generation.sampling_params import Settings
+from seed_jax.inference.generation.model_runner import ModelRunner
+from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation, Segment
-from seed_jax.inference.generation.stop_strings import StopTables
-from seed_jax.inference.generation.streaming import Streamer
-from seed_jax.inference.weight_loading import open_language_model
+from seed_jax.inference.generation.stop_strings import StopStringCompiler
+from seed_jax.inference.generation.streaming import SegmentStreamer
+from seed_jax.inference.language_model import open_language_model
 from seed_jax.models.llama.model import Llama, LlamaConfig
 from seed_jax.precision import Precision
+from seed_jax.typing import Tree
 
-__all__ = ["Generation", "Generator", "Request", "Settings", "bucket"]
+CHUNK_TOKENS = 32  # decode steps between two checks for an interruption
+STREAM_CHUNK_TOKENS = 4  # decode steps between two pieces of a stream
 
-CHUNK = 32  # tokens between two looks at whether the user has interrupted
-STREAM_CHUNK = 4  # tokens between two pieces of a stream
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The jitted functions of a generator; the first argument is a `DecodeLoop` or `BeamSearch`.
+
+    Attributes:
+        prefill: (loop, params, prompts, sampling, max_new_tokens) -> state.
+        decode: (loop, params, sampling, state, until_step) -> state; donates the state.
+        outputs: (loop, state) -> `DecodeOutputs`.
+    """
+
+    prefill: Callable[..., Any]
+    decode: Callable[..., Any]
+    outputs: Callable[..., DecodeOutputs]
+
+    @classmethod
+    def build(cls) -> "Programs":
+        return cls(
+            prefill=jax.jit(lambda loop, *rest: constrain_batch_axis(loop.prefill(*rest)), static_argnums=(0, 4)),
+            decode=jax.jit(
+                lambda loop, *rest: constrain_batch_axis(loop.decode(*rest)), static_argnums=0, donate_argnums=3
+            ),
+            outputs=jax.jit(lambda loop, state: loop.outputs(state), static_argnums=0),
+        )
 
 
 class Generator:
-    """A language model on the device, ready to answer prompts.
+    """A language model on the device that answers requests.
+
+    Example:
+        generator = Generator.load("models/seed_llama_8b", quantize="int8")
+        prompt = [generator.vocabulary.bos, *generator.vocabulary.encode("a dog")]
+        (answer,) = generator.generate([prompt], SamplingParams(temperature=0.7, num_images=1))
+        print(answer.segments, answer.finish_reason)
 
     Args:
-        params: of a scanned `Llama` of these sizes, adapters merged; lazy ones are read one by one.
-        vocabulary: the model's own.
-        precision: float32 by default; with bfloat16 compute the matrices are stored in bfloat16 too.
-        quantize: "int8" or "int4" rounds the kernels.
-        mesh: cut batches and weights over devices, as in training; by default everything is on one device.
+        config: sizes of the model.
+        params: parameters of a scanned `Llama`, adapters merged; lazy arrays are read one by one.
+        vocabulary: the vocabulary that the model was trained with.
+        precision: float32 by default; with bfloat16 compute, matrices are also stored in bfloat16.
+        attention: implementation of attention, see `seed_jax.models.nn.attention`.
+        quantize: "int8" or "int4" quantizes the kernels.
+        mesh: shards batches and weights as in training; by default everything is on one device.
+
+    Raises:
+        UserError: the vocabulary, the sizes and the parameters do not fit each other.
     """
 
     def __init__(
         self,
         config: LlamaConfig,
-        params: dict[str, Any],
+        params: Tree,
         vocabulary: Vocabulary,
         *,
         precision: Precision = Precision(),
@@ -68,124 +111,165 @@ class Generator:
                 f"The vocabulary has {vocabulary.size} tokens but the language model {config.vocab_size}: use the "
                 "vocabulary that the model was trained with."
             )
-        self.config, self.vocabulary, self.precision = config, vocabulary, precision
-        self.placement = Placement(mesh)
-        # Layers apart: a scan would copy each layer's kernels out of their stack before it multiplies by them.
-        self.model, self.grammar = Llama(config, precision, attention=attention, scan=False), Grammar.of(vocabulary)
-        model_dir.check_tree(params, meta.unbox(self._abstract(scan=True)), "the language model")
-        choose = weight_loading.llama_schemes(quantize) if quantize else lambda path: None
-        tree = weight_loading.unstacked(params)
-        place = None if mesh is None else weight_loading.cut_over(mesh, tree, choose, self._abstract(scan=False))
-        # Matrices in the compute format: rounded once instead of at every token.
-        self.params = weight_loading.load(tree, weight_loading.matrices(precision.compute_dtype), choose, place)
-        self.batcher = Batcher(config, vocabulary, self.grammar, StopTables(vocabulary), self.placement.shards)
-        self._begin = jax.jit(lambda program, *rest: by_rows(program.begin(*rest)), static_argnums=(0, 4))
-        self._go_on = jax.jit(lambda program, *rest: by_rows(program.go_on(*rest)), static_argnums=0, donate_argnums=3)
-        self._answers = jax.jit(lambda program, state: program.answers(state), static_argnums=0)
+        self.config = config
+        self.vocabulary = vocabulary
+        self.precision = precision
+        self.sharder = BatchSharder(mesh)
+        # Unrolled layers: a scan would copy each layer's kernels out of their stack before it multiplies by them.
+        self.model = Llama(config, precision, attention=attention, scan_layers=False)
+        self.grammar = Grammar.from_vocabulary(vocabulary)
+        model_dir.check_tree(params, meta.unbox(self._abstract_params(scan_layers=True)), "the language model")
+        self.params = self._load_params(params, quantize, mesh)
+        self.batcher = Batcher(
+            config, vocabulary, self.grammar, StopStringCompiler(vocabulary), self.sharder.num_shards
+        )
+        self.programs = Programs.build()
+        self._compiled: set[tuple] = set()
 
     @classmethod
     def load(cls, directory: str | Path, **options) -> "Generator":
-        """Read a model directory or a training workdir, tensor by tensor; `options` as for the class."""
-        found = open_language_model(directory)
-        return cls(found.config, found.params, found.vocabulary, **options)
+        """Read a model directory or the newest checkpoint of a training workdir, tensor by tensor.
+
+        Args:
+            directory: model directory, bundle or workdir.
+            options: keyword arguments of the class.
+        """
+        loaded = open_language_model(directory)
+        return cls(loaded.config, loaded.params, loaded.vocabulary, **options)
 
     def generate(
         self,
         prompts: Sequence[Sequence[int] | Request],
-        settings: Settings | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
         batch_size: int | None = None,
         **changes,
     ) -> list[Generation]:
-        """Answer prompts, token ids with BOS or `Request`s with settings of their own, in order.
+        """Answer prompts, in order. Ctrl-C returns early, with what was generated until then.
 
         Args:
-            settings: of the prompts that are plain ids; `changes` are its fields by name.
-            batch_size: prompts at a time; by default all.
+            prompts: token ids with BOS, or `Request`s with parameters of their own.
+            sampling_params: of the prompts that are plain ids.
+            batch_size: requests at a time; by default all.
+            changes: fields of `SamplingParams` by name, which replace those of `sampling_params`.
 
-        Ctrl-C ends it early: the answers are what was generated until then, and are marked so.
+        Returns:
+            One `Generation` per prompt; after Ctrl-C unfinished ones have finish_reason "interrupted".
+
+        Raises:
+            UserError: a request cannot be answered; raised before anything is computed.
         """
-        settings = dataclasses.replace(settings or Settings(), **changes)
-        requests = [prompt if isinstance(prompt, Request) else Request(prompt, settings) for prompt in prompts]
-        names = [f"Prompt {place + 1}" for place in range(len(requests))]
+        params = dataclasses.replace(sampling_params or SamplingParams(), **changes)
+        requests = [prompt if isinstance(prompt, Request) else Request(prompt, params) for prompt in prompts]
+        names = [f"Prompt {index + 1}" for index in range(len(requests))]
         for request, name in zip(requests, names, strict=True):
-            self.batcher.budget(request, name)  # what is wrong is said before anything is computed
-        found = [Generation((), (), "interrupted")] * len(requests)
+            self.batcher.token_budget(request, name)
+        answers = [Generation((), (), "interrupted")] * len(requests)
         with Interrupt() as interrupt:
-            for places in groups(requests, batch_size):
-                if interrupt.asked:
+            for indices in group_requests(requests, batch_size):
+                if interrupt.requested:
                     break
-                batch = self.batcher.batch([requests[i] for i in places], [names[i] for i in places])
-                run = self._run(batch, CHUNK)
-                answers = next(run)
-                while not interrupt.asked and (later := next(run, None)) is not None:
-                    answers = later
-                for row, place in enumerate(places):
-                    found[place] = Generation.of(answers, row, requests[place].settings, self.vocabulary)
-        return found
+                batch = self.batcher.batch([requests[i] for i in indices], [names[i] for i in indices])
+                run = self.run(batch, CHUNK_TOKENS)
+                outputs = next(run)
+                while not interrupt.requested and (later := next(run, None)) is not None:
+                    outputs = later
+                for row, index in enumerate(indices):
+                    params = requests[index].sampling_params
+                    answers[index] = Generation.from_outputs(outputs, row, params, self.vocabulary)
+        return answers
 
-    def stream(self, request: Request, chunk: int = STREAM_CHUNK) -> Iterator[Segment | Generation]:
-        """Answer one prompt bit by bit: pieces of text and whole images as they come, at last the `Generation`.
+    def stream(self, request: Request, chunk_tokens: int = STREAM_CHUNK_TOKENS) -> Iterator[Segment | Generation]:
+        """Answer one request piece by piece. Ctrl-C ends it early, as does closing the iterator.
 
         Args:
-            chunk: tokens between two looks; a beam search shows nothing before its end.
+            request: the request.
+            chunk_tokens: decode steps between two pieces; a beam search yields nothing before its end.
 
-        Ctrl-C ends it early, as does closing the iterator.
+        Yields:
+            Pieces of text and complete images as they are generated; at last the whole `Generation`.
         """
-        streamer = Streamer(self.vocabulary, request.settings.stop)
+        streamer = SegmentStreamer(self.vocabulary, request.sampling_params.stop)
+        outputs = None
         with Interrupt() as interrupt:
-            for answers in self._run(self.batcher.batch([request], ["The prompt"]), chunk):
-                if request.settings.beams == 1:
-                    yield from streamer.more(answers.ids[0, : answers.counts[0]].tolist())
-                if interrupt.asked:
+            for outputs in self.run(self.batcher.batch([request], ["The prompt"]), chunk_tokens):
+                if request.sampling_params.beams == 1:
+                    yield from streamer.update(outputs.ids[0, : outputs.lengths[0]].tolist())
+                if interrupt.requested:
                     break
-        answer = Generation.of(answers, 0, request.settings, self.vocabulary)
-        yield from streamer.rest(answer.segments)
+        assert outputs is not None  # `run` yields at least once
+        answer = Generation.from_outputs(outputs, 0, request.sampling_params, self.vocabulary)
+        yield from streamer.finish(answer.segments)
         yield answer
 
-    def _abstract(self, scan: bool) -> dict[str, Any]:
-        model = Llama(self.config, self.precision, scan=scan)
+    def run(self, batch: RequestBatch, chunk_tokens: int) -> Iterator[DecodeOutputs]:
+        """Yield the outputs so far (on the host) after every `chunk_tokens` decode steps."""
+        runner = ModelRunner(self.model, batch.beams, batch.guided)
+        loop = DecodeLoop(runner, self.grammar) if batch.beams == 1 else BeamSearch(runner, self.grammar)
+        self._log_compilation(batch)
+        with self.sharder.mesh_context():
+            prompts, sampling = self.sharder.shard(batch.prompts), self.sharder.shard_sampling(batch.sampling)
+            state = self.programs.prefill(loop, self.params, prompts, sampling, batch.max_new_tokens)
+        step = 0
+        while True:
+            step = min(step + chunk_tokens, batch.max_new_tokens)
+            with self.sharder.mesh_context():
+                state = self.programs.decode(loop, self.params, sampling, state, np.int32(step))
+                outputs = jax.device_get(self.programs.outputs(loop, state))
+            yield outputs
+            if outputs.done.all() or step == batch.max_new_tokens:
+                return
+
+    def _log_compilation(self, batch: RequestBatch) -> None:
+        """Announce the silent wait before the first batch of its shape."""
+        tokens, stop = batch.prompts.tokens, batch.sampling.stop
+        automata = None if stop is None else stop.transitions.shape
+        shape = (batch.beams, batch.guided, tokens.shape, batch.max_new_tokens, automata)
+        if shape not in self._compiled:
+            self._compiled.add(shape)
+            count, length = tokens.shape
+            logging.info(
+                "compiling generation for %d prompt(s) of up to %d tokens and answers of up to %d tokens ...",
+                count, length, batch.max_new_tokens,
+            )  # fmt: skip
+
+    def _abstract_params(self, scan_layers: bool) -> Tree:
+        model = Llama(self.config, self.precision, scan_layers=scan_layers)
         return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
-    def _run(self, batch: Batch, chunk: int) -> Iterator[Answers]:
-        """Yield the answers so far after every `chunk` tokens."""
-        streams = Streams(self.model, batch.beams, batch.guided)
-        program = (Decoding if batch.beams == 1 else BeamSearch)(streams, self.grammar)
-        with self.placement.entered():
-            prompts, controls = self.placement.rows(batch.prompts), self.placement.controls(batch.controls)
-            state, step = self._begin(program, self.params, prompts, controls, batch.new_tokens), 0
-        while True:
-            step = min(step + chunk, batch.new_tokens)
-            with self.placement.entered():
-                state = self._go_on(program, self.params, controls, state, np.int32(step))
-                answers = jax.device_get(self._answers(program, state))
-            yield answers
-            if answers.done.all() or step == batch.new_tokens:
-                return
+    def _load_params(self, params: Tree, quantize: str | None, mesh: Mesh | None) -> Tree:
+        scheme_of = weight_loading.llama_schemes(quantize)
+        tree = weight_loading.unstack(params)
+        put = None
+        if mesh is not None:
+            put = weight_loading.sharded_put(mesh, tree, scheme_of, self._abstract_params(scan_layers=False))
+        # Matrices are converted to the compute dtype once instead of at every token.
+        dtype_of = weight_loading.matrix_dtype(self.precision.compute_dtype)
+        return weight_loading.load(tree, dtype_of, scheme_of, put)
 
 
 class Interrupt:
-    """While entered, the first SIGINT only sets `asked`; the second one raises KeyboardInterrupt as usual.
+    """Context in which the first SIGINT only sets `requested`; the second one raises KeyboardInterrupt as usual.
 
-    Signals reach the main thread only: elsewhere nothing changes.
+    Signals reach the main thread only: in other threads the context has no effect.
     """
 
     def __init__(self):
-        self.asked = False
-        self._before = None
+        self.requested = False
+        self._previous = None
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._previous = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True

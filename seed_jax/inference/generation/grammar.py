@@ -1,12 +1,13 @@
-"""What may be generated next, so that every image is `<img>`, its codes and `</img>`; pure functions on arrays.
+"""The image grammar: which tokens may come next, so that every image is `<img>`, its codes and `</img>`.
 
-Outside an image: text, `<img>` and the end of the sequence. Inside: exactly the image's number of codes, then `</img>`.
-An image that would not fit into what may still be generated is not begun, and one that is owed is begun in time
-(spec I.C.2). What a row may and must draw are arrays, so that rows of one batch may differ.
+Outside an image: text, `<img>` and EOS. Inside: exactly the image's number of codes, then `</img>`. An image that would
+not fit into the remaining tokens is not begun, and a required image is begun in time (spec I.C.2). All functions are
+pure functions on arrays; the constraints are arrays over the batch, so that requests of one batch may differ.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -14,81 +15,54 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from seed_jax.data.text.vocabulary import Vocabulary
-from seed_jax.errors import UserError
+from seed_jax.inference.generation.sampling_params import ImageConstraint
 from seed_jax.typing import Leaf
-
-MODES = ("free", "image", "some", "text", "none")
-UNLIMITED = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageRule:
-    """How many images one answer has.
-
-    Attributes:
-        least, most: images of the answer; one that the prompt began does not count.
-        now: the answer begins with an image.
-        enforced: without it anything may follow anything, as in the original.
-    """
-
-    least: int = 0
-    most: int = UNLIMITED
-    now: bool = False
-    enforced: bool = True
-
-    @classmethod
-    def of(cls, mode: str, count: int | None = None) -> "ImageRule":
-        """Return the rule called `mode`.
-
-        Args:
-            mode: "free" text and images; "image" begin with an image; "some" at least one image; "text" no image;
-                "none" no grammar.
-            count: exactly so many images, in the modes "free" and "image".
-        """
-        if mode not in MODES:
-            raise UserError(f"Unknown grammar mode {mode!r}: expected one of {', '.join(MODES)}.")
-        if count is not None:
-            if mode not in ("free", "image") or count < (mode == "image"):  # a first image is one
-                raise UserError(f"An exact number of images ({count}) does not go with the grammar mode {mode!r}.")
-            return cls(least=count, most=count, now=mode == "image")
-        return {
-            "free": cls(),
-            "image": cls(least=1, now=True),
-            "some": cls(least=1),
-            "text": cls(most=0),
-            "none": cls(enforced=False),
-        }[mode]
 
 
 @flax.struct.dataclass
-class Rules:
-    """An `ImageRule` for each row."""
+class BatchedImageConstraints:
+    """The `ImageConstraint`s of a batch."""
 
-    least: Int[Leaf, " B"]
-    most: Int[Leaf, " B"]
-    now: Bool[Leaf, " B"]
+    min_images: Int[Leaf, " B"]
+    max_images: Int[Leaf, " B"]
+    image_first: Bool[Leaf, " B"]
     enforced: Bool[Leaf, " B"]
 
     @classmethod
-    def of(cls, rules: Sequence[ImageRule]) -> "Rules":
-        names = [field.name for field in dataclasses.fields(ImageRule)]
-        columns = {name: [getattr(rule, name) for rule in rules] for name in names}
-        kinds = {"least": np.int32, "most": np.int32, "now": bool, "enforced": bool}
-        return cls(**{name: np.asarray(columns[name], kinds[name]) for name in names})
+    def stack(cls, constraints: Sequence[ImageConstraint]) -> "BatchedImageConstraints":
+        def column(name: str, dtype: Any) -> Any:
+            return np.array([getattr(constraint, name) for constraint in constraints], dtype)
+
+        return cls(
+            min_images=column("min_images", np.int32),
+            max_images=column("max_images", np.int32),
+            image_first=column("image_first", bool),
+            enforced=column("enforced", bool),
+        )
 
 
 @flax.struct.dataclass
 class GrammarState:
-    """For each row: whether it is inside an image, how many codes that image has, how many images were begun."""
+    """Position of each sequence in the grammar.
 
-    inside: Bool[Leaf, " B"]
-    codes: Int[Leaf, " B"]
-    images: Int[Leaf, " B"]
+    Attributes:
+        inside_image: whether the sequence is inside an image.
+        codes_emitted: codes of the current image so far.
+        images_begun: images begun in the answer.
+    """
+
+    inside_image: Bool[Leaf, " B"]
+    codes_emitted: Int[Leaf, " B"]
+    images_begun: Int[Leaf, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Grammar:
-    """The ids of one vocabulary; hashable, so that a compiled program can be chosen by it."""
+    """The grammar for the token ids of one vocabulary; hashable, to be a static argument of compiled programs.
+
+    Attributes:
+        forbidden_tokens: ids that are never generated: padding, `<s>`, `<unk>`.
+    """
 
     vocab_size: int
     boi: int
@@ -97,70 +71,86 @@ class Grammar:
     first_code: int
     num_codes: int
     codes_per_image: int
-    never: tuple[int, ...]  # padding, <s>, <unk>
+    forbidden_tokens: tuple[int, ...]
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary) -> "Grammar":
-        """Take the ids from a vocabulary."""
-        names = ("boi", "eoi", "eos", "first_code", "num_codes", "codes_per_image")
-        never = tuple(sorted({vocabulary.pad, vocabulary.bos, vocabulary.unk}))
-        ids = {name: int(getattr(vocabulary, name)) for name in names}
-        return cls(vocab_size=vocabulary.size, never=never, **ids)
+    def from_vocabulary(cls, vocabulary: Vocabulary) -> "Grammar":
+        return cls(
+            vocab_size=vocabulary.size,
+            boi=vocabulary.boi,
+            eoi=vocabulary.eoi,
+            eos=vocabulary.eos,
+            first_code=vocabulary.first_code,
+            num_codes=vocabulary.num_codes,
+            codes_per_image=vocabulary.codes_per_image,
+            forbidden_tokens=tuple(sorted({vocabulary.pad, vocabulary.bos, vocabulary.unk})),
+        )
 
     @property
     def tokens_per_image(self) -> int:
         return self.codes_per_image + 2
 
-    def start(self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> GrammarState:
-        """Return the state after prompts: a prompt may end inside an image, which is then continued."""
-        place = jnp.arange(tokens.shape[1])[None]
-        within = place < lengths[:, None]
+    def initial_state(self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> GrammarState:
+        """Return the state after the prompts; an image that a prompt began is continued."""
+        position = jnp.arange(tokens.shape[1])[None]
+        valid = position < lengths[:, None]
 
         def last(token: int) -> Int[Array, " B"]:
-            return jnp.max(jnp.where(within & (tokens == token), place, -1), axis=1)
+            return jnp.max(jnp.where(valid & (tokens == token), position, -1), axis=1)
 
-        begun = last(self.boi)
-        inside = begun > last(self.eoi)
-        zero = jnp.zeros(tokens.shape[0], jnp.int32)
-        codes = jnp.where(inside, lengths - begun - 1, zero).astype(jnp.int32)
-        return GrammarState(inside=inside, codes=codes, images=zero)
+        begin = last(self.boi)
+        inside = begin > last(self.eoi)
+        zeros = jnp.zeros(tokens.shape[0], jnp.int32)
+        emitted = jnp.where(inside, lengths - begin - 1, zeros).astype(jnp.int32)
+        return GrammarState(inside_image=inside, codes_emitted=emitted, images_begun=zeros)
 
-    def need(self, rule: ImageRule, prompt: Sequence[int]) -> int:
-        """Return how many tokens must at least follow: the rest of an image that was begun, and the images owed."""
-        if not rule.enforced:
+    def min_new_tokens(self, constraint: ImageConstraint, prompt: Sequence[int]) -> int:
+        """Return the fewest tokens that satisfy the grammar: the rest of the prompt's image and the required images."""
+        if not constraint.enforced:
             return 0
-        backwards = list(prompt)[::-1]
-        begun, ended = (backwards.index(t) if t in backwards else len(backwards) for t in (self.boi, self.eoi))
-        rest = max(self.codes_per_image - begun, 0) + 1 if begun < ended else 0
-        return rest + rule.least * self.tokens_per_image
+        since_boi, since_eoi = _distance_from_end(prompt, self.boi), _distance_from_end(prompt, self.eoi)
+        rest = max(self.codes_per_image - since_boi, 0) + 1 if since_boi < since_eoi else 0
+        return rest + constraint.min_images * self.tokens_per_image
 
-    def allowed(self, rules: Rules, state: GrammarState, remaining: Int[Array, " B"]) -> Bool[Array, "B V"]:
-        """Return which tokens may come next.
+    def allowed_tokens(
+        self, constraints: BatchedImageConstraints, state: GrammarState, remaining: Int[Array, " B"]
+    ) -> Bool[Array, "B V"]:
+        """Return the mask of tokens that may come next.
 
         Args:
-            remaining: how many tokens may still be generated, the next one included; at least `need`.
+            constraints: image constraints of the batch.
+            state: present state.
+            remaining: how many tokens may still be generated, the next one included; at least `min_new_tokens`.
         """
         token = jnp.arange(self.vocab_size)[None]
         is_code = (token >= self.first_code) & (token < self.first_code + self.num_codes)
         is_boi, is_eoi, is_eos = token == self.boi, token == self.eoi, token == self.eos
-        is_text = ~(is_code | is_boi | is_eoi | is_eos | jnp.isin(token, jnp.asarray(self.never)))
-        full = (state.codes >= self.codes_per_image)[:, None]
-        inside = jnp.where(full, is_eoi, is_code)
-        owed = jnp.maximum(rules.least - state.images, 0)
-        first = rules.now & (state.images == 0)
-        text = (remaining > owed * self.tokens_per_image) & ~first
-        image = (state.images < rules.most) & (remaining >= jnp.maximum(owed, 1) * self.tokens_per_image)
-        end = (owed == 0) & ~first
+        is_text = ~(is_code | is_boi | is_eoi | is_eos | jnp.isin(token, jnp.asarray(self.forbidden_tokens)))
+        complete = (state.codes_emitted >= self.codes_per_image)[:, None]
+        inside = jnp.where(complete, is_eoi, is_code)
+        required = jnp.maximum(constraints.min_images - state.images_begun, 0)
+        must_begin = constraints.image_first & (state.images_begun == 0)
+        text = (remaining > required * self.tokens_per_image) & ~must_begin
+        fits = remaining >= jnp.maximum(required, 1) * self.tokens_per_image
+        image = (state.images_begun < constraints.max_images) & fits
+        end = (required == 0) & ~must_begin
         outside = (is_text & text[:, None]) | (is_boi & image[:, None]) | (is_eos & end[:, None])
-        return jnp.where(state.inside[:, None], inside, outside) | ~rules.enforced[:, None]
+        return jnp.where(state.inside_image[:, None], inside, outside) | ~constraints.enforced[:, None]
 
-    def may_end(self, rules: Rules, state: GrammarState) -> Bool[Array, " B"]:
-        """Return whether an answer may end here: outside an image, with nothing owed."""
-        return ~rules.enforced | (~state.inside & (state.images >= rules.least))
+    def can_finish(self, constraints: BatchedImageConstraints, state: GrammarState) -> Bool[Array, " B"]:
+        """Return whether each answer may end here: outside an image, with all required images generated."""
+        done = ~state.inside_image & (state.images_begun >= constraints.min_images)
+        return ~constraints.enforced | done
 
     def advance(self, state: GrammarState, token: Int[Array, " B"]) -> GrammarState:
-        """Return the state after one more token a row."""
-        begins, ends = token == self.boi, token == self.eoi
-        inside = (state.inside | begins) & ~ends
-        codes = jnp.where(begins | ~inside, 0, state.codes + 1)
-        return GrammarState(inside=inside, codes=codes, images=state.images + begins)
+        """Return the state after one more token of each sequence."""
+        is_boi, is_eoi = token == self.boi, token == self.eoi
+        inside = (state.inside_image | is_boi) & ~is_eoi
+        emitted = jnp.where(is_boi | ~inside, 0, state.codes_emitted + 1)
+        return GrammarState(inside_image=inside, codes_emitted=emitted, images_begun=state.images_begun + is_boi)
+
+
+def _distance_from_end(ids: Sequence[int], token: int) -> int:
+    """Return how many ids follow the last occurrence of `token`; len(ids) if it does not occur."""
+    backwards = list(ids)[::-1]
+    return backwards.index(token) if token in backwards else len(backwards)

@@ -1,102 +1,120 @@
-"""The language model's rows while generating: beams of an answer, and beside each the prompt it is guided away from.
+"""The forward passes of generation: prefill and decode steps for beams and classifier-free guidance.
 
-B answers of K beams are R = B K rows; guided, the model runs 2 R rows, a row and its negative next to each other, so
-that a batch cut over devices stays cut.
+B requests of K beams are R = B K sequences. With guidance the model runs M = 2 R sequences: each one next to its
+negative (unconditional) counterpart, so that a batch sharded over devices stays sharded. Without it M = R.
 """
 
 import dataclasses
-from typing import Any
+from typing import cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from seed_jax.models.llama.model import KVCache, Llama
-from seed_jax.typing import Leaf
+from seed_jax.models.llama.model import DecodeOutput, KVCache, Llama
+from seed_jax.typing import Leaf, Tree
 
 
 @flax.struct.dataclass
-class Prompts:
-    """Token ids, padded on the right, and their true lengths; guided, every second row is a negative prompt."""
+class PromptBatch:
+    """Token ids, padded on the right, and their lengths; with guidance every second sequence is a negative prompt."""
 
     tokens: Int[Leaf, "M T"]
     lengths: Int[Leaf, " M"]
 
 
 @flax.struct.dataclass
-class Scored:
-    """Scores of the next token and the cache that holds what they follow."""
+class StepOutput:
+    """Logits of the next token and the updated cache; with guidance the logits are guided log-probabilities."""
 
-    scores: Float[Leaf, "R V"]
+    logits: Float[Leaf, "R V"]
     cache: KVCache
 
 
 @dataclasses.dataclass(frozen=True)
-class Streams:
-    """Run the model over rows; hashable, so that a compiled program can be chosen by it."""
+class ModelRunner:
+    """Runs the language model on a batch; hashable, to be a static argument of compiled programs.
+
+    Attributes:
+        model: a `Llama` with unrolled layers.
+        beams: beams per request (K).
+        guided: whether every sequence has a negative counterpart.
+    """
 
     model: Llama
     beams: int = 1
     guided: bool = False
 
     @property
-    def sides(self) -> int:
+    def num_branches(self) -> int:
+        """Return how many sequences the model runs per beam: 2 with guidance (conditional and negative), else 1."""
         return 2 if self.guided else 1
 
-    def begin(self, params: dict[str, Any], prompts: Prompts, new_tokens: int) -> KVCache:
-        """Read the prompts, once for all beams of a row."""
-        rows, length = prompts.tokens.shape
-        cache = self.model.empty_cache(rows, min(length + new_tokens, self.model.config.max_length))
-        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        # Nothing is scored here: the loop begins with the prompt's last token, so that it alone chooses tokens.
-        cache = self._decode(params, prompts.tokens, cache, positions, fresh=True, at=jnp.zeros(rows, jnp.int32)).cache
-        return cache.replace(k=self.per_beam(cache.k), v=self.per_beam(cache.v)) if self.beams > 1 else cache
+    def prefill(self, params: Tree, prompts: PromptBatch, max_new_tokens: int) -> KVCache:
+        """Run the prompts once and return the KV cache, repeated for every beam."""
+        batch_size, length = prompts.tokens.shape
+        cache = self.model.init_cache(batch_size, min(length + max_new_tokens, self.model.config.max_length))
+        positions = jnp.broadcast_to(jnp.arange(length), (batch_size, length))
+        # The logits are not used: the first decode step repeats the last token of the prompt, so that only decode
+        # steps choose tokens.
+        first = jnp.zeros(batch_size, jnp.int32)
+        cache = self._forward(params, prompts.tokens, cache, positions, prefill=True, logits_at=first).cache
+        if self.beams == 1:
+            return cache
+        return dataclasses.replace(cache, k=self.repeat_for_beams(cache.k), v=self.repeat_for_beams(cache.v))
 
-    def last(self, prompts: Prompts) -> Int[Array, " M"]:
-        """Return the last token of each prompt, for every row of the model."""
-        return self.per_beam(jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0])
-
-    def both(self, token: Int[Array, " R"]) -> Int[Array, " M"]:
-        """Return chosen tokens for every row of the model: a negative goes on like what is guided away from it."""
-        return jnp.repeat(token, self.sides)
-
-    def go_on(
+    def decode_step(
         self,
-        params: dict[str, Any],
+        params: Tree,
         token: Int[Array, " M"],
         cache: KVCache,
         positions: Int[Array, " M"],
-        guidance: Float[Array, " R"],
-    ) -> Scored:
-        """Add one token to every row."""
-        decoded = self._decode(params, token[:, None], cache, positions[:, None])
-        return Scored(self._guide(decoded.logits[:, 0], guidance), decoded.cache)
+        guidance_scale: Float[Array, " R"],
+    ) -> StepOutput:
+        """Append one token to every sequence and score the next one."""
+        decoded = self._forward(params, token[:, None], cache, positions[:, None])
+        return StepOutput(self._guide(decoded.logits[:, 0], guidance_scale), decoded.cache)
 
-    def reorder(self, cache: KVCache, parents: Int[Array, "B K"]) -> KVCache:
-        """Let beam k of a row go on from what its beam `parents[k]` has seen."""
+    def score(
+        self, params: Tree, tokens: Int[Array, "M T"], cache: KVCache, positions: Int[Array, "M T"]
+    ) -> Float[Array, "M T V"]:
+        """Return the logits that follow each of several tokens per sequence."""
+        return self._forward(params, tokens, cache, positions).logits
 
-        def one(stack: Array) -> Array:
-            layers, rows, *rest = stack.shape
-            stack = stack.reshape(layers, *parents.shape, self.sides, *rest)
-            index = parents.reshape(1, *parents.shape, *(1,) * (stack.ndim - 3))
-            return jnp.take_along_axis(stack, index, axis=2).reshape(layers, rows, *rest)
+    def last_tokens(self, prompts: PromptBatch) -> Int[Array, " M"]:
+        """Return the last token of each prompt, repeated for every beam."""
+        last = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
+        return self.repeat_for_beams(last)
 
-        return cache.replace(k=one(cache.k), v=one(cache.v))
+    def repeat_for_branches(self, token: Int[Array, " R"]) -> Int[Array, " M"]:
+        """Repeat chosen tokens for the negative branch, which continues with the same tokens."""
+        return jnp.repeat(token, self.num_branches)
 
-    def per_beam(self, x: Array) -> Array:
-        """Repeat every prompt's (and its negative's) part for its beams; the rows are the first axis but for caches."""
+    def repeat_for_beams(self, x: Array) -> Array:
+        """Repeat every prompt's entry (and its negative's) for its beams; the batch axis of caches is axis 1."""
         axis = 1 if x.ndim == 5 else 0
-        pairs = x.reshape(*x.shape[:axis], -1, 1, self.sides, *x.shape[axis + 1 :])
+        pairs = x.reshape(*x.shape[:axis], -1, 1, self.num_branches, *x.shape[axis + 1 :])
         return jnp.repeat(pairs, self.beams, axis=axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
-    def _decode(self, params, *arguments, **options):
-        return self.model.apply({"params": params}, *arguments, method="decode", **options)
+    def reorder_cache(self, cache: KVCache, parents: Int[Array, "B K"]) -> KVCache:
+        """Let beam k of each request continue from its former beam `parents[k]`."""
 
-    def _guide(self, logits: Float[Array, "M V"], guidance: Float[Array, " R"]) -> Float[Array, "R V"]:
+        def reorder(stack: Array) -> Array:
+            layers, batch_size, *rest = stack.shape
+            stack = stack.reshape(layers, *parents.shape, self.num_branches, *rest)
+            index = parents.reshape(1, *parents.shape, *(1,) * (stack.ndim - 3))
+            return jnp.take_along_axis(stack, index, axis=2).reshape(layers, batch_size, *rest)
+
+        return dataclasses.replace(cache, k=reorder(cache.k), v=reorder(cache.v))
+
+    def _forward(self, params: Tree, *arguments, **options) -> DecodeOutput:
+        return cast(DecodeOutput, self.model.apply({"params": params}, *arguments, method="decode", **options))
+
+    def _guide(self, logits: Float[Array, "M V"], guidance_scale: Float[Array, " R"]) -> Float[Array, "R V"]:
         if not self.guided:
             return logits
-        scores = jax.nn.log_softmax(logits, axis=-1)
-        positive, negative, scale = scores[0::2], scores[1::2], guidance[:, None]
-        # Without guidance the row's own scores, not what is left of them after adding and taking away the others.
-        return jnp.where(scale == 1.0, positive, negative + scale * (positive - negative))
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        conditional, negative, scale = log_probs[0::2], log_probs[1::2], guidance_scale[:, None]
+        # At scale 1 exactly the sequence's own scores, free of the rounding of the sum.
+        return jnp.where(scale == 1.0, conditional, negative + scale * (conditional - negative))

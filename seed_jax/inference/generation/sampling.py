@@ -1,7 +1,7 @@
-"""Choosing tokens: temperature, top-k, top-p and min-p with settings of each row's own, and seeds of each row's own.
+"""Token sampling with parameters and seeds per sequence: temperature, top-k, top-p (nucleus) and min-p.
 
-The order and meaning of the filters are those of transformers: temperature, top-k, top-p, min-p. Thresholds are found
-by bisection over the order of float32 numbers instead of by sorting: exact, and quicker for a large vocabulary.
+Order and meaning of the filters are those of transformers. Thresholds are found by bisection over the bit patterns of
+float32 instead of by sorting: exact, and faster for a large vocabulary.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from seed_jax.typing import Leaf
 
 
 @flax.struct.dataclass
-class Sampling:
-    """Settings for each row; temperature 0 takes the likeliest token, top_k 0, top_p 1 and min_p 0 filter nothing."""
+class SamplerParams:
+    """Sampler parameters of a batch; temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 disable their filter."""
 
     temperature: Float[Leaf, " B"]
     top_k: Int[Leaf, " B"]
@@ -25,71 +25,77 @@ class Sampling:
     seed: UInt32[Leaf, " B"]
 
 
-def keys(seeds: UInt32[Array, " B"], step: Int[Array, ""]) -> Key[Array, " B"]:
-    """Return the random keys of token number `step` of each row: they depend on the row's seed and on nothing else."""
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
+def step_keys(seeds: UInt32[Leaf, " B"], step: Int[Array, ""]) -> Key[Array, " B"]:
+    """Return the PRNG keys for token number `step`; each depends on its sequence's seed and the step only."""
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(jnp.asarray(seeds))
 
 
-def draw(scores: Float[Array, "B V"], settings: Sampling, step: Int[Array, ""]) -> Int[Array, " B"]:
-    """Return a token for each row; what is impossible has the score -inf, and ties go to the lowest id."""
+def sample_tokens(logits: Float[Array, "B V"], sampler: SamplerParams, step: Int[Array, ""]) -> Int[Array, " B"]:
+    """Sample (or, at temperature 0, choose greedily) one token per sequence.
 
-    def sampled(scores: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        chances = filtered(scores, settings)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], jnp.float32))(keys(settings.seed, step))
-        return jnp.where((settings.temperature > 0)[:, None], chances + noise, scores)
+    Args:
+        logits: -inf marks forbidden tokens; ties go to the lowest id.
+        sampler: parameters of the batch.
+        step: number of the token, which selects the random numbers.
+    """
 
-    scores = jax.lax.cond(jnp.any(settings.temperature > 0), sampled, lambda scores: scores, scores)
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    def add_noise(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        keys = step_keys(sampler.seed, step)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
+        return jnp.where((sampler.temperature > 0)[:, None], filter_logits(logits, sampler) + noise, logits)
 
-
-def filtered(scores: Float[Array, "B V"], settings: Sampling) -> Float[Array, "B V"]:
-    """Divide by the temperature and set to -inf what top-k, top-p and min-p leave out; at least one token stays."""
-    hot = settings.temperature
-    scores = scores / jnp.where(hot > 0, hot, 1.0)[:, None]
-    scores = _if_any(settings.top_k > 0, _keep_top_k, scores, settings.top_k)
-    scores = _if_any(settings.top_p < 1, _keep_top_p, scores, settings.top_p)
-    # Relative to the likeliest token, so that the filters before do not matter.
-    share = jnp.exp(scores - scores.max(-1, keepdims=True))
-    return jnp.where(share >= settings.min_p[:, None], scores, -jnp.inf)
+    logits = jax.lax.cond(jnp.any(sampler.temperature > 0), add_noise, lambda logits: logits, logits)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def _if_any(rows: Bool[Array, " B"], keep: Callable, scores: Float[Array, "B V"], setting: Array) -> Array:
-    """Apply a filter where it is wanted; where no row wants it, its cost is saved."""
+def filter_logits(logits: Float[Array, "B V"], sampler: SamplerParams) -> Float[Array, "B V"]:
+    """Divide by the temperature and set to -inf what top-k, top-p and min-p exclude; at least one token remains."""
+    temperature = sampler.temperature
+    logits = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    logits = _filter_where(sampler.top_k > 0, _top_k_mask, logits, sampler.top_k)
+    logits = _filter_where(sampler.top_p < 1, _top_p_mask, logits, sampler.top_p)
+    # Relative to the most likely token: the result does not depend on the filters before.
+    relative = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return jnp.where(relative >= sampler.min_p[:, None], logits, -jnp.inf)
 
-    def apply(scores: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return jnp.where(keep(scores, setting) | ~rows[:, None], scores, -jnp.inf)
 
-    return jax.lax.cond(jnp.any(rows), apply, lambda scores: scores, scores)
+def _filter_where(enabled: Bool[Leaf, " B"], mask: Callable, logits: Float[Array, "B V"], value: Leaf) -> Array:
+    """Apply a filter to the sequences that enable it; its cost is saved if none does."""
+
+    def apply(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return jnp.where(mask(logits, value) | ~enabled[:, None], logits, -jnp.inf)
+
+    return jax.lax.cond(jnp.any(enabled), apply, lambda logits: logits, logits)
 
 
-def _keep_top_k(scores: Float[Array, "B V"], top_k: Int[Array, " B"]) -> Bool[Array, "B V"]:
-    """Keep the k likeliest tokens, and what ties with the last of them."""
-    order = _ordered(scores)
-    wanted = jnp.minimum(top_k, scores.shape[-1])
-    threshold = _bisect(lambda t: jnp.sum(order >= t[:, None], axis=-1) >= wanted, len(scores))
+def _top_k_mask(logits: Float[Array, "B V"], top_k: Int[Leaf, " B"]) -> Bool[Array, "B V"]:
+    """Keep the k most likely tokens and those that tie with the last of them."""
+    order = _sortable_bits(logits)
+    count = jnp.minimum(top_k, logits.shape[-1])
+    threshold = _bisect(lambda t: jnp.sum(order >= t[:, None], axis=-1) >= count, len(logits))
     return order >= threshold[:, None]
 
 
-def _keep_top_p(scores: Float[Array, "B V"], top_p: Float[Array, " B"]) -> Bool[Array, "B V"]:
-    """Drop the least likely tokens as long as what is dropped has at most the probability 1 - p."""
-    order, chances = _ordered(scores), jax.nn.softmax(scores, axis=-1)
-    most = 1.0 - top_p
-    threshold = _bisect(lambda t: jnp.sum(jnp.where(order < t[:, None], chances, 0.0), axis=-1) <= most, len(scores))
+def _top_p_mask(logits: Float[Array, "B V"], top_p: Float[Leaf, " B"]) -> Bool[Array, "B V"]:
+    """Drop the least likely tokens as long as the dropped probability is at most 1 - p."""
+    order, probs = _sortable_bits(logits), jax.nn.softmax(logits, axis=-1)
+    limit = 1.0 - top_p
+    threshold = _bisect(lambda t: jnp.sum(jnp.where(order < t[:, None], probs, 0.0), axis=-1) <= limit, len(logits))
     return order >= jnp.minimum(threshold, order.max(-1))[:, None]
 
 
-def _ordered(x: Float[Array, "B V"]) -> UInt32[Array, "B V"]:
-    """Map float32 numbers to whole numbers of the same order."""
+def _sortable_bits(x: Float[Array, "B V"]) -> UInt32[Array, "B V"]:
+    """Map float32 values to unsigned integers of the same order."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
-def _bisect(holds: Callable[[UInt32[Array, " B"]], Bool[Array, " B"]], rows: int) -> UInt32[Array, " B"]:
-    """Return for each row the largest threshold for which `holds`, which is true of 0 and of a first stretch only."""
+def _bisect(predicate: Callable[[UInt32[Array, " B"]], Bool[Array, " B"]], batch_size: int) -> UInt32[Array, " B"]:
+    """Return the largest threshold of each sequence that satisfies a monotone `predicate`, which holds for 0."""
 
-    def bit(index: Int[Array, ""], found: UInt32[Array, " B"]) -> UInt32[Array, " B"]:
-        candidate = found | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
-        return jnp.where(holds(candidate), candidate, found)
+    def set_bit(index: Int[Array, ""], threshold: UInt32[Array, " B"]) -> UInt32[Array, " B"]:
+        candidate = threshold | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
+        return jnp.where(predicate(candidate), candidate, threshold)
 
-    return jax.lax.fori_loop(0, 32, bit, jnp.zeros(rows, jnp.uint32))
+    return jax.lax.fori_loop(0, 32, set_bit, jnp.zeros(batch_size, jnp.uint32))

@@ -1,43 +1,90 @@
-"""What may be asked of one answer, and the same for a batch as arrays, so that rows may differ without recompiling."""
+"""Decoding options of one request: `SamplingParams` and the image constraint that it implies.
+
+This module imports neither JAX nor NumPy: the command line reads the defaults before anything heavy is loaded.
+"""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.struct
-import numpy as np
-from jaxtyping import Float, Int
-
 from seed_jax.errors import UserError
-from seed_jax.inference.generation.grammar import ImageRule, Rules
-from seed_jax.inference.generation.sampling import Sampling
-from seed_jax.inference.generation.stop_strings import Stops, StopTables, check_stops
-from seed_jax.typing import Leaf
 
 MAX_SEED = 2**32 - 1
-# What may end a beam search before its budget, by transformers' names: "heuristic" is its early_stopping=False.
+MAX_STOP_BYTES = 1024  # of all stop strings of a request together
+MODES = ("free", "image", "some", "text", "none")
+UNLIMITED = 2**20
+# Conditions that end a beam search before max_new_tokens. In transformers' terms: early_stopping=False, True, "never".
 EARLY_STOPPING = ("heuristic", "first", "never")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How one prompt is answered; the defaults take the likeliest token each time (greedy).
+class ImageConstraint:
+    """How many images one answer contains, and where the first one is.
 
     Attributes:
-        max_new_tokens: fewer where the model's context ends before.
-        temperature: 0 is greedy; otherwise tokens are drawn, or beams where there are several.
-        top_k, top_p, min_p: leave out unlikely tokens: all but the k likeliest; the least likely with the probability
-            1 - p together; those below p times the likeliest. 0, 1 and 0 leave out none.
-        seed: of the draws, 0 to 2**32 - 1.
-        stop: strings that end the answer (and are not part of it), not before the images it must have.
-        mode, images: see `grammar.ImageRule.of`.
-        beams: width of the beam search; 1 is none.
-        length_penalty: beams are ranked by log p / length ** penalty.
+        min_images: lower bound; an image that the prompt began does not count.
+        max_images: upper bound.
+        image_first: the answer begins with an image.
+        enforced: False disables the grammar: any token may follow any other, as in the original code.
+    """
+
+    min_images: int = 0
+    max_images: int = UNLIMITED
+    image_first: bool = False
+    enforced: bool = True
+
+    @classmethod
+    def from_mode(cls, mode: str, num_images: int | None = None) -> "ImageConstraint":
+        """Build the constraint called `mode`.
+
+        Args:
+            mode: "free" text and images; "image" the answer begins with an image; "some" at least one image; "text" no
+                image; "none" no grammar.
+            num_images: exact number of images; only with the modes "free" and "image".
+
+        Raises:
+            UserError: the mode is unknown, or `num_images` contradicts it.
+        """
+        if mode not in MODES:
+            raise UserError(f"Unknown image mode {mode!r}: expected one of {', '.join(MODES)}.")
+        if num_images is not None:
+            if mode not in ("free", "image") or num_images < (mode == "image"):  # the first image counts
+                raise UserError(f"num_images is {num_images}, which contradicts the image mode {mode!r}.")
+            return cls(min_images=num_images, max_images=num_images, image_first=mode == "image")
+        return {
+            "free": cls(),
+            "image": cls(min_images=1, image_first=True),
+            "some": cls(min_images=1),
+            "text": cls(max_images=0),
+            "none": cls(enforced=False),
+        }[mode]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """Decoding options of one request; the defaults decode greedily.
+
+    Attributes:
+        max_new_tokens: upper bound of the answer's length; the context length may end it earlier.
+        temperature: 0 decodes greedily; otherwise tokens (or beams) are sampled.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: nucleus sampling: keep the smallest set of tokens whose cumulative probability reaches p; 1 keeps all.
+        min_p: keep tokens whose probability is at least p times that of the most likely token; 0 keeps all.
+        seed: seed of this request's random numbers, 0 to 2**32 - 1.
+        stop: strings that end the answer and are not part of it. They have no effect before the required images.
+        mode: image mode, see `ImageConstraint.from_mode`.
+        num_images: exact number of images, see `ImageConstraint.from_mode`.
+        beams: width of the beam search; 1 disables it.
+        length_penalty: finished beams are ranked by log p / length ** length_penalty.
         early_stopping: "heuristic" stops when the best running beam, at its present length, cannot beat the finished
-            ones; "first" as soon as there are `beams` finished ones; "never" looks ahead to the greatest length where
-            the penalty favours long answers. (transformers' False, True and "never".)
-        guidance_scale: s in log p(token | negative) + s (log p(token | prompt) - log p(token | negative)); 1 is none.
+            beams; "first" stops as soon as `beams` beams are finished; "never" assumes the maximum length where the
+            penalty favours long answers.
+        guidance_scale: classifier-free guidance with scale s:
+            log p(token | negative) + s (log p(token | prompt) - log p(token | negative)); 1 disables it.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     max_new_tokens: int = 512
@@ -48,7 +95,7 @@ class Settings:
     seed: int = 0
     stop: tuple[str, ...] = ()
     mode: str = "free"
-    images: int | None = None
+    num_images: int | None = None
     beams: int = 1
     length_penalty: float = 1.0
     early_stopping: str = "heuristic"
@@ -56,31 +103,43 @@ class Settings:
 
     def __post_init__(self):
         self._check("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
-        self._check("temperature", 0 <= self.temperature < math.inf, "a number from 0 on")
+        self._check("temperature", 0 <= self.temperature < math.inf, "a finite number of at least 0")
         self._check("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens")
-        self._check("top_p", 0 < self.top_p <= 1, "a number above 0 and up to 1")
+        self._check("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1")
         self._check("min_p", 0 <= self.min_p <= 1, "a number from 0 to 1")
         self._check("seed", 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED}")
         self._check("beams", self.beams >= 1, "at least 1")
-        self._check("length_penalty", math.isfinite(self.length_penalty), "a number")
+        self._check("length_penalty", math.isfinite(self.length_penalty), "a finite number")
         self._check("early_stopping", self.early_stopping in EARLY_STOPPING, f"one of {', '.join(EARLY_STOPPING)}")
-        self._check("guidance_scale", math.isfinite(self.guidance_scale), "a number")
-        check_stops(self.stop)
-        _ = self.rule
+        self._check("guidance_scale", math.isfinite(self.guidance_scale), "a finite number")
+        check_stop_strings(self.stop)
+        _ = self.image_constraint
 
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
+    def _check(self, name: str, valid: bool, expected: str) -> None:
+        if not valid:
             raise UserError(f"{name} is {getattr(self, name)}, expected {expected}.")
 
     @property
-    def rule(self) -> ImageRule:
-        return ImageRule.of(self.mode, self.images)
+    def image_constraint(self) -> ImageConstraint:
+        return ImageConstraint.from_mode(self.mode, self.num_images)
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1.0
 
     @classmethod
-    def from_dict(cls, data: dict, where: str) -> "Settings":
-        """Build from names and values as they stand in a file; all wrong names and types are reported at once."""
+    def from_dict(cls, data: dict[str, Any], where: str) -> "SamplingParams":
+        """Build from the names and values of a JSON object.
+
+        Args:
+            data: field names and values.
+            where: file and record, for the error message.
+
+        Raises:
+            UserError: lists every unknown name and every value of a wrong type at once.
+        """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        problems = [f"unknown setting {name!r}" for name in data if name not in fields]
+        problems = [f"unknown sampling parameter {name!r}" for name in data if name not in fields]
         values = {}
         for name in sorted(data.keys() & fields.keys()):
             try:
@@ -88,54 +147,32 @@ class Settings:
             except TypeError:
                 problems.append(f"{name} is {data[name]!r}")
         if problems:
-            raise UserError(f"{where}: {'; '.join(sorted(problems))}; known are {', '.join(fields)}.")
+            raise UserError(f"{where}: {'; '.join(sorted(problems))}; known parameters are {', '.join(fields)}.")
         try:
             return cls(**values)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 
 
+def check_stop_strings(stop: Sequence[str]) -> None:
+    """Raise UserError for an empty stop string, or for more than MAX_STOP_BYTES bytes in all."""
+    if any(not string for string in stop):
+        raise UserError("A stop string is empty: give at least one character.")
+    if sum(len(string.encode()) for string in stop) > MAX_STOP_BYTES:
+        raise UserError(f"The stop strings have more than {MAX_STOP_BYTES} bytes in all: give shorter or fewer ones.")
+
+
 def _typed(value: Any, default: Any) -> Any:
-    """Return `value` in the type of a field's default; TypeError where it is of another."""
+    """Convert `value` to the type of a field's default; TypeError if it is of another type."""
     if isinstance(default, tuple):
-        value = [value] if isinstance(value, str) else value
-        fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        value = tuple(value) if fits else value
-    elif isinstance(default, float):
-        fits = type(value) in (int, float)
-        value = float(value) if fits else value
-    else:
-        fits = type(value) is type(default) or (default is None and type(value) is int)
-    if not fits:
+        strings = [value] if isinstance(value, str) else value
+        if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
+            raise TypeError
+        return tuple(strings)
+    if isinstance(default, float):
+        if type(value) not in (int, float):
+            raise TypeError
+        return float(value)
+    if type(value) is not type(default) and not (default is None and type(value) is int):
         raise TypeError
     return value
-
-
-@flax.struct.dataclass
-class Controls:
-    """The settings of a batch's rows."""
-
-    budgets: Int[Leaf, " B"]  # most tokens to generate; 0 leaves a row alone
-    sampling: Sampling
-    rules: Rules
-    guidance: Float[Leaf, " B"]
-    length_penalty: Float[Leaf, " B"]
-    early_stopping: Int[Leaf, " B"]  # index into EARLY_STOPPING
-    stops: Stops | None
-
-    @classmethod
-    def of(cls, settings: Sequence[Settings], budgets: Sequence[int], tables: StopTables) -> "Controls":
-        def column(name: str, kind: type) -> np.ndarray:
-            return np.array([getattr(one, name) for one in settings], kind)
-
-        kinds = {"top_k": np.int32, "seed": np.uint32}
-        names = ("temperature", "top_k", "top_p", "min_p", "seed")
-        return cls(
-            budgets=np.asarray(budgets, np.int32),
-            sampling=Sampling(**{name: column(name, kinds.get(name, np.float32)) for name in names}),
-            rules=Rules.of([one.rule for one in settings]),
-            guidance=column("guidance_scale", np.float32),
-            length_penalty=column("length_penalty", np.float32),
-            early_stopping=np.array([EARLY_STOPPING.index(one.early_stopping) for one in settings], np.int32),
-            stops=tables.of([one.stop for one in settings]),
-        )

@@ -1,11 +1,10 @@
-"""How likely given continuations of a prompt are: multiple choice by ranking, and an image's codes given text.
+"""Log-probabilities of given continuations of a prompt: multiple choice by likelihood, and an image's codes given text.
 
-The prompt is read once and shared by its continuations, which are scored side by side.
+The prompt is prefilled once and shared by its continuations, which are scored side by side.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,15 @@ from jaxtyping import Array, Float, Int
 from seed_jax.errors import UserError
 from seed_jax.inference.generation.batching import bucket
 from seed_jax.inference.generation.generator import Generator
-from seed_jax.inference.generation.model_runner import Prompts, Streams
+from seed_jax.inference.generation.model_runner import ModelRunner, PromptBatch
+from seed_jax.typing import Tree
 
-SMALLEST = 8  # continuations are filled up to powers of two from here on
+SMALLEST_LENGTH = 8  # continuations are padded to powers of two of at least this length
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Log-probabilities (natural) of a continuation's tokens, each given the prompt and the tokens before it."""
+    """Natural log-probabilities of a continuation's tokens, each given the prompt and the tokens before it."""
 
     log_probs: tuple[float, ...]
 
@@ -32,12 +32,17 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Return the total by the number of tokens, which does not favour short answers."""
+        """Return the total divided by the number of tokens, which does not favour short continuations."""
         return self.total / len(self.log_probs)
 
 
 class Scorer:
-    """Scores with a generator's model."""
+    """Scores continuations with a generator's model.
+
+    Example:
+        scorer = Scorer(Generator.load("models/seed_llama_8b"))
+        best, *_ = scorer.rank(prompt_ids, [answer_a_ids, answer_b_ids])
+    """
 
     def __init__(self, generator: Generator):
         self._generator = generator
@@ -51,82 +56,94 @@ class Scorer:
         batch_size: int = 8,
         codes_only: bool = False,
     ) -> list[list[Score]]:
-        """Return the scores of each prompt's continuations.
+        """Score each prompt's continuations.
 
         Args:
-            prompts: token ids with BOS; `continuations`: for each of them one or more lists of token ids.
+            prompts: token ids with BOS.
+            continuations: for each prompt one or more lists of token ids.
             batch_size: prompts at a time.
-            codes_only: probabilities among image codes, as under the grammar inside an image, not among all tokens.
+            codes_only: normalize over image codes, as under the grammar inside an image, instead of over all tokens.
+
+        Returns:
+            For each prompt one `Score` per continuation.
+
+        Raises:
+            UserError: the lists do not match, are empty, too long, or contain ids of another vocabulary.
         """
         if len(prompts) != len(continuations):
-            raise UserError(f"{len(prompts)} prompts but continuations for {len(continuations)}: give a list for each.")
-        for place, (prompt, options) in enumerate(zip(prompts, continuations, strict=True), 1):
-            self._check(place, prompt, options)
-        found: list[list[Score]] = []
+            raise UserError(
+                f"There are {len(prompts)} prompts but continuations for {len(continuations)}: give one list each."
+            )
+        for number, (prompt, options) in enumerate(zip(prompts, continuations, strict=True), 1):
+            self._check(number, prompt, options)
+        scores: list[list[Score]] = []
         for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            found += self._batch(prompts[part], continuations[part], codes_only)
-        return found
+            batch = slice(start, start + batch_size)
+            scores += self._score_batch(prompts[batch], continuations[batch], codes_only)
+        return scores
 
     def rank(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[int]:
-        """Return the continuations' places, the likeliest (by mean log-probability of its tokens) first."""
+        """Return the indices of the continuations by descending mean log-probability of their tokens."""
         (scores,) = self.score([prompt], [continuations])
-        return sorted(range(len(scores)), key=lambda place: -scores[place].mean)
+        return sorted(range(len(scores)), key=lambda index: -scores[index].mean)
 
     def score_images(
-        self, prompts: Sequence[Sequence[int]], images: Sequence[Sequence[Sequence[int]]], **options
+        self, prompts: Sequence[Sequence[int]], images: Sequence[Sequence[Sequence[int]]], *, batch_size: int = 8
     ) -> list[list[Score]]:
-        """Return log p of the codes of each prompt's images, drawn after the prompt and `<img>`, among all codes."""
-        words = self._generator.vocabulary
-        codes = [[words.image_ids(image)[1:-1] for image in group] for group in images]
-        return self.score([[*prompt, words.boi] for prompt in prompts], codes, codes_only=True, **options)
+        """Return log p of the codes of each prompt's images, following the prompt and `<img>`, among all codes."""
+        vocabulary = self._generator.vocabulary
+        codes = [[vocabulary.image_ids(image)[1:-1] for image in group] for group in images]
+        prefixes = [[*prompt, vocabulary.boi] for prompt in prompts]
+        return self.score(prefixes, codes, codes_only=True, batch_size=batch_size)
 
-    def _check(self, place: int, prompt: Sequence[int], options: Sequence[Sequence[int]]) -> None:
-        limit, words = self._generator.config.max_length, self._generator.config.vocab_size
+    def _check(self, number: int, prompt: Sequence[int], options: Sequence[Sequence[int]]) -> None:
+        limit, vocab_size = self._generator.config.max_length, self._generator.config.vocab_size
         if not prompt or not options or not all(options):
-            raise UserError(f"Prompt {place}: expected a prompt and continuations of at least one token.")
+            raise UserError(f"Prompt {number}: expected a prompt and continuations of at least one token.")
         longest = len(prompt) + max(map(len, options))
         if longest > limit:
-            raise UserError(f"Prompt {place} with its longest continuation has {longest} tokens, the context {limit}.")
+            raise UserError(
+                f"Prompt {number} with its longest continuation has {longest} tokens, but the context is {limit}."
+            )
         ids = [*prompt, *(token for option in options for token in option)]
-        if not 0 <= min(ids) <= max(ids) < words:
-            raise UserError(f"Prompt {place} or a continuation has token ids outside 0 to {words - 1}.")
+        if not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise UserError(f"Prompt {number} or a continuation has token ids outside 0 to {vocab_size - 1}.")
 
-    def _batch(self, prompts, continuations, codes_only: bool) -> list[list[Score]]:
+    def _score_batch(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], codes_only: bool
+    ) -> list[list[Score]]:
         generator = self._generator
-        rows = bucket(len(prompts), smallest=1)
-        rows = -(-rows // generator.placement.shards) * generator.placement.shards
+        batch_size = generator.batcher.padded_batch_size(len(prompts))
         options = bucket(max(map(len, continuations)), smallest=1)
-        filling = [[generator.vocabulary.bos]] * (rows - len(prompts))
-        padded = generator.batcher.pad([*prompts, *filling])
+        padding = [[generator.vocabulary.bos]] * (batch_size - len(prompts))
+        padded = generator.batcher.pad([*prompts, *padding])
         longest = max(len(ids) for group in continuations for ids in group)
-        tokens = np.zeros((rows, options, bucket(longest, smallest=SMALLEST)), np.int32)
+        tokens = np.zeros((batch_size, options, bucket(longest, smallest=SMALLEST_LENGTH)), np.int32)
         for row, group in enumerate(continuations):
             for option, ids in enumerate(group):
                 tokens[row, option, : len(ids)] = ids
-        tokens = tokens.reshape(rows * options, -1)
-        with generator.placement.entered():
-            placed = generator.placement.rows((padded, tokens))
-            found = self._program(generator.params, *placed, options=options, codes_only=codes_only)
-        found = np.asarray(found).reshape(rows, options, -1)
+        with generator.sharder.mesh_context():
+            sharded = generator.sharder.shard((padded, tokens.reshape(batch_size * options, -1)))
+            log_probs = self._program(generator.params, *sharded, options=options, codes_only=codes_only)
+        log_probs = np.asarray(log_probs).reshape(batch_size, options, -1)
         return [
-            [Score(tuple(found[row, option, : len(ids)].tolist())) for option, ids in enumerate(group)]
+            [Score(tuple(log_probs[row, option, : len(ids)].tolist())) for option, ids in enumerate(group)]
             for row, group in enumerate(continuations)
         ]
 
     def _score(
-        self, params: dict[str, Any], prompts: Prompts, tokens: Int[Array, "R C"], *, options: int, codes_only: bool
+        self, params: Tree, prompts: PromptBatch, tokens: Int[Array, "R C"], *, options: int, codes_only: bool
     ) -> Float[Array, "R C"]:
-        streams = Streams(self._generator.model, options)
-        cache = streams.begin(params, prompts, tokens.shape[1])
-        # A continuation is scored from the prompt's last token on, whose slot of the cache is written once more.
-        before = jnp.concatenate([streams.last(prompts)[:, None], tokens[:, :-1]], axis=1)
-        positions = streams.per_beam(prompts.lengths)[:, None] - 1 + jnp.arange(tokens.shape[1])[None]
-        logits = self._generator.model.apply({"params": params}, before, cache, positions, method="decode").logits
+        runner = ModelRunner(self._generator.model, beams=options)
+        cache = runner.prefill(params, prompts, tokens.shape[1])
+        # Scoring starts from the prompt's last token, whose slot of the cache is written once more.
+        inputs = jnp.concatenate([runner.last_tokens(prompts)[:, None], tokens[:, :-1]], axis=1)
+        start = runner.repeat_for_beams(prompts.lengths)[:, None] - 1
+        logits = runner.score(params, inputs, cache, start + jnp.arange(tokens.shape[1])[None])
         if codes_only:
-            words = self._generator.vocabulary
+            vocabulary = self._generator.vocabulary
             token = jnp.arange(logits.shape[-1])
-            is_code = (token >= words.first_code) & (token < words.first_code + words.num_codes)
+            is_code = (token >= vocabulary.first_code) & (token < vocabulary.first_code + vocabulary.num_codes)
             logits = jnp.where(is_code[None, None], logits, -jnp.inf)
-        scores = jax.nn.log_softmax(logits, axis=-1)
-        return jnp.take_along_axis(scores, tokens[:, :, None], axis=-1)[:, :, 0]
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        return jnp.take_along_axis(log_probs, tokens[:, :, None], axis=-1)[:, :, 0]

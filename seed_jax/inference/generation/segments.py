@@ -1,12 +1,13 @@
-"""Prompts and answers as lists of segments, text or image; never a string that somebody has to take apart."""
+"""Prompts and answers as lists of segments, text or image, instead of strings that have to be parsed."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from seed_jax.data.text.vocabulary import Vocabulary
-from seed_jax.inference.generation.decode_loop import Answers
-from seed_jax.inference.generation.sampling_params import Settings
-from seed_jax.inference.generation.stop_strings import cut
+from seed_jax.inference.generation.decode_loop import DecodeOutputs
+from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.stop_strings import truncate_at_stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,50 +16,49 @@ class TextSegment:
 
     text: str
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {"type": "text", "text": self.text}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSegment:
-    """An image: its codes."""
+    """An image, as its codes."""
 
     codes: tuple[int, ...]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {"type": "image", "codes": list(self.codes)}
 
 
 @dataclasses.dataclass(frozen=True)
 class MalformedSegment:
-    """Image tokens that make no image, which only happens without a grammar; `ids` as they were generated."""
+    """Image tokens that form no image, as generated; only possible without the grammar."""
 
     ids: tuple[int, ...]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {"type": "malformed", "ids": list(self.ids)}
 
 
 Segment = TextSegment | ImageSegment | MalformedSegment
 
 
-def parse(ids: Sequence[int], vocabulary: Vocabulary) -> list[Segment]:
-    """Cut generated ids into text, whole images, and image tokens that make none; control tokens are left out."""
+def parse_segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[Segment]:
+    """Split generated ids into text, complete images, and image tokens that form none; control tokens are removed."""
     segments: list[Segment] = []
+    control = {vocabulary.bos, vocabulary.eos, vocabulary.unk, vocabulary.pad}
     for is_image, run in _runs(list(ids), vocabulary):
-        codes = tuple(vocabulary.code_of(token) for token in run[1:-1]) if is_image else ()
         if not is_image:
-            text = vocabulary.decode([token for token in run if token not in _control(vocabulary)])
+            text = vocabulary.decode([token for token in run if token not in control])
             segments += [TextSegment(text)] if text else []
-        elif run[0] == vocabulary.boi and run[-1] == vocabulary.eoi and len(codes) == vocabulary.codes_per_image:
+            continue
+        codes = tuple(code for token in run[1:-1] if (code := vocabulary.code_of(token)) is not None)
+        delimited = run[0] == vocabulary.boi and run[-1] == vocabulary.eoi
+        if delimited and len(codes) == len(run) - 2 == vocabulary.codes_per_image:
             segments.append(ImageSegment(codes))
         else:
             segments.append(MalformedSegment(tuple(run)))
     return segments
-
-
-def _control(vocabulary: Vocabulary) -> set[int]:
-    return {vocabulary.bos, vocabulary.eos, vocabulary.unk, vocabulary.pad}
 
 
 def _runs(ids: list[int], vocabulary: Vocabulary) -> Iterator[tuple[bool, list[int]]]:
@@ -78,31 +78,35 @@ def _runs(ids: list[int], vocabulary: Vocabulary) -> Iterator[tuple[bool, list[i
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What was generated after one prompt.
+    """The answer to one request.
 
     Attributes:
-        ids: without the end of the sequence; with a forced `<img>`.
-        segments: of the ids; a stop string that ended the answer, and what follows it in its last token, are cut off.
-        stopped: "eos", "stop" (a stop string), "length" where the budget or the context was used up, "interrupted".
-        score: of a beam search, log p / length ** penalty.
+        ids: generated token ids without EOS; a forced `<img>` is included.
+        segments: the ids as text and images; a stop string, and what follows it in its last token, is removed.
+        finish_reason: "eos", "stop" (a stop string), "length" (max_new_tokens or the context length), "interrupted".
+        score: for beam search, log p / length ** length_penalty.
     """
 
     ids: tuple[int, ...]
     segments: tuple[Segment, ...]
-    stopped: str
+    finish_reason: str
     score: float | None = None
 
     @classmethod
-    def of(cls, answers: Answers, row: int, settings: Settings, vocabulary: Vocabulary) -> "Generation":
-        """Take a row of a program's answers, on the host; one that is not done was interrupted."""
-        ids = tuple(map(int, answers.ids[row, : answers.counts[row]]))
-        segments, stopped = parse(ids, vocabulary), "length" if answers.done[row] else "interrupted"
-        if answers.ended[row]:
-            stopped = "eos"
-        elif answers.stopped[row]:
-            stopped = "stop"
-            if segments and isinstance(segments[-1], TextSegment):
-                text = cut(segments[-1].text, settings.stop)
+    def from_outputs(
+        cls, outputs: DecodeOutputs, index: int, sampling_params: SamplingParams, vocabulary: Vocabulary
+    ) -> "Generation":
+        """Build the answer of sequence `index` from outputs on the host; a sequence not done was interrupted."""
+        ids = tuple(map(int, outputs.ids[index, : outputs.lengths[index]]))
+        segments = parse_segments(ids, vocabulary)
+        finish_reason = "length" if outputs.done[index] else "interrupted"
+        if outputs.hit_eos[index]:
+            finish_reason = "eos"
+        elif outputs.hit_stop[index]:
+            finish_reason = "stop"
+            last = segments[-1] if segments else None
+            if isinstance(last, TextSegment):
+                text = truncate_at_stop(last.text, sampling_params.stop)
                 segments[-1:] = [TextSegment(text)] if text else []
-        score = None if answers.scores is None else float(answers.scores[row])
-        return cls(ids, tuple(segments), stopped, score)
+        score = None if outputs.scores is None else float(outputs.scores[index])
+        return cls(ids, tuple(segments), finish_reason, score)

@@ -1,12 +1,14 @@
-"""Stop strings inside the program: an automaton over the bytes of tokens tells when an answer's text holds one of them.
+"""Stop strings inside the compiled program: a finite automaton over the bytes of tokens.
 
-A stop string may begin and end inside tokens. Image tokens interrupt the text.
+The automaton of a set of strings (Aho and Corasick, 1975) is expanded into a transition table over whole tokens. A stop
+string may begin and end inside tokens. Image tokens and control tokens interrupt the text.
 """
 
 import dataclasses
 import functools
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -14,114 +16,106 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt16
 
 from seed_jax.data.text.vocabulary import Vocabulary
-from seed_jax.errors import UserError
 from seed_jax.typing import Leaf
 
-BLANK = "\u2581"  # SentencePiece's sign for a space
-_STATES_STEP = 16  # the number of states is filled up to a multiple, so that few programs serve all stop strings
-MOST_BYTES = 1024  # of the stop strings of a request
+SPACE_SYMBOL = "\u2581"  # SentencePiece's symbol for a space
+_STATES_MULTIPLE = 16  # tables are padded to a multiple, so that few compiled programs serve all stop strings
 
 
 @flax.struct.dataclass
-class Stops:
-    """The automata of a batch; a row is in state 0 at first and in the last state once a stop string has come.
+class StopAutomata:
+    """The automata of a batch. Every sequence starts in state 0; the last state means "a stop string occurred".
 
     Attributes:
-        table: the next state, by automaton, state and token.
-        which: each row's automaton.
+        transitions: next state by automaton, state and token.
+        index: the automaton of each sequence.
     """
 
-    table: UInt16[Leaf, "U S V"]
-    which: Int[Leaf, " B"]
+    transitions: UInt16[Leaf, "U S V"]
+    index: Int[Leaf, " B"]
 
     def advance(self, state: Int[Array, " B"], token: Int[Array, " B"]) -> Int[Array, " B"]:
-        return self.table[self.which, state, token].astype(jnp.int32)
+        return self.transitions[self.index, state, token].astype(jnp.int32)
 
-    def reached(self, state: Int[Array, " B"]) -> Bool[Array, " B"]:
-        return state == self.table.shape[1] - 1
+    def is_final(self, state: Int[Array, " B"]) -> Bool[Array, " B"]:
+        return state == self.transitions.shape[1] - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class StopTables:
-    """Makes automata for a vocabulary; remembers those it made."""
+class StopStringCompiler:
+    """Builds stop automata for one vocabulary and caches their tables."""
 
     vocabulary: Vocabulary
 
-    def of(self, stops: Sequence[tuple[str, ...]]) -> Stops | None:
-        """Return the automata of rows' stop strings; None where no row has any."""
-        if not any(stops):
+    def compile(self, stop: Sequence[tuple[str, ...]]) -> StopAutomata | None:
+        """Return the automata for each sequence's stop strings; None if there are none in the batch."""
+        if not any(stop):
             return None
-        distinct = list(dict.fromkeys(stops))
-        states = max(len(_automaton(strings)) for strings in distinct) + 1
-        states = -(-states // _STATES_STEP) * _STATES_STEP
+        distinct = list(dict.fromkeys(stop))
+        states = max(len(build_automaton(strings)) for strings in distinct) + 1
+        states = -(-states // _STATES_MULTIPLE) * _STATES_MULTIPLE
         tables = [self._table(strings, states) for strings in distinct]
         tables += tables[:1] * ((1 << (len(tables) - 1).bit_length()) - len(tables))
-        which = np.array([distinct.index(strings) for strings in stops], np.int32)
-        return Stops(np.stack(tables), which)
+        transitions: Any = np.stack(tables)
+        index: Any = np.array([distinct.index(strings) for strings in stop], np.int32)
+        return StopAutomata(transitions, index)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  one object a model, as long as the model
+    @functools.lru_cache(maxsize=64)  # noqa: B019  one compiler per model, which lives as long as the model
     def _table(self, strings: tuple[str, ...], states: int) -> UInt16[np.ndarray, "S V"]:
-        automaton = _automaton(strings)
-        last = len(automaton)  # the state after a stop string, which is never left
-        step = np.vstack([automaton, np.full(256, last)])
-        current = np.broadcast_to(np.arange(last + 1)[:, None], (last + 1, self.vocabulary.size)).copy()
-        for column in self._bytes.T:
-            given = column >= 0
-            current[:, given] = step[current[:, given], column[given]]
-        # Image tokens and control tokens have no bytes: what comes after them is no continuation of the text before.
-        silent = (self._bytes < 0).all(1)
-        current[:last, silent] = 0
+        automaton = build_automaton(strings)
+        final = len(automaton)
+        step = np.vstack([automaton, np.full(256, final)])
+        current = np.broadcast_to(np.arange(final + 1)[:, None], (final + 1, self.vocabulary.size)).copy()
+        for column in self._token_bytes.T:
+            present = column >= 0
+            current[:, present] = step[current[:, present], column[present]]
+        # Image tokens and control tokens have no bytes: the text after them does not continue the text before.
+        empty = (self._token_bytes < 0).all(1)
+        current[:final, empty] = 0
         table = np.zeros((states, self.vocabulary.size), np.uint16)
-        table[:last] = np.where(current[:last] == last, states - 1, current[:last])
+        table[:final] = np.where(current[:final] == final, states - 1, current[:final])
         table[-1] = states - 1
         return table
 
     @functools.cached_property
-    def _bytes(self) -> Int[np.ndarray, "V L"]:
-        """Return every token's bytes, -1 where it has no more."""
-        controls = {self.vocabulary.unk, self.vocabulary.bos, self.vocabulary.eos}
+    def _token_bytes(self) -> Int[np.ndarray, "V L"]:
+        """Return the bytes of every token, padded with -1."""
+        control = {self.vocabulary.unk, self.vocabulary.bos, self.vocabulary.eos}
         texts = [
-            b"" if token in controls else _bytes_of(piece)
+            b"" if token in control else _piece_bytes(piece)
             for token, piece in enumerate(self.vocabulary.pieces(range(self.vocabulary.num_text)))
         ]
-        rows = np.full((self.vocabulary.size, max(map(len, texts))), -1, np.int32)
+        padded = np.full((self.vocabulary.size, max(map(len, texts))), -1, np.int32)
         for token, text in enumerate(texts):
-            rows[token, : len(text)] = list(text)
-        return rows
+            padded[token, : len(text)] = list(text)
+        return padded
 
 
-def check_stops(stops: Sequence[str]) -> None:
-    if any(not stop for stop in stops):
-        raise UserError("A stop string is empty: give at least one character.")
-    if sum(len(stop.encode()) for stop in stops) > MOST_BYTES:
-        raise UserError(f"The stop strings have more than {MOST_BYTES} bytes together: give shorter or fewer ones.")
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
+def truncate_at_stop(text: str, stop: Sequence[str]) -> str:
     """Return `text` up to the first stop string in it."""
-    return text[: min([place for stop in stops if (place := text.find(stop)) >= 0], default=len(text))]
+    return text[: min([place for string in stop if (place := text.find(string)) >= 0], default=len(text))]
 
 
-def held_back(text: str, stops: Sequence[str]) -> int:
-    """Return how many characters at the end of `text` may turn out to begin a stop string."""
-    longest = max(map(len, stops), default=0)
+def partial_stop_length(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of `text` may be the beginning of a stop string."""
+    longest = max(map(len, stop), default=0)
     return max(
-        (n for n in range(1, min(longest, len(text)) + 1) if any(stop.startswith(text[-n:]) for stop in stops)),
+        (n for n in range(1, min(longest, len(text)) + 1) if any(string.startswith(text[-n:]) for string in stop)),
         default=0,
     )
 
 
-def _bytes_of(piece: str) -> bytes:
+def _piece_bytes(piece: str) -> bytes:
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes([int(piece[3:5], 16)])
-    return piece.replace(BLANK, " ").encode()
+    return piece.replace(SPACE_SYMBOL, " ").encode()
 
 
 @functools.lru_cache(maxsize=64)
-def _automaton(strings: tuple[str, ...]) -> Int[np.ndarray, "N 256"]:
-    """Return the transitions of the automaton that searches for all strings at once (Aho and Corasick, 1975).
+def build_automaton(strings: tuple[str, ...]) -> Int[np.ndarray, "N 256"]:
+    """Return the transitions (state, byte) of the automaton that searches for all strings at once.
 
-    State N, which has no row, stands for "found"; the states of strings that hold another one are never reached.
+    State N, which has no row, is the final state; states of strings that contain another string are unreachable.
     """
     children: list[dict[int, int]] = [{}]
     ends: set[int] = set()
@@ -135,9 +129,9 @@ def _automaton(strings: tuple[str, ...]) -> Int[np.ndarray, "N 256"]:
         ends.add(node)
     step = np.zeros((len(children), 256), np.int64)
     fallback = np.zeros(len(children), np.int64)
-    waiting = deque([0])
-    while waiting:
-        node = waiting.popleft()
+    queue = deque([0])
+    while queue:
+        node = queue.popleft()
         if fallback[node] in ends:
             ends.add(node)
         if node:
@@ -145,5 +139,5 @@ def _automaton(strings: tuple[str, ...]) -> Int[np.ndarray, "N 256"]:
         for byte, child in children[node].items():
             fallback[child] = step[node, byte] if node else 0
             step[node, byte] = child
-            waiting.append(child)
+            queue.append(child)
     return np.where(np.isin(step, sorted(ends)), len(children), step)

@@ -4,10 +4,10 @@ import pytest
 
 from seed_jax.errors import UserError
 from seed_jax.inference.chat.conversation import Conversation
-from seed_jax.inference.chat.prompts import ASSISTANT, USER, Turn, build_prompt
-from seed_jax.inference.generation.generator import Generation, Generator
-from seed_jax.inference.generation.sampling_params import Settings
-from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, TextSegment
+from seed_jax.inference.chat.prompts import ASSISTANT, USER, Message, build_prompt
+from seed_jax.inference.generation.generator import Generator
+from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.segments import Generation, ImageSegment, MalformedSegment, TextSegment
 from tests.inference.generation.cases import SMALL, small, vocabulary
 
 IMAGE = ImageSegment(tuple(range(32)))
@@ -20,7 +20,7 @@ class Recorder(Generator):
         self.config, self.vocabulary = SMALL, vocabulary()
         self.prompts, self.answers = [], list(answers)
 
-    def stream(self, request, chunk=4):
+    def stream(self, request, chunk_tokens=4):
         self.prompts.append(request.prompt)
         segments = self.answers.pop(0)
         yield from segments
@@ -34,37 +34,37 @@ def say(text: str) -> list:
 @pytest.mark.parametrize("as_one", [False, True])
 def test_a_prompt_repeats_the_turns_before(as_one):
     model = Recorder([TextSegment("a dog"), IMAGE], say("yes"))
-    talk = Conversation(model, "vicuna", Settings(20), as_one=as_one)
+    talk = Conversation(model, "vicuna", SamplingParams(20), as_one=as_one)
     for words in ("what", "sure"):
         assert isinstance(list(talk.ask(say(words)))[-1], Generation)
-    turns = [Turn(USER, say("what")), Turn(ASSISTANT, [TextSegment("a dog"), IMAGE]), Turn(USER, say("sure"))]
+    turns = [Message(USER, say("what")), Message(ASSISTANT, [TextSegment("a dog"), IMAGE]), Message(USER, say("sure"))]
     assert model.prompts[1] == build_prompt(turns, "vicuna", vocabulary(), as_one=as_one)
-    assert talk.dropped == 0
+    assert talk.num_dropped == 0
 
 
 def test_what_does_not_fit_and_what_history_leaves_out_is_dropped():
     model = Recorder([IMAGE], [IMAGE], say("c"), say("d"))
-    talk = Conversation(model, "vicuna", Settings(20))
+    talk = Conversation(model, "vicuna", SamplingParams(20))
     for words in ("one", "two", "three"):
         list(talk.ask(say(words)))
-    assert talk.dropped == 2
-    talk.history = 1
+    assert talk.num_dropped == 2
+    talk.max_history = 1
     list(talk.ask(say("four")))
-    turns = [Turn(USER, say("three")), Turn(ASSISTANT, say("c")), Turn(USER, say("four"))]
+    turns = [Message(USER, say("three")), Message(ASSISTANT, say("c")), Message(USER, say("four"))]
     assert model.prompts[3] == build_prompt(turns, "vicuna", vocabulary())
-    assert talk.dropped == 4
+    assert talk.num_dropped == 4
     talk.reset()
-    assert talk.turns == []
+    assert talk.messages == []
 
 
 def test_refused_turns_leave_no_trace_and_malformed_images_are_not_repeated():
     model = Recorder([TextSegment("a"), MalformedSegment((364, 310))], say("b"))
-    talk = Conversation(model, "vicuna", Settings(20))
-    with pytest.raises(UserError, match="The last turn alone has"):
+    talk = Conversation(model, "vicuna", SamplingParams(20))
+    with pytest.raises(UserError, match="The last message alone has"):
         list(talk.ask([IMAGE] * 4))
     list(talk.ask(say("one")))
     list(talk.ask(say("two")))
-    turns = [Turn(USER, say("one")), Turn(ASSISTANT, say("a")), Turn(USER, say("two"))]
+    turns = [Message(USER, say("one")), Message(ASSISTANT, say("a")), Message(USER, say("two"))]
     assert model.prompts == [
         build_prompt(turns[:1], "vicuna", vocabulary()),
         build_prompt(turns, "vicuna", vocabulary()),
@@ -72,9 +72,9 @@ def test_refused_turns_leave_no_trace_and_malformed_images_are_not_repeated():
 
 
 def test_a_real_model_draws_when_asked_to_and_talks_on(tmp_path):
-    talk = Conversation(small(), "llama2", Settings(40))
+    talk = Conversation(small(), "llama2", SamplingParams(40))
     *pieces, answer = talk.ask(say("cat"), mode="image")
     assert isinstance(pieces[0], ImageSegment)
-    assert talk.turns[1].segments == answer.segments
+    assert talk.messages[1].segments == answer.segments
     with pytest.raises(UserError, match="does not exist: create"):
         talk.save(tmp_path / "none" / "x.json")

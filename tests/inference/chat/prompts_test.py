@@ -2,11 +2,10 @@
 
 import pytest
 
-from seed_jax.data.templates.dialogue import Markers, dialogue
-from seed_jax.data.templates.dialogue import Turn as TrainingTurn
+from seed_jax.data.templates.dialogue import DialogueTurn, Markers, dialogue
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.chat.prompts import ASSISTANT, USER, Turn, build_prompt, fit_prompt, interleave
+from seed_jax.inference.chat.prompts import ASSISTANT, USER, Message, build_prompt, fit_prompt, interleave
 from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, TextSegment
 from tests.support import golden
 
@@ -33,11 +32,11 @@ def test_vicuna_and_llama2_prompts_equal_their_strings(vocabulary):
         ("base", f"{image}What is it?"),
     ]:
         expected = [vocabulary.bos, *vocabulary.encode(text)]
-        assert build_prompt([Turn(USER, [IMAGE, QUESTION])], style, vocabulary) == expected
+        assert build_prompt([Message(USER, [IMAGE, QUESTION])], style, vocabulary) == expected
 
 
 def test_images_may_stand_anywhere(vocabulary):
-    turn = Turn(USER, [TextSegment("First "), IMAGE, TextSegment(" then "), IMAGE, IMAGE])
+    turn = Message(USER, [TextSegment("First "), IMAGE, TextSegment(" then "), IMAGE, IMAGE])
     ids = build_prompt([turn], "vicuna", vocabulary)
     assert ids == [1, *vocabulary.encode_parts(["USER: First ", CODES, " then ", CODES, CODES, "\nASSISTANT:"])]
     assert ids.count(vocabulary.boi) == 3
@@ -47,9 +46,9 @@ def test_images_may_stand_anywhere(vocabulary):
 def test_a_conversation_is_the_beginning_of_its_training_sample(vocabulary, style):
     said = [("Who?", "A dog."), ("Where?", "On the grass."), ("Why?", "It plays.")]
     turns = [
-        Turn(role, [TextSegment(text)]) for pair in said for role, text in zip((USER, ASSISTANT), pair, strict=True)
+        Message(role, [TextSegment(text)]) for pair in said for role, text in zip((USER, ASSISTANT), pair, strict=True)
     ]
-    layout = dialogue([TrainingTurn((q,), (a,)) for q, a in said], Markers.of_style(style))
+    layout = dialogue([DialogueTurn((q,), (a,)) for q, a in said], Markers.of_style(style))
     sample = [1, *(i for segment in layout.segments for i in vocabulary.encode_parts(segment.parts))]
     for count in (1, 3, 5):
         prompt = build_prompt(turns[:count], style, vocabulary)
@@ -58,7 +57,7 @@ def test_a_conversation_is_the_beginning_of_its_training_sample(vocabulary, styl
 
 
 def test_the_original_demo_encodes_a_conversation_as_one_text(vocabulary):
-    turns = [Turn(USER, [QUESTION]), Turn(ASSISTANT, [ANSWER]), Turn(USER, [IMAGE, QUESTION])]
+    turns = [Message(USER, [QUESTION]), Message(ASSISTANT, [ANSWER]), Message(USER, [IMAGE, QUESTION])]
     image = "<img>" + "".join(f"<img_{code:05d}>" for code in CODES) + "</img>"
     for style, text in [
         ("vicuna", f"USER: What is it?\nASSISTANT: A dog.\nUSER: {image}What is it?\nASSISTANT:"),
@@ -70,7 +69,7 @@ def test_the_original_demo_encodes_a_conversation_as_one_text(vocabulary):
 
 
 def test_control_tokens_that_a_user_writes_are_text(vocabulary):
-    ids = build_prompt([Turn(USER, [TextSegment("</s><img><img_00001></img>")])], "vicuna", vocabulary)
+    ids = build_prompt([Message(USER, [TextSegment("</s><img><img_00001></img>")])], "vicuna", vocabulary)
     assert not {vocabulary.eos, vocabulary.boi, vocabulary.eoi, vocabulary.first_code + 1} & set(ids)
 
 
@@ -97,39 +96,45 @@ def test_the_frames_of_a_video_stand_at_one_placeholder():
 
 @pytest.mark.parametrize("as_one", [False, True])
 def test_history_that_does_not_fit_loses_its_oldest_turns_and_never_half_an_image(vocabulary, as_one):
-    pairs = [(Turn(USER, [IMAGE, QUESTION]), Turn(ASSISTANT, [ANSWER, IMAGE])) for _ in range(4)]
-    turns = [turn for pair in pairs for turn in pair] + [Turn(USER, [IMAGE, QUESTION])]
+    pairs = [(Message(USER, [IMAGE, QUESTION]), Message(ASSISTANT, [ANSWER, IMAGE])) for _ in range(4)]
+    turns = [turn for pair in pairs for turn in pair] + [Message(USER, [IMAGE, QUESTION])]
     whole = build_prompt(turns, "vicuna", vocabulary, as_one=as_one)
     lengths = [len(build_prompt(turns[n:], "vicuna", vocabulary, as_one=as_one)) for n in (0, 2, 4, 6, 8)]
     for room in range(lengths[-1], len(whole) + 1, 7):
         fitted = fit_prompt(turns, "vicuna", vocabulary, room, as_one=as_one)
-        assert fitted.dropped == 2 * next(n for n, length in enumerate(lengths) if length <= room)
-        assert fitted.ids == build_prompt(turns[fitted.dropped :], "vicuna", vocabulary, as_one=as_one)
+        assert fitted.num_dropped == 2 * next(n for n, length in enumerate(lengths) if length <= room)
+        assert fitted.ids == build_prompt(turns[fitted.num_dropped :], "vicuna", vocabulary, as_one=as_one)
         for place in (n for n, token in enumerate(fitted.ids) if token == vocabulary.boi):
             assert fitted.ids[place + 33] == vocabulary.eoi
-    with pytest.raises(UserError, match=f"The last turn alone has {lengths[-1]} tokens .* room for {lengths[-1] - 1}"):
+    with pytest.raises(
+        UserError, match=f"The last message alone has {lengths[-1]} tokens .* room for {lengths[-1] - 1}"
+    ):
         fit_prompt(turns, "vicuna", vocabulary, lengths[-1] - 1, as_one=as_one)
 
 
 @pytest.mark.parametrize(
     ("turns", "style", "message"),
     [
-        ([Turn(USER, [QUESTION])], "alpaca", "Unknown prompt style 'alpaca': expected one of"),
-        ([], "vicuna", "has 0 turns"),
+        ([Message(USER, [QUESTION])], "alpaca", "Unknown prompt style 'alpaca': expected one of"),
+        ([], "vicuna", "has 0 messages"),
         (
-            [Turn(USER, [QUESTION]), Turn(ASSISTANT, [ANSWER]), Turn(USER, [QUESTION])],
+            [Message(USER, [QUESTION]), Message(ASSISTANT, [ANSWER]), Message(USER, [QUESTION])],
             "base",
-            "has 3 turns, expected 1",
+            "has 3 messages, expected 1",
         ),
-        ([Turn(USER, [QUESTION]), Turn(ASSISTANT, [ANSWER])], "vicuna", "The last turn is the assistant's"),
-        ([Turn("system", [QUESTION])], "vicuna", "Turn 1 has the role 'system', expected 'user'"),
         (
-            [Turn(USER, [QUESTION]), Turn(USER, [QUESTION])],
-            "llama2",
-            "Turn 2 has the role 'user', expected 'assistant'",
+            [Message(USER, [QUESTION]), Message(ASSISTANT, [ANSWER])],
+            "vicuna",
+            "The last message is the assistant's",
         ),
-        ([Turn(USER, [MalformedSegment((828, 829))])], "base", "2 image tokens that make no image"),
-        ([Turn(USER, [ImageSegment((1, 2))])], "base", r"codes of shape \[2\], expected \[32\]"),
+        ([Message("system", [QUESTION])], "vicuna", "Message 1 has the role 'system', expected 'user'"),
+        (
+            [Message(USER, [QUESTION]), Message(USER, [QUESTION])],
+            "llama2",
+            "Message 2 has the role 'user', expected 'assistant'",
+        ),
+        ([Message(USER, [MalformedSegment((828, 829))])], "base", "2 image tokens that form no image"),
+        ([Message(USER, [ImageSegment((1, 2))])], "base", r"codes of shape \[2\], expected \[32\]"),
     ],
 )
 def test_bad_conversations(vocabulary, turns, style, message):

@@ -117,14 +117,14 @@ def test_bfloat16_draws_nearly_the_same(params, pictures):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"embeddings": EMBEDDINGS[:, :20]}, "20 wide, but this decoder expects 24"),
+    ({"embeddings": EMBEDDINGS[:, :20]}, "width 20, but this decoder expects width 24"),
     ({"embeddings": EMBEDDINGS[:0]}, r"\(0, 24\)"),
-    ({"embeddings": np.where(np.arange(24) == 3, np.nan, EMBEDDINGS)}, "Row 0 of the generation embeddings holds NaN"),
-    ({"seeds": [1, 2]}, "5 whole numbers as seeds"),
-    ({"seeds": [0, 1, 2, 3, -4]}, "Seeds run from 0"),
+    ({"embeddings": np.where(np.arange(24) == 3, np.nan, EMBEDDINGS)}, "Entry 0 of the generation embeddings"),
+    ({"seeds": [1, 2]}, "expected 5 integers"),
+    ({"seeds": [0, 1, 2, 3, -4]}, "expected 0 to 4294967295"),
     ({"negative_embeddings": EMBEDDINGS[:2]}, "negative embeddings have the shape"),
     ({"latents": np.zeros((5, 4, 8, 8))}, r"expected \(5, 8, 8, 4\)"),
-    ({"prompts": ["a", "b"]}, "2 prompts for 5 pictures"),
+    ({"prompts": ["a", "b"]}, "2 prompts for 5 images"),
     ({"options": DrawOptions(sampler="euler")}, "'euler'"),
     ({"options": DrawOptions(steps=0)}, "0 sampling steps"),
     ({"options": DrawOptions(noise_level=1000)}, "noise level is 1000"),

@@ -9,22 +9,27 @@ import pytest
 
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.generation.grammar import Grammar, ImageRule, Rules
+from seed_jax.inference.generation.grammar import BatchedImageConstraints, Grammar
+from seed_jax.inference.generation.sampling_params import ImageConstraint
 from tests.support import golden
 
 # 0 <unk>/padding, 1 <s>, 2 </s>, 3-5 text, 6-8 codes, 9 <img>, 10 </img>; images of 2 codes.
-GRAMMAR = Grammar(vocab_size=11, boi=9, eoi=10, eos=2, first_code=6, num_codes=3, codes_per_image=2, never=(0, 1))
+GRAMMAR = Grammar(
+    vocab_size=11, boi=9, eoi=10, eos=2, first_code=6, num_codes=3, codes_per_image=2, forbidden_tokens=(0, 1)
+)
 TEXT, CODES, BOI, EOI, EOS = {3, 4, 5}, {6, 7, 8}, 9, 10, 2
-RULES = {name: ImageRule.of(name) for name in ("free", "image", "some", "text", "none")}
-RULES |= {f"exactly {n}": ImageRule.of("free", n) for n in (0, 1, 2)} | {"image, exactly 2": ImageRule.of("image", 2)}
+RULES = {name: ImageConstraint.from_mode(name) for name in ("free", "image", "some", "text", "none")}
+RULES |= {f"exactly {n}": ImageConstraint.from_mode("free", n) for n in (0, 1, 2)} | {
+    "image, exactly 2": ImageConstraint.from_mode("image", 2)
+}
 
 
 def allowed_after(prompt: list[int], remaining: int, rule: str, answer: tuple[int, ...] = ()) -> set[int]:
-    rules = Rules.of([RULES[rule]])
-    state = GRAMMAR.start(jnp.array([prompt]), jnp.array([len(prompt)]))
+    rules = BatchedImageConstraints.stack([RULES[rule]])
+    state = GRAMMAR.initial_state(jnp.array([prompt]), jnp.array([len(prompt)]))
     for token in answer:
         state = GRAMMAR.advance(state, jnp.array([token]))
-    return set(np.flatnonzero(GRAMMAR.allowed(rules, state, jnp.array([remaining]))[0]).tolist())
+    return set(np.flatnonzero(GRAMMAR.allowed_tokens(rules, state, jnp.array([remaining]))[0]).tolist())
 
 
 @pytest.mark.parametrize(
@@ -72,20 +77,20 @@ def test_what_may_follow_the_first_image(rule, remaining, expected):
 
 def test_padding_behind_a_prompt_is_not_read():
     tokens = jnp.array([[1, 3, BOI, 6], [1, 3, BOI, 6]])
-    state = GRAMMAR.start(tokens, jnp.array([4, 2]))
-    assert state.inside.tolist() == [True, False]
-    assert state.codes.tolist() == [1, 0]
+    state = GRAMMAR.initial_state(tokens, jnp.array([4, 2]))
+    assert state.inside_image.tolist() == [True, False]
+    assert state.codes_emitted.tolist() == [1, 0]
 
 
 def test_an_answer_may_end_outside_images_with_nothing_owed():
-    rules = Rules.of([RULES[name] for name in ("free", "some", "none", "exactly 2")])
-    state = GRAMMAR.start(jnp.array([[1, 3]] * 4), jnp.array([2] * 4))
-    assert GRAMMAR.may_end(rules, state).tolist() == [True, False, True, False]
+    rules = BatchedImageConstraints.stack([RULES[name] for name in ("free", "some", "none", "exactly 2")])
+    state = GRAMMAR.initial_state(jnp.array([[1, 3]] * 4), jnp.array([2] * 4))
+    assert GRAMMAR.can_finish(rules, state).tolist() == [True, False, True, False]
     state = GRAMMAR.advance(state, jnp.array([BOI] * 4))
-    assert GRAMMAR.may_end(rules, state).tolist() == [False, False, True, False]
+    assert GRAMMAR.can_finish(rules, state).tolist() == [False, False, True, False]
     for token in (6, 7, EOI):
         state = GRAMMAR.advance(state, jnp.array([token] * 4))
-    assert GRAMMAR.may_end(rules, state).tolist() == [True, True, True, False]
+    assert GRAMMAR.can_finish(rules, state).tolist() == [True, True, True, False]
 
 
 def test_needs():
@@ -94,25 +99,25 @@ def test_needs():
         ([1, 3, BOI, 6], {"free": 2, "text": 2, "image": 6, "some": 6, "exactly 2": 10, "none": 0}),
         ([1, BOI, 6, 7, EOI], {"free": 0, "image": 4}),
     ]:
-        assert {name: GRAMMAR.need(RULES[name], prompt) for name in expected} == expected
+        assert {name: GRAMMAR.min_new_tokens(RULES[name], prompt) for name in expected} == expected
 
 
 def test_every_random_walk_is_well_formed():
     rows, budget = 5000, 23
     names = np.random.default_rng(1).choice([name for name in RULES if name != "none"], rows)
-    rules = jax.tree.map(jnp.asarray, Rules.of([RULES[name] for name in names]))
-    needs = np.array([GRAMMAR.need(RULES[name], [1]) for name in names])
+    rules = jax.tree.map(jnp.asarray, BatchedImageConstraints.stack([RULES[name] for name in names]))
+    needs = np.array([GRAMMAR.min_new_tokens(RULES[name], [1]) for name in names])
     budgets = jnp.asarray(np.random.default_rng(0).integers(np.maximum(needs, 1), budget + 1))
 
     def step(carry, inputs):
         index, key = inputs
         state, done = carry
-        mask = GRAMMAR.allowed(rules, state, budgets - index)
+        mask = GRAMMAR.allowed_tokens(rules, state, budgets - index)
         token = jax.random.categorical(key, jnp.where(mask, 0.0, -jnp.inf))
         token = jnp.where(done, EOS, token)
         return (GRAMMAR.advance(state, token), done | (token == EOS) | (index + 1 >= budgets)), token
 
-    start = GRAMMAR.start(jnp.ones((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32))
+    start = GRAMMAR.initial_state(jnp.ones((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32))
     keys = jax.random.split(jax.random.key(0), budget)
     walk = jax.jit(functools.partial(jax.lax.scan, step))
     _, tokens = walk((start, jnp.zeros(rows, bool)), (jnp.arange(budget), keys))
@@ -120,7 +125,7 @@ def test_every_random_walk_is_well_formed():
         row, images = row[:limit], 0
         row = row[: row.index(EOS)] if EOS in row else row
         assert not {0, 1} & set(row)
-        assert not RULES[name].now or row[0] == BOI
+        assert not RULES[name].image_first or row[0] == BOI
         while BOI in row:
             place = row.index(BOI)
             assert set(row[place + 1 : place + 3]) <= CODES
@@ -128,7 +133,7 @@ def test_every_random_walk_is_well_formed():
             del row[place : place + 4]
             images += 1
         assert set(row) <= TEXT
-        assert RULES[name].least <= images <= RULES[name].most
+        assert RULES[name].min_images <= images <= RULES[name].max_images
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +142,14 @@ def vocabulary():
 
 
 def test_ids_come_from_the_vocabulary(vocabulary):
-    grammar = Grammar.of(vocabulary)
+    grammar = Grammar.from_vocabulary(vocabulary)
     assert (grammar.boi, grammar.eoi, grammar.first_code, grammar.num_codes) == (828, 829, 700, 128)
-    assert (grammar.vocab_size, grammar.eos, grammar.never, grammar.tokens_per_image) == (830, 2, (0, 1), 34)
+    assert (grammar.vocab_size, grammar.eos, grammar.forbidden_tokens, grammar.tokens_per_image) == (830, 2, (0, 1), 34)
 
 
 def test_impossible_rules():
-    with pytest.raises(UserError, match="Unknown grammar mode 'both': expected one of free, image, some, text, none"):
-        ImageRule.of("both")
+    with pytest.raises(UserError, match="Unknown image mode 'both'"):
+        ImageConstraint.from_mode("both")
     for mode, count in [("text", 1), ("none", 0), ("some", 2), ("image", 0), ("free", -1)]:
-        with pytest.raises(UserError, match="does not go with the grammar mode"):
-            ImageRule.of(mode, count)
+        with pytest.raises(UserError, match="contradicts the image mode"):
+            ImageConstraint.from_mode(mode, count)

@@ -13,14 +13,14 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from seed_jax.inference.generation.sampling import Sampling, draw, filtered
+from seed_jax.inference.generation.sampling import SamplerParams, filter_logits, sample_tokens
 from tests.support import golden
 
 
-def settings(rows: int, **given) -> Sampling:
+def settings(rows: int, **given) -> SamplerParams:
     wanted = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0} | given
     kinds = {"top_k": jnp.int32, "seed": jnp.uint32}
-    return Sampling(
+    return SamplerParams(
         **{name: jnp.broadcast_to(jnp.asarray(v, kinds.get(name, jnp.float32)), (rows,)) for name, v in wanted.items()}
     )
 
@@ -28,7 +28,7 @@ def settings(rows: int, **given) -> Sampling:
 def test_top_p_keeps_what_the_original_keeps():
     recorded = golden.tensors("llama_tiny/generation.safetensors")
     logits = jnp.asarray(recorded["top_p_input_logits"])
-    kept = jnp.isfinite(filtered(logits, settings(len(logits), temperature=0.7, top_p=0.5)))
+    kept = jnp.isfinite(filter_logits(logits, settings(len(logits), temperature=0.7, top_p=0.5)))
     np.testing.assert_array_equal(kept, recorded["top_p_keep"].astype(bool))
 
 
@@ -54,21 +54,21 @@ def test_filters_equal_transformers(wanted):
     warpers += [TopPLogitsWarper(wanted["top_p"])] if "top_p" in wanted else []
     warpers += [MinPLogitsWarper(wanted["min_p"])] if "min_p" in wanted else []
     expected = LogitsProcessorList(warpers)(None, torch.tensor(logits)).numpy()
-    found = np.asarray(jax.jit(filtered)(logits, settings(40, **wanted)))
+    found = np.asarray(jax.jit(filter_logits)(logits, settings(40, **wanted)))
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
     np.testing.assert_allclose(found, expected, rtol=1e-6)  # one division
 
 
 def test_ties_stay_together():
     logits = jnp.array([[0.0, 1.0, 1.0, 1.0, -2.0]])
-    assert jnp.isfinite(filtered(logits, settings(1, top_k=2))).tolist() == [[False, True, True, True, False]]
-    assert jnp.isfinite(filtered(logits, settings(1, top_p=0.1))).tolist() == [[False, True, True, True, False]]
+    assert jnp.isfinite(filter_logits(logits, settings(1, top_k=2))).tolist() == [[False, True, True, True, False]]
+    assert jnp.isfinite(filter_logits(logits, settings(1, top_p=0.1))).tolist() == [[False, True, True, True, False]]
 
 
 def test_rows_of_one_batch_have_settings_of_their_own():
     logits = jnp.broadcast_to(jnp.arange(10.0)[None] / 5, (4, 10))
     mixed = settings(4, top_k=[0, 3, 0, 0], top_p=[1.0, 1.0, 0.5, 1.0], min_p=[0.0, 0.0, 0.0, 0.7])
-    filters = jax.jit(filtered)
+    filters = jax.jit(filter_logits)
     kept = jnp.isfinite(filters(logits, mixed)).sum(-1).tolist()
     alone = [
         int(jnp.isfinite(filters(logits[:1], settings(1, **one))).sum())
@@ -81,9 +81,11 @@ def test_rows_of_one_batch_have_settings_of_their_own():
 def test_draws_follow_the_filtered_distribution():
     logits, count = jnp.array([[2.0, 1.0, 0.5, 0.0, -1.0, -jnp.inf]]), 20000
     wanted = {"temperature": 0.8, "top_k": 4, "top_p": 0.9}
-    drawn = draw(jnp.broadcast_to(logits, (count, 6)), settings(count, **wanted, seed=np.arange(count)), jnp.int32(3))
+    drawn = sample_tokens(
+        jnp.broadcast_to(logits, (count, 6)), settings(count, **wanted, seed=np.arange(count)), jnp.int32(3)
+    )
     found = np.bincount(drawn, minlength=6) / count
-    expected = np.asarray(jax.nn.softmax(filtered(logits, settings(1, **wanted))))[0]
+    expected = np.asarray(jax.nn.softmax(filter_logits(logits, settings(1, **wanted))))[0]
     # Three tokens are left; a share deviates by more than 4.5 sqrt(p(1 - p) / count) < 0.016 once in 100,000 tests.
     np.testing.assert_allclose(found, expected, atol=0.016)
     assert np.all(found[expected == 0] == 0)
@@ -92,7 +94,7 @@ def test_draws_follow_the_filtered_distribution():
 def test_a_draw_depends_on_its_own_seed_and_step_only():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 50)), jnp.float32)
     seeds = np.array([5, 6, 7, 5, 2**32 - 1, 0])
-    drawn = jax.jit(draw)
+    drawn = jax.jit(sample_tokens)
     together = drawn(logits, settings(6, seed=seeds), jnp.int32(9))
     for row in range(6):
         assert drawn(logits[row : row + 1], settings(1, seed=seeds[row]), jnp.int32(9))[0] == together[row]
@@ -104,5 +106,5 @@ def test_a_draw_depends_on_its_own_seed_and_step_only():
 
 def test_temperature_zero_takes_the_likeliest_and_the_lowest_of_a_tie():
     logits = jnp.array([[0.0, 3.0, 3.0], [0.0, 3.0, 3.0]])
-    drawn = draw(logits, settings(2, temperature=[0.0, 100.0], seed=[1, 3]), jnp.int32(0))
+    drawn = sample_tokens(logits, settings(2, temperature=[0.0, 100.0], seed=[1, 3]), jnp.int32(0))
     assert drawn[0] == 1

@@ -16,7 +16,7 @@ CHOICES = [[[5, 6, 7], [9]], [[5], [6], [7, 8]], [[100, 2]]]
 
 @pytest.fixture(scope="module")
 def pair():
-    reference = as_transformers(SMALL, 1)
+    reference = as_transformers(SMALL, 7)
     return reference, Scorer(Generator(SMALL, from_transformers(reference, SMALL), vocabulary()))
 
 
@@ -62,7 +62,7 @@ def test_bad_requests(pair):
     for arguments, message in [
         (([[1]], []), "1 prompts but continuations for 0"),
         (([[1]], [[[]]]), "Prompt 1: expected a prompt and continuations of at least one token"),
-        (([[1] * 100], [[[5] * 29]]), "Prompt 1 with its longest continuation has 129 tokens, the context 128"),
+        (([[1] * 100], [[[5] * 29]]), "Prompt 1 with its longest continuation has 129 tokens, but the context is 128"),
         (([[1]], [[[366]]]), "outside 0 to 365"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -3,7 +3,7 @@
 import pytest
 
 from seed_jax.data.text.vocabulary import Vocabulary
-from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, TextSegment, parse
+from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, TextSegment, parse_segments
 from tests.support import golden
 
 
@@ -17,8 +17,8 @@ def test_text_and_images_in_order(vocabulary):
     image = vocabulary.image_ids(codes)
     ids = [*vocabulary.encode("a dog"), *image, *image, *vocabulary.encode("on the grass"), vocabulary.eos]
     expected = [TextSegment("a dog"), ImageSegment(codes), ImageSegment(codes), TextSegment("on the grass")]
-    assert parse(ids, vocabulary) == expected
-    assert parse([], vocabulary) == []
+    assert parse_segments(ids, vocabulary) == expected
+    assert parse_segments([], vocabulary) == []
     assert expected[1].to_dict() == {"type": "image", "codes": list(codes)}
 
 
@@ -28,9 +28,12 @@ def test_image_tokens_that_make_no_image_are_kept_as_they_are(vocabulary):
     unfinished, stray = [boi, code, code], [code, eoi]
     whole = [boi, *[code] * 32, eoi]
     for broken in (short, long, unfinished, stray, [eoi], [boi]):
-        assert parse([*text, *broken, *text], vocabulary) == [
+        assert parse_segments([*text, *broken, *text], vocabulary) == [
             TextSegment("a dog"),
             MalformedSegment(tuple(broken)),
             TextSegment("a dog"),
         ]
-        assert parse([*broken, *whole], vocabulary) == [MalformedSegment(tuple(broken)), ImageSegment((0,) * 32)]
+        assert parse_segments([*broken, *whole], vocabulary) == [
+            MalformedSegment(tuple(broken)),
+            ImageSegment((0,) * 32),
+        ]

@@ -7,7 +7,13 @@ import pytest
 
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.generation.stop_strings import StopTables, check_stops, cut, held_back
+from seed_jax.inference.generation.sampling_params import check_stop_strings
+from seed_jax.inference.generation.stop_strings import (
+    StopStringCompiler,
+    build_automaton,
+    partial_stop_length,
+    truncate_at_stop,
+)
 from tests.support import golden
 
 
@@ -18,7 +24,7 @@ def vocabulary():
 
 def found_at(tables, stops, ids):
     """Return after how many tokens a stop string has come, or None."""
-    (table,), state = tables.of([stops]).table, 0
+    (table,), state = tables.compile([stops]).transitions, 0
     for place, token in enumerate(ids):
         state = table[state, token]
         if state == len(table) - 1:
@@ -27,7 +33,7 @@ def found_at(tables, stops, ids):
 
 
 def test_it_agrees_with_searching_the_decoded_text(vocabulary):
-    tables, generator, hits = StopTables(vocabulary), np.random.default_rng(0), 0
+    tables, generator, hits = StopStringCompiler(vocabulary), np.random.default_rng(0), 0
     stops = ("e", "an", "the d", "\n\n", "a a", "ö")
     for _ in range(100):
         ids = generator.integers(3, vocabulary.num_text, 25).tolist()
@@ -41,7 +47,7 @@ def test_it_agrees_with_searching_the_decoded_text(vocabulary):
 
 
 def test_strings_across_tokens_and_bytes(vocabulary):
-    tables = StopTables(vocabulary)
+    tables = StopStringCompiler(vocabulary)
     ids = vocabulary.encode("a dog\nUSER: é")
     for stop in ("USER:", "g\nU", "\n", "é", "dog"):
         end = found_at(tables, (stop,), ids)
@@ -51,7 +57,7 @@ def test_strings_across_tokens_and_bytes(vocabulary):
 
 
 def test_an_image_interrupts_a_string(vocabulary):
-    tables = StopTables(vocabulary)
+    tables = StopStringCompiler(vocabulary)
     (a,) = vocabulary.encode("a")  # a blank and the letter
     assert found_at(tables, ("a a",), [a, a]) == 2
     assert found_at(tables, ("a a",), [a, vocabulary.first_code, a]) is None
@@ -59,8 +65,6 @@ def test_an_image_interrupts_a_string(vocabulary):
 
 
 def test_overlapping_strings():
-    from seed_jax.inference.generation.stop_strings import _automaton
-
     for strings, text, end in [
         (("abab",), "aababab", 5),
         (("abcd", "bc"), "abcd", 3),
@@ -68,7 +72,7 @@ def test_overlapping_strings():
         (("ab", "xaby"), "xab", 3),
         (("he", "she", "hers"), "ushers", 4),
     ]:
-        step, state = _automaton(strings), 0
+        step, state = build_automaton(strings), 0
         states = []
         for byte in text.encode():
             state = step[state, byte] if state < len(step) else state
@@ -77,23 +81,23 @@ def test_overlapping_strings():
 
 
 def test_rows_without_stop_strings_run_on(vocabulary):
-    tables = StopTables(vocabulary)
-    assert tables.of([(), ()]) is None
-    stops = tables.of([("a",), (), ("b", "c")])
-    assert stops.table.shape[0] == 4
+    tables = StopStringCompiler(vocabulary)
+    assert tables.compile([(), ()]) is None
+    stops = tables.compile([("a",), (), ("b", "c")])
+    assert stops.transitions.shape[0] == 4
     stops, state = jax.tree.map(jnp.asarray, stops), jnp.zeros(3, jnp.int32)
     for token in vocabulary.encode("a b c"):
         state = stops.advance(state, jnp.full(3, token))
-    assert stops.reached(state).tolist() == [True, False, True]
+    assert stops.is_final(state).tolist() == [True, False, True]
 
 
 def test_cutting_and_holding_back():
-    assert cut("one two three", ("two", "ne")) == "o"
-    assert cut("one", ("two",)) == "one"
-    assert held_back("say US", ("USER:", "\n")) == 2
-    assert held_back("say USE", ("USER:", "SEX")) == 3
-    assert held_back("say", ("USER:",)) == 0
+    assert truncate_at_stop("one two three", ("two", "ne")) == "o"
+    assert truncate_at_stop("one", ("two",)) == "one"
+    assert partial_stop_length("say US", ("USER:", "\n")) == 2
+    assert partial_stop_length("say USE", ("USER:", "SEX")) == 3
+    assert partial_stop_length("say", ("USER:",)) == 0
     with pytest.raises(UserError, match="A stop string is empty"):
-        check_stops(["a", ""])
+        check_stop_strings(["a", ""])
     with pytest.raises(UserError, match="more than 1024 bytes"):
-        check_stops(["a" * 1025])
+        check_stop_strings(["a" * 1025])

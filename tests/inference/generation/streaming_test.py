@@ -3,8 +3,8 @@
 import pytest
 
 from seed_jax.data.text.vocabulary import Vocabulary
-from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, TextSegment, parse
-from seed_jax.inference.generation.streaming import Streamer
+from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, TextSegment, parse_segments
+from seed_jax.inference.generation.streaming import SegmentStreamer
 from tests.support import golden
 
 CODES = tuple(range(32))
@@ -17,9 +17,9 @@ def vocabulary():
 
 def shown(vocabulary, ids, stops=(), step=1):
     """Return what a stream of `ids` shows after every `step` tokens, and at the end."""
-    streamer = Streamer(vocabulary, stops)
-    parts = [list(streamer.more(ids[:end])) for end in range(step, len(ids) + step, step)]
-    return parts, list(streamer.rest(parse(ids, vocabulary)))
+    streamer = SegmentStreamer(vocabulary, stops)
+    parts = [list(streamer.update(ids[:end])) for end in range(step, len(ids) + step, step)]
+    return parts, list(streamer.finish(parse_segments(ids, vocabulary)))
 
 
 @pytest.mark.parametrize("step", [1, 4, 50])

@@ -1,0 +1,86 @@
+"""Loading of models and images for `generate` and `chat`."""
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from seed_jax import images, video
+from seed_jax.errors import UserError
+from seed_jax.inference import memory_plan
+from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.segments import Generation, ImageSegment
+from seed_jax.inference.memory_plan import Workload
+from seed_jax.inference.seed_llama import ImageInput, LoadConfig, SeedLlama
+
+
+def load_config(args: argparse.Namespace) -> LoadConfig:
+    """Return which models to load; what the options leave open is taken from the model's config.json."""
+    config = LoadConfig(
+        model=args.model,
+        tokenizer=args.tokenizer,
+        decoder=args.decoder,
+        style=args.style,
+        dtype=args.dtype,
+        quantize=args.quantize,
+        quantize_vit=args.quantize_vit,
+    )
+    return config.resolve()
+
+
+def load_model(
+    args: argparse.Namespace,
+    config: LoadConfig,
+    params: SamplingParams,
+    *,
+    prompts: int = 1,
+    num_images: int = 0,
+    draws: bool = False,
+) -> SeedLlama:
+    """Check that the models fit into the memory, and load the language model.
+
+    Args:
+        args: parsed arguments, of which `memory` and `memory_plan` are used.
+        config: the models.
+        params: the most expensive decoding options.
+        prompts: requests at a time.
+        num_images: images that are encoded at a time.
+        draws: whether the image decoder will be loaded.
+    """
+    workload = Workload(prompts, params.beams, params.guided, new_tokens=params.max_new_tokens)
+    planned = dataclasses.replace(config, decoder=config.decoder if draws else None)
+    plan = memory_plan.plan_directories(planned, workload, num_images=num_images)
+    limit = memory_plan.parse_size(args.memory) if args.memory else memory_plan.device_memory()
+    if args.memory_plan or not plan.fits_comfortably(limit):
+        lines = "\n  ".join(plan.lines())
+        logging.info("Memory plan for prompts of up to %d tokens:\n  %s", workload.prompt_length, lines)
+    plan.check(limit)
+    logging.info("loading %s ...", config.model)
+    return SeedLlama.from_config(config)
+
+
+def open_images(path: str, num_frames: int | None = None) -> list[ImageInput]:
+    """Read an image, or `num_frames` frames of a video."""
+    if num_frames is None:
+        return [images.load(path)]
+    if num_frames < 1:
+        raise UserError(f"--frames is {num_frames}, expected at least 1.")
+    return list(video.frames(Path(path), num_frames))
+
+
+def requires_images(params: SamplingParams) -> bool:
+    """Return whether the options ask for at least one image."""
+    return params.mode in ("image", "some") or bool(params.num_images)
+
+
+def contains_images(answers: Sequence[Generation]) -> bool:
+    return any(isinstance(segment, ImageSegment) for answer in answers for segment in answer.segments)
+
+
+def log_decoder_hint(config: LoadConfig) -> None:
+    """Explain how images that are only shown as codes can be drawn."""
+    if config.decoder is None:
+        logging.info("Images are shown as codes: give an image decoder with --decoder DIR to draw them as PNG files.")
+    else:
+        logging.info("Images are shown as codes: give --out DIR to draw them with %s.", config.decoder)

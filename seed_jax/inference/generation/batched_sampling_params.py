@@ -1,0 +1,66 @@
+"""The sampling parameters of a batch as arrays, so that requests may differ without recompiling."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import numpy as np
+from jaxtyping import Float, Int
+
+from seed_jax.inference.generation.grammar import BatchedImageConstraints
+from seed_jax.inference.generation.sampling import SamplerParams
+from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, SamplingParams
+from seed_jax.inference.generation.stop_strings import StopAutomata, StopStringCompiler
+from seed_jax.typing import Leaf
+
+
+@flax.struct.dataclass
+class BatchedSamplingParams:
+    """The `SamplingParams` of a batch.
+
+    Attributes:
+        max_new_tokens: token budget of each sequence; 0 leaves it untouched (padding of the batch).
+        early_stopping: index into EARLY_STOPPING.
+        stop: None if no request has stop strings.
+    """
+
+    max_new_tokens: Int[Leaf, " B"]
+    sampler: SamplerParams
+    image_constraints: BatchedImageConstraints
+    guidance_scale: Float[Leaf, " B"]
+    length_penalty: Float[Leaf, " B"]
+    early_stopping: Int[Leaf, " B"]
+    stop: StopAutomata | None
+
+    @classmethod
+    def stack(
+        cls, requests: Sequence[SamplingParams], max_new_tokens: Sequence[int], compiler: StopStringCompiler
+    ) -> "BatchedSamplingParams":
+        """Stack the parameters of requests.
+
+        Args:
+            requests: parameters of each request.
+            max_new_tokens: token budget of each request, limited by the context length.
+            compiler: makes the automata of the stop strings.
+        """
+
+        def column(name: str, dtype: Any) -> Any:
+            return np.array([getattr(request, name) for request in requests], dtype)
+
+        budget: Any = np.asarray(max_new_tokens, np.int32)
+        early_stopping: Any = np.array([EARLY_STOPPING.index(one.early_stopping) for one in requests], np.int32)
+        return cls(
+            max_new_tokens=budget,
+            sampler=SamplerParams(
+                temperature=column("temperature", np.float32),
+                top_k=column("top_k", np.int32),
+                top_p=column("top_p", np.float32),
+                min_p=column("min_p", np.float32),
+                seed=column("seed", np.uint32),
+            ),
+            image_constraints=BatchedImageConstraints.stack([request.image_constraint for request in requests]),
+            guidance_scale=column("guidance_scale", np.float32),
+            length_penalty=column("length_penalty", np.float32),
+            early_stopping=early_stopping,
+            stop=compiler.compile([request.stop for request in requests]),
+        )

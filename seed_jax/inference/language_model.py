@@ -1,0 +1,147 @@
+"""Language models on disk, and the image tokenizer, decoder and prompt style that belong to them.
+
+`config.json` of a model directory (or of the `model/` folder of a training workdir) may name what belongs to the model,
+with paths relative to the folder that holds the file:
+
+    "prompt_style"      "vicuna", "llama2" or "base"
+    "image_tokenizer"   model directory of the image tokenizer, or null
+    "decoder"           model directory of the image decoder, or null
+
+A bundle is a directory whose `config.json` has the kind "seed_llama" and only refers to other directories: the keys
+above and "language_model". What a bundle does not name is taken from the language model's own `config.json`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.checkpoint.lazy import LazyArray
+from seed_jax.convert.merging import merge_lora
+from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.errors import UserError
+from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.models.nn import lora
+from seed_jax.models.nn.lora import LoraSpec
+from seed_jax.typing import Tree
+
+PROMPT_STYLE = "prompt_style"
+IMAGE_TOKENIZER = "image_tokenizer"
+DECODER = "decoder"
+LANGUAGE_MODEL = "language_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReferences:
+    """The directories and the prompt style of a SEED-LLaMA.
+
+    Attributes:
+        language_model: model directory or training workdir.
+        image_tokenizer: model directory, if one is named.
+        decoder: model directory, if one is named.
+        prompt_style: "vicuna", "llama2" or "base", if one is named.
+    """
+
+    language_model: Path
+    image_tokenizer: Path | None = None
+    decoder: Path | None = None
+    prompt_style: str | None = None
+
+
+def read_references(directory: str | Path) -> ModelReferences:
+    """Read what belongs to a language model from its `config.json`, or from that of a bundle.
+
+    Raises:
+        UserError: the directory holds neither a language model nor a bundle, or a value is not a string.
+    """
+    folder, config = model_dir.read_config(directory)
+    where = str(folder / model_dir.CONFIG)
+    named = {key: _path(folder, config, key, where) for key in (IMAGE_TOKENIZER, DECODER)}
+    style = _string(config, PROMPT_STYLE, where)
+    if config["kind"] != ModelKind.SEED_LLAMA:
+        model_dir.read_config(directory, ModelKind.LLAMA)  # refuse other kinds
+        return ModelReferences(Path(directory), named[IMAGE_TOKENIZER], named[DECODER], style)
+    language_model = _path(folder, config, LANGUAGE_MODEL, where)
+    if language_model is None:
+        raise UserError(f"{where} has no {LANGUAGE_MODEL!r}: a bundle names the directory of its language model.")
+    model_dir.read_config(language_model, ModelKind.LLAMA)  # refuse a bundle inside a bundle
+    inner = read_references(language_model)
+    return ModelReferences(
+        language_model=inner.language_model,
+        image_tokenizer=named[IMAGE_TOKENIZER] or inner.image_tokenizer,
+        decoder=named[DECODER] or inner.decoder,
+        prompt_style=style or inner.prompt_style,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A language model as read from disk.
+
+    Attributes:
+        config: sizes.
+        params: parameters of a scanned `Llama`, adapters merged.
+        vocabulary: the model's vocabulary.
+        references: what belongs to the model.
+    """
+
+    config: LlamaConfig
+    params: Tree
+    vocabulary: Vocabulary
+    references: ModelReferences
+
+
+def load_language_model(directory: str | Path, dtype: str | None = None) -> LanguageModel:
+    """Read a language model into memory.
+
+    Args:
+        directory: model directory, bundle or training workdir.
+        dtype: dtype of the parameters; by default as stored.
+    """
+    references = read_references(directory)
+    return _language_model(model_dir.load(references.language_model, ModelKind.LLAMA, dtype=dtype), references)
+
+
+def open_language_model(directory: str | Path) -> LanguageModel:
+    """Open a language model whose parameters stay on disk until they are used (`checkpoint.lazy`)."""
+    references = read_references(directory)
+    return _language_model(model_dir.open_lazily(references.language_model, ModelKind.LLAMA), references)
+
+
+def _language_model(loaded: model_dir.ModelDir, references: ModelReferences) -> LanguageModel:
+    where = str(loaded.directory / model_dir.CONFIG)
+    missing = sorted({"sizes", IMAGE_TOKENIZER} - loaded.config.keys())
+    if missing:
+        raise UserError(f"{where} lacks {' and '.join(missing)}: import the model again.")
+    return LanguageModel(
+        config=LlamaConfig.from_dict(loaded.config["sizes"], where),
+        params=_merged_params(loaded.params, loaded.config.get("lora"), where),
+        vocabulary=Vocabulary.load(loaded.directory),
+        references=references,
+    )
+
+
+def _merged_params(tree: Tree, spec: dict[str, Any] | None, where: str) -> Tree:
+    """Return a model directory's parameters as they are; merge the collections of a checkpoint."""
+    if "params" not in tree:
+        return tree
+    adapters = tree.get("lora")
+    if not adapters:
+        return tree["params"]
+    if not spec:
+        raise UserError(f"{where} has no 'lora', which gives the scale of the checkpoint's adapters: restore it.")
+    merge = merge_lora if isinstance(tree["params"]["norm"]["scale"], LazyArray) else lora.merge
+    return merge(tree["params"], adapters, LoraSpec(**spec))
+
+
+def _path(folder: Path, config: dict[str, Any], key: str, where: str) -> Path | None:
+    relative = _string(config, key, where)
+    return None if relative is None else (folder / relative).resolve()
+
+
+def _string(config: dict[str, Any], key: str, where: str) -> str | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: {key!r} is {value!r}, expected a string or null.")
+    return value
