@@ -1,123 +1,141 @@
-"""The data of the quickstart: descriptions of drawn samples, shards of them, vocabularies of their words."""
+"""The data of the quickstart: shards of the drawn world, and vocabularies of its words."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from seed_jax.data.build import build
-from seed_jax.data.build.encoding import Encoder
-from seed_jax.data.build.settings import Settings
+from seed_jax.data.build.options import BuildOptions
 from seed_jax.data.sources import open_source
-from seed_jax.data.sources.world import draw_unit, read_recipe
+from seed_jax.data.sources.world import make_raw_sample, read_description
 from seed_jax.data.templates import Phrases
 from seed_jax.data.text import bert
 from seed_jax.data.text.vocabulary import train_small
 from seed_jax.data.world import TASKS, make_sample
-from seed_jax.inference.image_tokenizer import ImageTokenizer, PictureEncoder
+from seed_jax.files import write_bytes, write_json
+from seed_jax.inference.image_tokenizer import BatchImageEncoder, ImageTokenizer
+from seed_jax.quickstart.config import QuickstartConfig
 
 CAPTION_QUESTION = "Please describe this image in one short sentence."
-_HELD_PICTURES, _EXAMPLES = 200, 12
-_WORDS_FROM = 300  # samples of each task whose words make the vocabularies
-_BERT_SIZE, _PIECES = 200, 512
+_NUM_HELD_OUT, _NUM_EXAMPLES = 200, 12
+_VOCABULARY_SAMPLES = 300  # samples of each task whose texts the vocabularies are trained on
+_BERT_SIZE, _PIECES = 200, 512  # vocabulary sizes
+_MAX_LENGTH = 256  # tokens of a sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Where the parts lie."""
+    """Paths of the data.
+
+    Attributes:
+        directory: contains everything else.
+    """
 
     directory: Path
 
     @property
-    def pictures(self) -> Path:
-        return self.directory / "pictures"
+    def images(self) -> Path:
+        """Shards of captioned images."""
+        return self.directory / "images"
 
     @property
-    def held_pictures(self) -> Path:
-        return self.directory / "held_pictures"
+    def held_out_images(self) -> Path:
+        """Shards of captioned images with held-out combinations."""
+        return self.directory / "held_out_images"
 
     @property
     def examples(self) -> Path:
-        """A few of the held pictures as PNG files, to try commands on."""
+        """A few of the held-out images as PNG files, to try commands on."""
         return self.directory / "examples"
 
     @property
     def bert_vocabulary(self) -> Path:
+        """Vocabulary of the Q-Former."""
         return self.directory / bert.FILE
 
     @property
     def vocabulary(self) -> Path:
+        """Directory of the language model's vocabulary."""
         return self.directory / "vocabulary"
 
-    def coded(self, task: str) -> Path:
-        return self.directory / "coded" / task
+    def tokenized(self, task: str) -> Path:
+        """Shards of a task whose images are tokenized."""
+        return self.directory / "tokenized" / task
 
-    def parts(self, stage: str) -> tuple[dict[str, Any], ...]:
-        """Return `data.parts` of a language stage."""
+    def image_mixture(self) -> list[dict[str, Any]]:
+        """Return `data.mixture` of the tokenizer's and the decoder's stages."""
+        return [{"path": str(self.images), "weight": 1.0}]
 
-        def part(name: str, task: str, weight: float, **more: Any) -> dict[str, Any]:
-            own = {"question": more.pop("question")} if "question" in more else {}
-            params = {"max_length": 256, **more}
-            return {"path": str(self.coded(name)), "task": task, "weight": weight, "params": params, **own}
-
+    def language_mixture(self, stage: str) -> list[dict[str, Any]]:
+        """Return `data.mixture` of a language stage, "pretrain" or "sft"."""
         if stage == "pretrain":
-            return (
-                part("captions", "pretrain.image_text_pair", 4.0),
-                part("edits", "pretrain.edit", 1.0),
-                part("stories", "pretrain.interleaved", 0.5),
-            )
-        return (
-            part("questions", "sft.conversation", 1.5),
-            part("captions", "sft.qa", 2.5, reverse_ratio=0.5, question=CAPTION_QUESTION),
-            part("edits", "sft.edit", 2.0),
-            part("differences", "sft.difference", 0.4),
-            part("stories", "sft.interleaved", 0.2),
-        )
+            return [
+                self._component("captions", "pretrain.image_text_pair", 4.0),
+                self._component("edits", "pretrain.edit", 1.0),
+                self._component("stories", "pretrain.interleaved", 0.5),
+            ]
+        captions = self._component("captions", "sft.qa", 2.5, reverse_ratio=0.5)
+        return [
+            self._component("questions", "sft.conversation", 1.5),
+            {**captions, "question": CAPTION_QUESTION},
+            self._component("edits", "sft.edit", 2.0),
+            self._component("differences", "sft.difference", 0.4),
+            self._component("stories", "sft.interleaved", 0.2),
+        ]
+
+    def _component(self, name: str, task: str, weight: float, **params: Any) -> dict[str, Any]:
+        params = {"max_length": _MAX_LENGTH, **params}
+        return {"path": str(self.tokenized(name)), "task": task, "weight": weight, "params": params}
+
+    def write_description(self, name: str, config: QuickstartConfig, **keys: Any) -> Path:
+        """Write a description for `seed-jax data build --source world` and return its path."""
+        path = self.directory / f"{name}.world.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"seed": config.seed, "side": config.world.side, **keys})
+        return path
 
 
-def draw_pictures(corpus: Corpus, config: ml_collections.ConfigDict) -> None:
-    """Make the shards of captioned pictures, those that are held back, and both vocabularies."""
-    shown = _describe(corpus, "captions", config, task="captions", count=config.world.captions, held=False)
-    held = _describe(corpus, "held", config, task="captions", count=_HELD_PICTURES, held=True)
-    described = [shown]
+def build_image_shards(corpus: Corpus, config: QuickstartConfig) -> None:
+    """Make the shards of captioned images, the held-out ones, the examples and the Q-Former's vocabulary."""
+    descriptions = [corpus.write_description("captions", config, task="captions", count=config.world.captions)]
     if config.world.crowded:
-        crowded = {"task": "captions", "count": config.world.crowded, "things": 3}
-        described.append(_describe(corpus, "crowded", config, **crowded))
-    for sources, out in ((described, corpus.pictures), ([held], corpus.held_pictures)):
-        build.build(open_source("world", sources), out, settings=Settings(progress=False))
+        crowded = {"task": "captions", "count": config.world.crowded, "num_objects": 3}
+        descriptions.append(corpus.write_description("crowded", config, **crowded))
+    held_out = corpus.write_description("held_out", config, task="captions", count=_NUM_HELD_OUT, held_out=True)
+    _build(descriptions, corpus.images)
+    _build([held_out], corpus.held_out_images)
     corpus.examples.mkdir(exist_ok=True)
-    asked = read_recipe(held)
-    for number in range(_EXAMPLES):
-        (corpus.examples / f"{number:02}.png").write_bytes(draw_unit(asked, number, "").items[0])
-    texts = _texts(config.seed)
-    bert.train_small(texts, _BERT_SIZE).save(corpus.bert_vocabulary)
+    description = read_description(held_out)
+    for index in range(_NUM_EXAMPLES):
+        image = make_raw_sample(description, index, "").items[0]
+        assert isinstance(image, bytes)
+        write_bytes(corpus.examples / f"{index:02}.png", image)
+    bert.train_small(_vocabulary_texts(config.seed), _BERT_SIZE).save(corpus.bert_vocabulary)
 
 
-def tokenise(corpus: Corpus, config: ml_collections.ConfigDict, tokenizer: Path) -> None:
-    """Make the language model's vocabulary and shards: `seed-jax data build --model`, task by task."""
+def build_language_shards(corpus: Corpus, config: QuickstartConfig, tokenizer: Path) -> None:
+    """Make the language model's vocabulary, and its shards task by task, as `seed-jax data build --model` does."""
     loaded = ImageTokenizer.load(tokenizer, batch_size=64)
-    train_small(_texts(config.seed), corpus.vocabulary, vocab_size=_PIECES, num_codes=loaded.config.num_codes)
-    encoder: Encoder = PictureEncoder(loaded)
+    texts = _vocabulary_texts(config.seed)
+    train_small(texts, corpus.vocabulary, vocab_size=_PIECES, num_codes=loaded.config.num_codes)
+    encoder = BatchImageEncoder(loaded)
     for task in TASKS:
-        described = _describe(corpus, task, config, task=task, count=config.world[task], held=False)
-        source = open_source("world", [described])
-        build.build(source, corpus.coded(task), encoder=encoder, settings=Settings(progress=False))
+        description = corpus.write_description(task, config, task=task, count=getattr(config.world, task))
+        _build([description], corpus.tokenized(task), encoder)
 
 
-def _describe(corpus: Corpus, name: str, config: ml_collections.ConfigDict, **recipe: Any) -> Path:
-    path = corpus.directory / f"{name}.world.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seed": config.seed, "side": config.world.side, **recipe}), encoding="utf-8")
-    return path
+def _build(descriptions: list[Path], out: Path, encoder: BatchImageEncoder | None = None) -> None:
+    build.build(open_source("world", descriptions), out, encoder=encoder, options=BuildOptions(progress=False))
 
 
-def _texts(seed: int) -> list[str]:
-    samples = [make_sample(task, seed, number) for task in TASKS for number in range(_WORDS_FROM)]
-    said = [item for sample in samples for item in sample.items if isinstance(item, str)]
-    frame = [f"USER: {CAPTION_QUESTION}\nASSISTANT: {text}." for text in said]
-    rng, phrases = np.random.default_rng(seed), Phrases.load()
-    said += 10 * [*phrases.requests, *phrases.replies, *phrases.edit_replies, *phrases.sentences]
-    return [*said, *(frame[i] for i in rng.permutation(len(frame))[: len(frame) // 3])]
+def _vocabulary_texts(seed: int) -> list[str]:
+    """Return texts of all tasks, of the templates, and captions as dialogues."""
+    samples = [make_sample(task, seed, index) for task in TASKS for index in range(_VOCABULARY_SAMPLES)]
+    texts = [item for sample in samples for item in sample.items if isinstance(item, str)]
+    dialogues = [f"USER: {CAPTION_QUESTION}\nASSISTANT: {text}." for text in texts]
+    phrases = Phrases.load()
+    texts += 10 * [*phrases.requests, *phrases.replies, *phrases.edit_replies, *phrases.sentences]
+    order = np.random.default_rng(seed).permutation(len(dialogues))
+    return [*texts, *(dialogues[index] for index in order[: len(dialogues) // 3])]

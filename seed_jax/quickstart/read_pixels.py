@@ -1,123 +1,141 @@
-"""Read from pixels what a picture of the drawn world shows: things with size, colour and shape, and how they stand.
+"""Recognize the scene in an image of the drawn world: objects with size, color and shape, and their arrangement.
 
-No learning: things are what stands out from the ground; shape and size are those whose ideal picture fits best.
+Nothing is learned: objects are connected regions that differ from the background; their shape and size are those of the
+rendered template with the smallest squared error.
 """
 
 import functools
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from seed_jax.data.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
-from seed_jax.data.world.painting import coverage
-from seed_jax.data.world.scenes import COLUMN, PLACES, ROW
+from seed_jax.data.world import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
+from seed_jax.data.world.rendering import coverage
+from seed_jax.data.world.scenes import COLUMN, POSITIONS, ROW
 
-_STANDS_OUT = 70.0  # distance from the ground in RGB from which a pixel can belong to a thing
-_LEAST_SHARE = 0.003  # of the picture's area that a thing has at least
-_MOST_THINGS = 8  # more are noise
-_SHIFTS = (-0.5, 0.0, 0.5)  # in pixels, tried around the centre of mass
+_MIN_DISTANCE = 70.0  # RGB distance from the background from which a pixel can belong to an object
+_MIN_AREA = 0.003  # of an object, as a fraction of the image
+_MAX_OBJECTS = 8  # more regions are noise
+_SHIFTS = (-0.5, 0.0, 0.5)  # in pixels, tried around the center of mass
 
 
-def read(picture: UInt8[np.ndarray, "S S 3"]) -> Scene:
-    """Return the scene that a picture shows, things in their order; it may have none at all.
+def read_image(image: UInt8[np.ndarray, "S S 3"]) -> Scene:
+    """Return the scene that an image shows, objects in reading order.
 
-    A picture that is no picture of this world gives some scene nevertheless, which hardly fits what was meant.
+    An image without objects gives a scene without objects. Any image gives some scene: what the image lacks is not
+    reported but differs from the scene it is compared with.
     """
-    pixels = picture.astype(np.float64)
+    pixels = image.astype(np.float64)
     smooth = ndimage.gaussian_filter(pixels, (0.6, 0.6, 0))
-    ground = _ground(smooth)
-    distance = np.linalg.norm(smooth - ground, axis=-1)
-    labels, count = ndimage.label(distance > _STANDS_OUT)
-    least = _LEAST_SHARE * labels.size
-    areas = ndimage.sum_labels(np.ones(labels.shape), labels, np.arange(1, count + 1))
-    kept = [label + 1 for label in np.argsort(-areas)[:_MOST_THINGS] if areas[label] >= least]
-    things = [_thing(pixels, distance, labels == label, ground) for label in kept]
-    return _scene(things, _nearest(BACKGROUNDS, ground))
+    background = _background_color(smooth)
+    distance = np.linalg.norm(smooth - background, axis=-1)
+    regions = np.empty(distance.shape, np.int32)
+    ndimage.label(distance > _MIN_DISTANCE, output=regions)
+    areas = np.bincount(regions.ravel())[1:]
+    largest = [index for index in np.argsort(-areas)[:_MAX_OBJECTS] if areas[index] >= _MIN_AREA * regions.size]
+    objects = [_recognize(pixels, distance, regions == index + 1, background) for index in largest]
+    return _arrange(objects, _nearest(BACKGROUNDS, background))
 
 
-def _ground(pixels: np.ndarray) -> Float[np.ndarray, "3"]:
-    """Return the colour of the ground: the median along the edge, where things never stand."""
-    edge = np.concatenate(
-        [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, [0, 1, -2, -1]].reshape(-1, 3)]
-    )
-    return np.median(edge, axis=0)
+def _background_color(pixels: Float[np.ndarray, "S S 3"]) -> Float[np.ndarray, "3"]:
+    """Return the median color along the edges, which objects never reach."""
+    edges = (pixels[:2], pixels[-2:], pixels[:, [0, 1, -2, -1]])
+    return np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0)
 
 
-def _nearest(names: dict[str, tuple[int, int, int]], colour: np.ndarray) -> str:
-    values = np.array(list(names.values()), float)
-    return list(names)[int(np.linalg.norm(values - colour, axis=1).argmin())]
+def _nearest(palette: dict[str, tuple[int, int, int]], color: Float[np.ndarray, "3"]) -> str:
+    values = np.array(list(palette.values()), float)
+    return list(palette)[int(np.linalg.norm(values - color, axis=1).argmin())]
 
 
-def _thing(pixels: np.ndarray, distance: np.ndarray, mask: np.ndarray, ground: np.ndarray) -> Thing:
-    side = len(mask)
+def _recognize(
+    pixels: Float[np.ndarray, "S S 3"],
+    distance: Float[np.ndarray, "S S"],
+    mask: Bool[np.ndarray, "S S"],
+    background: Float[np.ndarray, "3"],
+) -> SceneObject:
+    size = len(mask)
     core = mask & (distance >= np.median(distance[mask]))
-    colour = np.median(pixels[core], axis=0)
+    color = np.median(pixels[core], axis=0)
     near = ndimage.binary_dilation(mask, iterations=2)
-    # How much of each pixel the thing covers: its place on the way from the ground's colour to its own.
-    way = colour - ground
-    cover = np.where(near, ((pixels - ground) @ way / (way @ way)).clip(0, 1), 0.0)
-    y, x = ndimage.center_of_mass(cover)
-    shape, size, centre = _best_fit(cover, (x + 0.5, y + 0.5))
-    return Thing(size, _nearest(COLOURS, colour), shape, centre[0] / side, centre[1] / side)
+    # How much of each pixel the object covers: the pixel's projection onto the line from background to object color.
+    direction = color - background
+    cover = np.where(near, ((pixels - background) @ direction / (direction @ direction)).clip(0, 1), 0.0)
+    shape, size_name, center = _match_template(cover, _center_of_mass(cover))
+    return SceneObject(size_name, _nearest(COLORS, color), shape, center[0] / size, center[1] / size)
 
 
-def _best_fit(cover: np.ndarray, mass: tuple[float, float]) -> tuple[str, str, tuple[float, float]]:
-    """Return the shape, size and centre of the ideal thing that covers most nearly the same."""
-    side, best = len(cover), None
-    area, margin = cover.sum(), 2 * int(max(SIZES.values()) * side)
-    wide = np.pad(cover, margin)
+def _match_template(
+    cover: Float[np.ndarray, "S S"], center_of_mass: tuple[float, float]
+) -> tuple[str, str, tuple[float, float]]:
+    """Return shape, size and center (x, y) of the template with the smallest squared error."""
+    image_size = len(cover)
+    area = cover.sum()
+    margin = 2 * int(max(SIZES.values()) * image_size)
+    padded = np.pad(cover, margin)
+    best_error, best = np.inf, None
     for shape in SHAPES:
         for size, radius in SIZES.items():
-            template_area, offset = _measures(shape, radius * side)
+            template_area, offset = _template_moments(shape, radius * image_size)
             if not 0.5 < template_area / area < 2.0:
                 continue
             for dx in _SHIFTS:
                 for dy in _SHIFTS:
-                    centre = (mass[0] - offset[0] + dx, mass[1] - offset[1] + dy)
-                    ideal, corner = _patch(shape, radius * side, centre, margin)
-                    part = wide[corner[1] :, corner[0] :][: 2 * margin, : 2 * margin]
-                    # Outside the patch the ideal covers nothing: what is there counts as error, too.
-                    error = np.square(ideal - part).sum() - np.square(part).sum()
-                    if best is None or error < best[0]:
-                        best = (error, shape, size, centre)
-    if best is None:  # far too large or small for anything: the nearest area
-        sizes = [(abs(_measures(sh, SIZES[si] * side)[0] - area), sh, si) for sh in SHAPES for si in SIZES]
-        best = (None, *min(sizes)[1:], mass)
-    return best[1], best[2], best[3]
+                    center = (center_of_mass[0] - offset[0] + dx, center_of_mass[1] - offset[1] + dy)
+                    template, (left, top) = _placed_template(shape, radius * image_size, center, margin)
+                    window = padded[top:, left:][: 2 * margin, : 2 * margin]
+                    # Outside the window the template covers nothing; what the object covers there is an error too.
+                    error = np.square(template - window).sum() - np.square(window).sum()
+                    if error < best_error:
+                        best_error, best = error, (shape, size, center)
+    if best is not None:
+        return best
+    # Far too large or too small for every template: the nearest area.
+    _, shape, size = min(
+        (abs(_template_moments(shape, SIZES[size] * image_size)[0] - area), shape, size)
+        for shape in SHAPES
+        for size in SIZES
+    )
+    return shape, size, center_of_mass
 
 
-def _patch(
-    shape: str, radius: float, centre: tuple[float, float], margin: int
+def _placed_template(
+    shape: str, radius: float, center: tuple[float, float], margin: int
 ) -> tuple[Float[np.ndarray, "P P"], tuple[int, int]]:
-    """Return an ideal picture of twice the margin and its corner in a picture that was widened by the margin."""
-    # To a quarter of a pixel, so that the same ideal pictures serve again and again.
-    (whole_x, part_x), (whole_y, part_y) = (divmod(round(place * 4), 4) for place in centre)
-    return _ideal(shape, radius, part_x / 4, part_y / 4, margin), (whole_x, whole_y)
+    """Return a template of twice the margin, and its left and top edge in the image padded by the margin."""
+    # Rounded to a quarter of a pixel, so that cached templates are reused.
+    (left, x), (top, y) = (divmod(round(position * 4), 4) for position in center)
+    return _template(shape, radius, x / 4, y / 4, margin), (left, top)
 
 
 @functools.lru_cache(maxsize=1024)
-def _ideal(shape: str, radius: float, x: float, y: float, margin: int) -> np.ndarray:
+def _template(shape: str, radius: float, x: float, y: float, margin: int) -> Float[np.ndarray, "P P"]:
     return coverage(shape, radius, (margin + x, margin + y), 2 * margin)
 
 
 @functools.lru_cache
-def _measures(shape: str, radius: float) -> tuple[float, tuple[float, float]]:
-    """Return a shape's area and how far its centre of mass is from its centre, in pixels."""
-    side = int(4 * radius) + 4
-    cover = coverage(shape, radius, (side / 2, side / 2), side)
-    y, x = ndimage.center_of_mass(cover)
-    return float(cover.sum()), (x + 0.5 - side / 2, y + 0.5 - side / 2)
+def _template_moments(shape: str, radius: float) -> tuple[float, tuple[float, float]]:
+    """Return a shape's area and the offset of its center of mass from its center, in pixels."""
+    size = int(4 * radius) + 4
+    cover = coverage(shape, radius, (size / 2, size / 2), size)
+    x, y = _center_of_mass(cover)
+    return float(cover.sum()), (x - size / 2, y - size / 2)
 
 
-def _scene(things: list[Thing], background: str) -> Scene:
-    if not things:
+def _center_of_mass(cover: Float[np.ndarray, "H W"]) -> tuple[float, float]:
+    """Return (x, y) in pixels from the left and upper edge."""
+    y, x = np.asarray(ndimage.center_of_mass(cover), np.float64)
+    return float(x) + 0.5, float(y) + 0.5
+
+
+def _arrange(objects: list[SceneObject], background: str) -> Scene:
+    if not objects:
         return Scene((), "", background)
-    if len(things) == 1:
-        (only,) = things
-        place = min(PLACES, key=lambda name: np.hypot(only.x - PLACES[name][0], only.y - PLACES[name][1]))
-        return Scene((only,), place, background)
-    spread = {ROW: np.ptp([thing.x for thing in things]), COLUMN: np.ptp([thing.y for thing in things])}
-    arrangement = max(spread, key=spread.get)
-    ordered = sorted(things, key=lambda thing: thing.x if arrangement == ROW else thing.y)
-    return Scene(tuple(ordered), arrangement, background)
+    if len(objects) == 1:
+        obj = objects[0]
+        distances = {name: np.hypot(obj.x - x, obj.y - y) for name, (x, y) in POSITIONS.items()}
+        return Scene((obj,), min(distances, key=distances.__getitem__), background)
+    is_row = np.ptp([obj.x for obj in objects]) >= np.ptp([obj.y for obj in objects])
+    ordered = sorted(objects, key=lambda obj: obj.x if is_row else obj.y)
+    return Scene(tuple(ordered), ROW if is_row else COLUMN, background)

@@ -1,16 +1,17 @@
-"""Several stages one after the other, below one workdir: what `configs/quickstart.py` runs.
+"""Recipes: several stages one after the other below one workdir, as `configs/quickstart.py` configures them.
 
-Each stage is the ordinary one with a config of its own; the recipe only names their folders to each other. What is done
-is marked, what was begun goes on from its checkpoint: the same command resumes at any point.
+Each stage is an ordinary one with a config of its own; a recipe passes the paths of earlier stages to later ones.
+Finished steps are recorded and interrupted ones resume from their checkpoint: the same command continues at any point.
 """
 
+import abc
+import copy
 import dataclasses
 import datetime
-import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,144 +20,219 @@ import ml_collections
 from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 from seed_jax.files import write_json
-from seed_jax.quickstart import corpus as drawn_corpus
 from seed_jax.quickstart import teacher_files
-from seed_jax.quickstart.corpus import Corpus
-from seed_jax.train import loop
+from seed_jax.quickstart.config import STAGE, QuickstartConfig
+from seed_jax.quickstart.corpus import Corpus, build_image_shards, build_language_shards
+from seed_jax.train.config.schema import parse, to_dict
+from seed_jax.train.loop import train
+from seed_jax.train.stages.registry import parse_config
 
-STAGE = "recipe"
+__all__ = ["STAGE", "TIMES", "Quickstart", "Recipe", "Step", "TeacherTraining", "run"]
 TIMES = "times.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One part of the recipe.
+    """A step of a recipe.
 
     Attributes:
-        seconds: about how long it takes on two CPU cores; only the proportions matter once some are done.
+        name: unique within the recipe.
+        seconds: approximate duration on two CPU cores; only ratios matter once some steps are finished.
+        run: does the work; resumes where it was interrupted.
     """
 
     name: str
-    seconds: float | int
-    run: Callable[[], Any]
+    seconds: float
+    run: Callable[[], None]
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
-    """Run what is not done yet, telling how far the whole is."""
-    workdir = Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
-    config = ml_collections.ConfigDict(config.to_dict())
-    for stage in config.stages.values():
-        stage.seed = config.seed
-    _check_same(config, workdir)
-    steps = list(_teacher_steps(config, workdir) if "reader" in config.stages else _steps(config, workdir))
-    times = _times(workdir)
-    for number, step in enumerate(steps, 1):
-        if step.name in times:
-            continue
-        left = _clock(_left(steps, times))
-        logging.info("== %d/%d %s: about %s left for the whole ==", number, len(steps), step.name, left)
-        began = time.perf_counter()
-        step.run()
-        times[step.name] = time.perf_counter() - began
-        write_json(workdir / TIMES, times)
-    logging.info("Done in %s: %s", _clock(sum(times.values())), workdir)
+def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
+    """Run a recipe, or what remains of it.
+
+    Args:
+        config: options, see `QuickstartConfig`.
+        workdir: where everything is written.
+
+    Raises:
+        UserError: bad options, or a workdir that was begun with other options.
+    """
+    options = parse(QuickstartConfig, config)
+    recipe = TeacherTraining if "reader" in options.stages else Quickstart
+    recipe(options, Path(workdir).absolute()).run()
 
 
-def _check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Refuse to go on with other settings than the workdir was begun with."""
-    described, path = json.loads(config.to_json_best_effort()), workdir / "recipe.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != described:
-        raise UserError(f"{workdir} was begun with other settings ({path}): use those, or choose another --workdir.")
-    write_json(path, described)
+class Recipe(abc.ABC):
+    """Steps that are run in order, each once.
+
+    Args:
+        config: options.
+        workdir: where everything is written.
+    """
+
+    def __init__(self, config: QuickstartConfig, workdir: Path):
+        self.config = config
+        self.workdir = workdir
+        self.corpus = Corpus(workdir / "data")
+
+    @abc.abstractmethod
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps in order."""
+
+    def run(self) -> None:
+        """Run the steps that are not finished, and log the remaining time."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._check_resume()
+        steps = list(self.steps())
+        times = self.times()
+        for number, step in enumerate(steps, 1):
+            if step.name in times:
+                continue
+            remaining = _format_duration(remaining_seconds(steps, times))
+            logging.info("== %d/%d %s: about %s remaining in total ==", number, len(steps), step.name, remaining)
+            started = time.perf_counter()
+            step.run()
+            times[step.name] = time.perf_counter() - started
+            write_json(self.workdir / TIMES, times)
+        logging.info("Finished in %s: %s", _format_duration(sum(times.values())), self.workdir)
+
+    def times(self) -> dict[str, float]:
+        """Return the seconds that finished steps took."""
+        path = self.workdir / TIMES
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def _check_resume(self) -> None:
+        """Refuse to resume with other options than the workdir was begun with."""
+        path = self.workdir / "recipe.json"
+        options = json.loads(json.dumps(to_dict(self.config)))
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != options:
+            raise UserError(
+                f"{self.workdir} was begun with other options ({path}): use the same, or choose another --workdir."
+            )
+        write_json(path, options)
+
+    def train(self, name: str, mixture: list[dict[str, Any]], paths: Mapping[str, Path]) -> None:
+        """Train the stage `name` in the workdir's directory of this name.
+
+        Args:
+            name: key of `config.stages`.
+            mixture: value of `data.mixture`.
+            paths: dotted option -> path, such as "model.init".
+        """
+        options = copy.deepcopy(self.config.stages[name])
+        options["seed"] = self.config.seed
+        options["data"]["mixture"] = mixture
+        for key, path in paths.items():
+            section, _, option = key.partition(".")
+            options[section][option] = str(path)
+        train(parse_config(options), self.workdir / name)
 
 
-def _times(workdir: Path) -> dict[str, float]:
-    path = workdir / TIMES
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+class Quickstart(Recipe):
+    """Train the image tokenizer, the decoder and the language model from the teacher's networks, and measure them."""
+
+    @property
+    def teacher(self) -> Path:
+        return Path(self.config.teacher or self.workdir / "teacher")
+
+    def steps(self) -> Iterator[Step]:
+        tokenizer = self.config.tokenizer
+        if not self.config.teacher:
+            yield Step("teacher", 4, self.unpack_teacher)
+        yield Step("images", 16, self.build_images)
+        if tokenizer.contrastive:
+            yield Step("qformer", 32, self.train_qformer)
+        yield Step("codebook", 86, self.train_codebook)
+        yield Step("decoder", 90, self.train_decoder)
+        if tokenizer.codes == CODES_PER_IMAGE:
+            yield Step("tokenize", 65, self.tokenize)
+            yield Step("pretrain", 85, self.pretrain)
+            yield Step("sft", 145, self.finetune)
+        yield Step("evaluate", 33, self.evaluate)
+
+    def unpack_teacher(self) -> None:
+        tokenizer = self.config.tokenizer
+        teacher_files.unpack(self.teacher, num_codes=tokenizer.codes, causal=tokenizer.causal)
+
+    def build_images(self) -> None:
+        build_image_shards(self.corpus, self.config)
+
+    def train_qformer(self) -> None:
+        self.train("qformer", self.corpus.image_mixture(), self._tokenizer_paths(self.teacher / "start"))
+
+    def train_codebook(self) -> None:
+        stage_1 = self.workdir / "qformer" if self.config.tokenizer.contrastive else self.teacher / "start"
+        paths = {**self._tokenizer_paths(stage_1), "teacher.vision": self.teacher / "vision"}
+        self.train("codebook", self.corpus.image_mixture(), paths)
+
+    def _tokenizer_paths(self, init_from: Path) -> dict[str, Path]:
+        return {
+            "init_from.model": init_from,
+            "data.vocabulary": self.corpus.bert_vocabulary,
+            "evaluate.data": self.corpus.held_out_images,
+        }
+
+    def train_decoder(self) -> None:
+        paths = {"model.init": self.teacher / "unclip", "source.tokenizer": self.workdir / "codebook"}
+        self.train("decoder", self.corpus.image_mixture(), paths)
+
+    def tokenize(self) -> None:
+        build_language_shards(self.corpus, self.config, self.workdir / "codebook")
+
+    def pretrain(self) -> None:
+        paths = {"data.vocabulary": self.corpus.vocabulary}
+        self.train("pretrain", self.corpus.language_mixture("pretrain"), paths)
+
+    def finetune(self) -> None:
+        paths = {"data.vocabulary": self.corpus.vocabulary, "model.init": self.workdir / "pretrain"}
+        self.train("sft", self.corpus.language_mixture("sft"), paths)
+
+    def evaluate(self) -> None:
+        # Imported late: training needs neither.
+        from seed_jax.quickstart.measure import measure
+        from seed_jax.quickstart.report_page import write_report
+
+        results = measure(self.config.evaluate, self.config.world.side, self.teacher, self.workdir)
+        write_json(self.workdir / "results.json", results.numbers)
+        if (self.workdir / "sft").is_dir():
+            write_report(self.workdir, results, self.times())
+        for name, value in results.numbers.items():
+            logging.info("%-40s %.3f", name, value)
 
 
-def _left(steps: list[Step], times: dict[str, float]) -> float:
-    """Return the seconds that remain, going by how fast this machine was so far."""
-    done = [step for step in steps if step.name in times]
-    speed = sum(times[step.name] for step in done) / sum(step.seconds for step in done) if done else 1.0
+class TeacherTraining(Recipe):
+    """Train the networks that a quickstart starts from."""
+
+    def steps(self) -> Iterator[Step]:
+        yield Step("images", 60, self.build_images)
+        yield Step("reader", 750, self.train_reader)
+        yield Step("autoencoder", 700, self.train_autoencoder)
+        yield Step("painter", 4000, self.train_painter)
+        yield Step("pack", 5, self.pack)
+
+    def build_images(self) -> None:
+        build_image_shards(self.corpus, self.config)
+
+    def train_reader(self) -> None:
+        self.train("reader", self.corpus.image_mixture(), {})
+
+    def train_autoencoder(self) -> None:
+        self.train("autoencoder", self.corpus.image_mixture(), {"source.vision": self.workdir / "reader"})
+
+    def train_painter(self) -> None:
+        paths = {"source.vision": self.workdir / "reader", "model.init": self.workdir / "autoencoder"}
+        self.train("painter", self.corpus.image_mixture(), paths)
+
+    def pack(self) -> None:
+        teacher_files.pack(self.workdir, self.workdir / "teacher")
+
+
+def remaining_seconds(steps: list[Step], times: Mapping[str, float]) -> float:
+    """Estimate the duration of the unfinished steps from the speed of the finished ones."""
+    finished = [step for step in steps if step.name in times]
+    expected = sum(step.seconds for step in finished)
+    speed = sum(times[step.name] for step in finished) / expected if finished else 1.0
     return speed * sum(step.seconds for step in steps if step.name not in times)
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def _steps(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Step]:
-    corpus, teacher = Corpus(workdir / "data"), Path(config.teacher or workdir / "teacher")
-    stages = config.stages
-    paths = {
-        "qformer": {"start.init": teacher / "start", "data.vocabulary": corpus.bert_vocabulary},
-        "codebook": {
-            "start.init": workdir / "qformer" if config.tokenizer.contrastive else teacher / "start",
-            "teacher.vision": teacher / "vision",
-            "data.vocabulary": corpus.bert_vocabulary,
-        },
-        "decoder": {"model.init": teacher / "unclip", "source.tokenizer": workdir / "codebook"},
-        "pretrain": {"data.vocabulary": corpus.vocabulary},
-        "sft": {"data.vocabulary": corpus.vocabulary, "model.init": workdir / "pretrain"},
-    }
-    for name in ("qformer", "codebook"):
-        paths[name]["data.held"] = corpus.held_pictures
-    if not config.teacher:
-        changes = {"codes": config.tokenizer.codes, "causal": config.tokenizer.causal}
-        yield Step("teacher", 4, functools.partial(teacher_files.unpack, teacher, **changes))
-    yield Step("pictures", 16, functools.partial(drawn_corpus.draw_pictures, corpus, config))
-    pictures = ({"path": str(corpus.pictures), "weight": 1.0},)
-    for name, seconds in (("qformer", 32), ("codebook", 86), ("decoder", 90)):
-        if name != "qformer" or config.tokenizer.contrastive:
-            yield Step(name, seconds, functools.partial(_train, stages[name], workdir / name, paths[name], pictures))
-    if config.tokenizer.codes == CODES_PER_IMAGE:
-        yield from _language_steps(config, workdir, corpus, paths)
-    yield Step("evaluate", 33, functools.partial(_evaluate, config, workdir))
-
-
-def _language_steps(config: ml_collections.ConfigDict, workdir: Path, corpus: Corpus, paths: dict) -> Iterator[Step]:
-    tokenise = functools.partial(drawn_corpus.tokenise, corpus, config, workdir / "codebook")
-    yield Step("tokenise", 65, tokenise)
-    for name, seconds in (("pretrain", 85), ("sft", 145)):
-        parts = corpus.parts(name)
-        yield Step(name, seconds, functools.partial(_train, config.stages[name], workdir / name, paths[name], parts))
-
-
-def _teacher_steps(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Step]:
-    corpus, stages, teacher = Corpus(workdir / "data"), config.stages, workdir / "teacher"
-    pictures = ({"path": str(corpus.pictures), "weight": 1.0},)
-    yield Step("pictures", 60, functools.partial(drawn_corpus.draw_pictures, corpus, config))
-    yield Step("reader", 750, functools.partial(_train, stages.reader, workdir / "reader", {}, pictures))
-    source = {"source.vision": workdir / "reader"}
-    for name, seconds, paths in (
-        ("autoencoder", 700, source),
-        ("painter", 4000, {**source, "model.init": workdir / "autoencoder"}),
-    ):
-        yield Step(name, seconds, functools.partial(_train, stages[name], workdir / name, paths, pictures))
-    yield Step("pack", 5, functools.partial(teacher_files.pack, workdir, teacher))
-
-
-def _train(
-    config: ml_collections.ConfigDict, workdir: Path, paths: dict[str, Path], parts: tuple[dict[str, Any], ...]
-) -> None:
-    """Run an ordinary stage with its folders filled in."""
-    config = ml_collections.ConfigDict(config.to_dict())
-    config.update_from_flattened_dict({key: str(path) for key, path in paths.items()})
-    config.data.parts = parts
-    loop.run(config, workdir)
-
-
-def _evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    from seed_jax.quickstart import (
-        measure,
-        report_page,  # late: training needs neither
-    )
-
-    found = measure.measure(config.evaluate, config.world.side, Path(config.teacher or workdir / "teacher"), workdir)
-    write_json(workdir / "results.json", found.numbers)
-    if (workdir / "sft").is_dir():
-        report_page.write(workdir, found, _times(workdir))
-    for name, value in found.numbers.items():
-        logging.info("%-40s %.3f", name, value)

@@ -1,4 +1,4 @@
-"""The page that shows a quickstart: what it reached, how, and what it looks like; one file, nothing fetched."""
+"""The report of a quickstart: results, examples and training curves in one HTML file that loads nothing else."""
 
 import base64
 import html
@@ -11,40 +11,45 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from seed_jax.quickstart.measure import Example, Measured
+from seed_jax.files import write_text
+from seed_jax.quickstart.measure import Example, Measurements
 
 PAGE = "report.html"
+# Result -> title and goal.
 GOALS = {
-    "caption_held_attributes": ("Captions: attributes right", 0.95),
-    "answer_held_all": ("Questions answered right", 0.95),
-    "rebuilt_attributes": ("Pictures through 32 codes: attributes right", 0.90),
-    "drawn_attributes": ("Drawings from captions: attributes right", 0.90),
-    "edited_attributes": ("Edits: attributes right", 0.80),
+    "caption_held_attributes": ("Captions: correct attributes", 0.95),
+    "answer_held_all": ("Questions: correct answers", 0.95),
+    "rebuilt_attributes": ("Images through 32 codes and back: correct attributes", 0.90),
+    "drawn_attributes": ("Images from captions: correct attributes", 0.90),
+    "edited_attributes": ("Edited images: correct attributes", 0.80),
 }
-_WHOLE = {  # the harder figure beside each goal: answers without any mistake
+# Result -> the fraction of samples without any mistake, a stricter measure.
+_WHOLE = {
     "caption_held_attributes": "caption_held_whole",
     "rebuilt_attributes": "rebuilt_whole",
     "drawn_attributes": "drawn_whole",
     "edited_attributes": "edited_whole",
 }
+# Task of the examples -> title and description.
 _SECTIONS = {
-    "rebuild": ("Through 32 codes and back", "Left a picture, right what its 32 codes draw. The texture may change."),
-    "draw": ("Drawn from a caption", "The language model writes 32 codes, the decoder draws them."),
-    "describe": ("Described", "The language model reads a picture's 32 codes."),
-    "edit": ("Edited", "Left the picture that was shown, right what was drawn after the instruction."),
-    "answer": ("Asked", "One question about one picture."),
+    "rebuild": ("Reconstruction", "Left an image, right what is generated from its 32 codes. The texture may change."),
+    "draw": ("Text to image", "The language model generates 32 codes, the decoder generates the image."),
+    "describe": ("Captioning", "The language model reads the 32 codes of an image."),
+    "edit": ("Image editing", "Left the input, right the output for the instruction."),
+    "answer": ("Visual question answering", "One question about one image."),
 }
+# Prefix of results -> title.
 _GROUPS = {
     "caption_held": "Captions, held-out combinations",
-    "caption_known": "Captions, known combinations",
+    "caption_known": "Captions, trained combinations",
     "answer_held": "Answers, held-out combinations",
-    "answer_known": "Answers, known combinations",
-    "rebuilt": "Through 32 codes",
-    "drawn": "Drawn from captions",
-    "edited": "Edited",
-    "free": "Drawn from captions, without the grammar that asks for 32 codes",
-    "qformer": "Stage I: retrieval among 200 held-out pictures",
-    "codebook": "Stage II: codes, and retrieval through them",
+    "answer_known": "Answers, trained combinations",
+    "rebuilt": "Images through 32 codes and back",
+    "drawn": "Images from captions",
+    "edited": "Edited images",
+    "free": "Images from captions, without the grammar that enforces 32 codes",
+    "qformer": "Stage I: retrieval among 200 held-out images",
+    "codebook": "Stage II: codebook usage, and retrieval through codes",
 }
 _STYLE = """
 :root{--ink:#1c2733;--soft:#64748b;--line:#e3e8ef;--good:#16a06a;--bad:#d2453d;--blue:#2f6fed}
@@ -61,7 +66,7 @@ td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;paddi
 .cards{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(215px,1fr))}
 .card{background:#fff;border:1px solid var(--line);border-radius:10px;padding:.7rem;border-bottom:3px solid var(--good)}
 .card.wrong{border-bottom-color:var(--bad)}.card .pair{display:flex;gap:6px;margin-bottom:.4rem}
-img{width:96px;height:96px;border-radius:6px}.said{color:var(--soft)}
+img{width:96px;height:96px;border-radius:6px}.prompt{color:var(--soft)}
 .talk{max-width:640px}.talk div{display:flex;margin:.5rem 0}.talk span{padding:.5rem .9rem;border-radius:14px}
 .talk .you{justify-content:flex-end}.talk .you span{background:var(--blue);color:#fff}.talk .it span{background:#eef1f6}
 .talk img{width:144px;height:144px;display:block}
@@ -69,45 +74,58 @@ img{width:96px;height:96px;border-radius:6px}.said{color:var(--soft)}
 .groups{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(330px,1fr))}
 h3{font-size:1rem;margin:0 0 .3rem}
 """
+_SCALE = 3  # of images, so that the browser's smoothing leaves edges sharp
+_CURVE_WIDTH, _CURVE_HEIGHT = 256, 120  # in CSS pixels
 
 
-def write(workdir: Path, found: Measured, times: dict[str, float]) -> Path:
-    """Write `report.html` into a workdir."""
-    numbers = found.numbers
+def write_report(workdir: Path, results: Measurements, times: dict[str, float]) -> Path:
+    """Write `report.html`.
+
+    Args:
+        workdir: of the quickstart; its stages' `metrics.jsonl` give the curves.
+        results: what was measured.
+        times: step -> seconds.
+
+    Returns:
+        The path of the page.
+    """
+    numbers = results.numbers
     parts = [
         "<h1>SEED in miniature</h1>",
-        "<p>A drawn world, pictures as 32 discrete codes, and a small language model that reads and writes them. "
-        "What is asked here shows combinations of size, colour and shape that no training picture shows. Whether an "
-        "answer is right is judged by programs that read pixels and words; wrong ones have a red edge.</p>",
-        _goals(numbers),
-        _talk([each for each in found.examples if each.task == "talk"]),
-        *[_examples(task, *words, found) for task, words in _SECTIONS.items()],
-        "<h2>Training</h2><p>Loss over steps, each stage an ordinary one.</p><div class=curves>",
-        *[curve(name, workdir / name / "metrics.jsonl") for name in times],
+        "<p>A drawn world, images as 32 discrete codes, and a small language model that reads and generates them. "
+        "All samples show combinations of size, color and shape that no training image shows. Programs that read "
+        "pixels and text judge the answers; wrong ones have a red edge.</p>",
+        _goals_table(numbers),
+        _conversation([example for example in results.examples if example.task == "talk"]),
+        *[_section(task, title, text, results) for task, (title, text) in _SECTIONS.items()],
+        "<h2>Training</h2><p>Loss by step of each stage.</p><div class=curves>",
+        *[loss_curve(name, workdir / name / "metrics.jsonl") for name in times],
         "</div>",
-        _times(times),
-        "<h2>All figures</h2><p>Shares of 1, similarities are cosines under the teacher.</p><div class=groups>",
+        _times_table(times),
+        "<h2>All results</h2><p>Fractions of 1; similarities are cosines under the teacher's vision tower.</p>",
+        "<div class=groups>",
         *[_group(prefix, title, numbers) for prefix, title in _GROUPS.items()],
         "</div>",
     ]
-    text = (
+    path = workdir / PAGE
+    write_text(
+        path,
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>SEED in miniature</title><style>{_STYLE}</style><main>{''.join(parts)}</main></html>"
+        f"<title>SEED in miniature</title><style>{_STYLE}</style><main>{''.join(parts)}</main></html>",
     )
-    temporary = workdir / f".{PAGE}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    return temporary.replace(workdir / PAGE)
+    return path
 
 
-def _goals(numbers: dict[str, float]) -> str:
+def _goals_table(numbers: dict[str, float]) -> str:
     rows = []
     for name, (title, goal) in GOALS.items():
         value, whole = numbers[name], numbers.get(_WHOLE.get(name, ""))
         rows.append(
             f"<tr><td>{title}<td>{_bar(value, goal)}<td class=n>{value:.1%}<td class=n>{goal:.0%}"
-            f"<td>{'reached' if value >= goal else 'not yet'}<td class=n>{'' if whole is None else f'{whole:.0%}'}"
+            f"<td>{'reached' if value >= goal else 'not reached'}"
+            f"<td class=n>{'' if whole is None else f'{whole:.0%}'}"
         )
-    head = "<tr><th>what<th><th>found<th>goal<th><th>without any mistake"
+    head = "<tr><th>task<th><th>result<th>goal<th><th>without any mistake"
     return f"<div class=panel><table>{head}{''.join(rows)}</table></div>"
 
 
@@ -117,81 +135,82 @@ def _bar(value: float, goal: float | None = None) -> str:
     return f'<div class=bar><i{" class=low" if low else ""} style="width:{value:.1%}"></i>{mark}</div>'
 
 
-def _talk(turns: Sequence[Example]) -> str:
+def _conversation(turns: Sequence[Example]) -> str:
     if not turns:
         return ""
-    said = "".join(
-        f"<div class=you><span>{html.escape(turn.asked)}</span></div><div class=it><span>{_reply(turn)}</span></div>"
+    messages = "".join(
+        f"<div class=you><span>{html.escape(turn.prompt)}</span></div><div class=it><span>{_reply(turn)}</span></div>"
         for turn in turns
     )
-    note = "Each turn is asked with the picture it is about."
-    return f"<h2>A conversation with pictures</h2><p>{note}</p><div class='panel talk'>{said}</div>"
+    note = "Each turn is asked with the image that it is about."
+    return f"<h2>A conversation with images</h2><p>{note}</p><div class='panel talk'>{messages}</div>"
 
 
 def _reply(turn: Example) -> str:
-    return html.escape(turn.answer) if turn.drawn is None else _image(turn.drawn)
+    return html.escape(turn.answer) if turn.output is None else _image(turn.output)
 
 
-def _examples(task: str, title: str, words: str, found: Measured) -> str:
-    cards = "".join(_card(each) for each in found.examples if each.task == task)
-    return f"<h2>{title}</h2><p>{words}</p><div class=cards>{cards}</div>" if cards else ""
+def _section(task: str, title: str, text: str, results: Measurements) -> str:
+    cards = "".join(_card(example) for example in results.examples if example.task == task)
+    return f"<h2>{title}</h2><p>{text}</p><div class=cards>{cards}</div>" if cards else ""
 
 
 def _card(example: Example) -> str:
-    shown = "".join(map(_image, (*example.pictures, *([] if example.drawn is None else [example.drawn]))))
-    asked = f"<div class=said>{html.escape(example.asked)}</div>" if example.asked else ""
+    images = example.inputs if example.output is None else (*example.inputs, example.output)
+    shown = "".join(map(_image, images))
+    prompt = f"<div class=prompt>{html.escape(example.prompt)}</div>" if example.prompt else ""
     answer = f"<div>{html.escape(example.answer)}</div>" if example.answer else ""
-    return (
-        f'<div class="card {"right" if example.right else "wrong"}"><div class=pair>{shown}</div>{asked}{answer}</div>'
-    )
+    verdict = "right" if example.correct else "wrong"
+    return f'<div class="card {verdict}"><div class=pair>{shown}</div>{prompt}{answer}</div>'
 
 
-def _image(picture) -> str:
-    return f'<img src="{picture_data(picture)}" alt="">'
+def _image(pixels: UInt8[np.ndarray, "S S 3"]) -> str:
+    return f'<img src="{data_url(pixels)}" alt="">'
 
 
-def _times(times: dict[str, float]) -> str:
-    whole = sum(times.values())
+def _times_table(times: dict[str, float]) -> str:
+    total = sum(times.values())
     rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{_bar(seconds / whole)}<td class=n>{seconds:.0f} s"
+        f"<tr><td>{html.escape(name)}<td>{_bar(seconds / total)}<td class=n>{seconds:.0f} s"
         for name, seconds in times.items()
     )
-    return f"<h2>Times</h2><p>{whole / 60:.1f} minutes in all.</p><div class=panel><table>{rows}</table></div>"
+    return f"<h2>Times</h2><p>{total / 60:.1f} minutes in total.</p><div class=panel><table>{rows}</table></div>"
 
 
 def _group(prefix: str, title: str, numbers: dict[str, float]) -> str:
-    own = {name.removeprefix(f"{prefix}_"): value for name, value in numbers.items() if name.startswith(f"{prefix}_")}
+    prefix += "_"
+    own = {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
     rows = "".join(
         f"<tr><td>{html.escape(name.replace('_', ' '))}<td class=n>{value:.3f}" for name, value in own.items()
     )
     return f"<div class=panel><h3>{title}</h3><table>{rows}</table></div>" if own else ""
 
 
-_ENLARGED = 3  # so that a browser's smoothing leaves edges sharp
-
-
-def picture_data(picture: UInt8[np.ndarray, "S S 3"]) -> str:
-    """Return a picture as a `data:` address."""
-    file, image = io.BytesIO(), Image.fromarray(picture)
-    image.resize([_ENLARGED * side for side in image.size], Image.Resampling.BICUBIC).save(file, "PNG")
+def data_url(pixels: UInt8[np.ndarray, "S S 3"]) -> str:
+    """Return an image as a `data:` URL."""
+    image = Image.fromarray(pixels)
+    enlarged = image.resize((_SCALE * image.width, _SCALE * image.height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    enlarged.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def curve(name: str, path: Path, width: int = 256, height: int = 120) -> str:
-    """Return a stage's loss as a line; nothing for what is no stage."""
-    if not path.is_file():
-        return ""
-    rows = [
-        row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if row.get("loss") is not None
-    ]
+def loss_curve(name: str, path: Path) -> str:
+    """Return a stage's loss over steps as an SVG figure, or "" without at least two points.
+
+    Args:
+        name: of the stage.
+        path: its `metrics.jsonl`, which steps that train nothing do not have.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [row for row in map(json.loads, lines) if row.get("loss") is not None]
     if len(rows) < 2:
         return ""
     steps, losses = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))
-    x = (steps - steps[0]) / max(1.0, np.ptp(steps)) * (width - 12) + 6
-    y = height - 8 - (losses - losses.min()) / max(1e-9, np.ptp(losses)) * (height - 16)
+    x = (steps - steps[0]) / max(1.0, np.ptp(steps)) * (_CURVE_WIDTH - 12) + 6
+    y = _CURVE_HEIGHT - 8 - (losses - losses.min()) / max(1e-9, np.ptp(losses)) * (_CURVE_HEIGHT - 16)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     line = f'<polyline points="{points}" fill="none" stroke="#2f6fed" stroke-width="2" stroke-linejoin="round"/>'
-    title = f"<strong>{html.escape(name)}</strong>"
-    caption = f"{title}: {losses[0]:.3g} to {losses[-1]:.3g} in {steps[-1]:.0f} steps"
-    drawing = f'<svg width="{width}" height="{height}">{line}</svg>'
+    drawing = f'<svg width="{_CURVE_WIDTH}" height="{_CURVE_HEIGHT}">{line}</svg>'
+    caption = f"<strong>{html.escape(name)}</strong>: {losses[0]:.3g} to {losses[-1]:.3g} in {steps[-1]:.0f} steps"
     return f"<figure class=panel>{drawing}<figcaption>{caption}</figcaption></figure>"

@@ -1,107 +1,191 @@
-"""The stage `world_teacher`: the encoders that the drawn world's tokenizer starts from.
+"""The stage `world_teacher`: train the encoders that the drawn world's tokenizer starts from.
 
-What EVA, CLIP and BLIP-2 learnt from hundreds of millions of captioned pictures is learnt here from the truth about
-drawn scenes. The workdir is a CLIP vision tower for `teacher.vision` and `source.vision`.
+It stands for EVA, CLIP and BLIP-2, which learned from hundreds of millions of captioned images; here the known content
+of the scenes supervises. The workdir is a CLIP vision tower for `teacher.vision` and `source.vision`.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seed_jax import images, sharding
-from seed_jax.convert.tokenizer.clip import KIND
-from seed_jax.data.batches.pairs import PairBatches
-from seed_jax.data.batches.record_stream import Part, RecordStream
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.data.shards.records import Record
-from seed_jax.data.world.labels import ATTRIBUTES, PATCH_ATTRIBUTES, labels, patch_labels, without_colours
-from seed_jax.data.world.recolouring import recolour
-from seed_jax.data.world.tasks import scene_of
+from seed_jax.data.world.labels import (
+    ATTRIBUTES,
+    PATCH_ATTRIBUTES,
+    mask_color_labels,
+    patch_labels,
+    scene_labels,
+)
+from seed_jax.data.world.recoloring import recolor
+from seed_jax.data.world.tasks import scene_from_dict
 from seed_jax.errors import UserError
+from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.models.tokenizer.config import NAMED_SIZES, SeedTokenizerConfig
 from seed_jax.precision import Precision
 from seed_jax.quickstart.attribute_reader import AttributeReader
-from seed_jax.train.flops import TOKENIZER_CONVENTION, kernels_flops
-from seed_jax.train.stage import LossOutput, Stage
+from seed_jax.train import flops
+from seed_jax.train.config.common import ImageDataConfig, Problems, TrainConfig
+from seed_jax.train.config.schema import Section, not_one_of
+from seed_jax.train.stage import Batches, LossOutput, Stage
+from seed_jax.train.stages.pair_data import image_batches, mixture_components
+from seed_jax.typing import ParamPath, Tree
 
-Tree = dict[str, Any]
-HEADS = "heads"  # the collection of what is thrown away, and of the Q-Former that tokenizers start from
-
-EMBEDDING = 2.0  # weight of reading the embedding, which learns last
-# Share of pictures in colours without names. With named ones only, a thing's colour and size tell which shapes it can
-# have, those of the held combinations left out: that is learnt before shapes are, and is wrong where it is measured.
-RECOLOURED = 0.5
+HEADS = "heads"  # the collection of everything beside the vision tower: the Q-Former and the discarded heads
+EMBEDDING_WEIGHT = 2.0  # of the loss on the embedding, which learns slowest
+# Fraction of images in colors outside the palette. With palette colors only, color and size of an object tell which
+# shapes it can have, because held-out combinations are missing. That is learned before shapes are, and is wrong on the
+# held-out combinations.
+RECOLORED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class TruthReader:
-    """Turn a record of a drawn scene into a row: `image` uint8 [S, S, 3], `labels` int32 [A], `patches` [N, P]."""
+class TeacherModelConfig(Section):
+    """The attribute reader.
+
+    Attributes:
+        config: architecture of the tokenizer that starts from it, "full", "small" or "tiny".
+    """
+
+    config: str = "small"
+
+    def problems(self) -> Problems:
+        yield from not_one_of(self, config=NAMED_SIZES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherStageConfig(TrainConfig):
+    """Options of the stage `world_teacher`."""
+
+    stage: str = "world_teacher"
+    model: TeacherModelConfig = TeacherModelConfig()
+    data: ImageDataConfig = ImageDataConfig()
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        if self.data.demo or not self.data.mixture:
+            yield "data.mixture", "is empty: name at least one directory of shards of `--source world`, task captions"
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneReader:
+    """Turn a caption record of the drawn world into a row.
+
+    A row holds `image` uint8 [S, S, 3], `labels` int32 [A] and `patches` int32 [N, P].
+
+    Attributes:
+        image_size: height and width in pixels.
+        grid: patches along each axis.
+    """
 
     image_size: int
     grid: int
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if "truth" not in record.meta or not isinstance(record.items[0], bytes):
-            raise UserError("it is no picture of the drawn world: build the shards from captions of `--source world`.")
-        picture = images.resize(images.load(record.items[0]), self.image_size, "bicubic")
-        scene = scene_of(record.meta["truth"])
-        whole, patches = labels(scene), patch_labels(scene, self.grid)
-        other = recolour(picture, scene, rng) if rng.random() < RECOLOURED else None
-        if other is not None:
-            picture = other
-            whole, patches = without_colours(whole, ATTRIBUTES), without_colours(patches, PATCH_ATTRIBUTES)
-        return {"image": picture, "labels": whole, "patches": patches}
+            raise UserError("The record is not a captioned image of the drawn world: build it with `--source world`.")
+        image = images.resize(images.load(record.items[0]), self.image_size, "bicubic")
+        scene = scene_from_dict(record.meta["truth"])
+        labels, patches = scene_labels(scene), patch_labels(scene, self.grid)
+        recolored = recolor(image, scene, rng) if rng.random() < RECOLORED else None
+        if recolored is not None:
+            image = recolored
+            labels, patches = mask_color_labels(labels, ATTRIBUTES), mask_color_labels(patches, PATCH_ATTRIBUTES)
+        return {"image": image, "labels": labels, "patches": patches}
 
     def describe(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Stage:
-    """Make the stage `world_teacher`."""
-    del workdir
-    sizes = named(config.model.sizes)
-    model = AttributeReader(sizes, ATTRIBUTES, PATCH_ATTRIBUTES, Precision("float32", config.precision.compute))
-    side = sizes.image_size
-    stream = RecordStream([Part(part["path"], weight=part["weight"]) for part in config.data.parts], config.seed)
-    vision = dataclasses.replace(sizes.vit, projection=sizes.embedding_width)
-    flops = kernels_flops(
-        sharding.unbox(abstract(model))["params"], lambda path: sizes.vit.num_tokens, lambda path: True
-    )
-    return Stage(
-        kind=KIND,
-        model_config={"sizes": dataclasses.asdict(vision), "tokenizer": sizes.to_dict()},
-        files={},
-        abstract=functools.partial(abstract, model),
-        init=functools.partial(init, model),
-        trainable=lambda path: True,
-        loss=functools.partial(loss, model),
-        batches=functools.partial(_batches, stream, TruthReader(side, sizes.vit.grid), config.data),
-        batch_size=config.data.batch_size,
-        row_spec={
-            "image": jax.ShapeDtypeStruct((side, side, 3), np.uint8),
+class TeacherStage(Stage[TeacherStageConfig]):
+    """Train a vision tower and a Q-Former to read the attributes of drawn scenes."""
+
+    config_class = TeacherStageConfig
+    kind = ModelKind.CLIP_VISION
+
+    def __init__(self, config: TeacherStageConfig):
+        super().__init__(config)
+        self.architecture = teacher_architecture(config.model.config)
+        precision = Precision("float32", config.precision.compute)
+        self.model = AttributeReader(self.architecture, ATTRIBUTES, PATCH_ATTRIBUTES, precision)
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.data.batch_size
+
+    def abstract_variables(self) -> Tree:
+        return jax.eval_shape(self._init, jax.random.key(0))
+
+    def _init(self, key: Key[Array, ""]) -> Tree:
+        """Return boxed variables: `params` of the vision tower, `heads` for everything else."""
+        size = self.architecture.image_size
+        params = dict(self.model.init(key, jnp.zeros((1, size, size, 3)))["params"])
+        vision = params.pop("vit")
+        return {"params": vision, HEADS: params}
+
+    def is_trainable(self, path: ParamPath) -> bool:
+        return True
+
+    def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
+        """Sum the mean cross-entropies over attributes from the embedding, the queries and the patches."""
+        params = {"vit": variables["params"], **variables[HEADS]}
+        pixels = images.normalize(batch["image"])
+        logits: Any = self.model.apply({"params": params}, pixels, rngs={"noise": key})
+        errors = {
+            "embedding": embedding_errors(logits.embedding, batch["labels"]),
+            "queries": query_errors(logits.queries, batch["labels"]),
+            "patches": patch_errors(logits.patches, batch["patches"]),
+        }
+        ones = jnp.ones(len(batch["image"]), jnp.float32)
+        metrics = {}
+        for name, (nll, accuracy) in errors.items():
+            metrics[f"loss_{name}"] = WeightedSum.from_terms(nll, ones)
+            metrics[f"accuracy_{name}"] = WeightedSum.from_terms(accuracy, ones)
+        total = EMBEDDING_WEIGHT * errors["embedding"][0] + errors["queries"][0] + errors["patches"][0]
+        return LossOutput(WeightedSum.from_terms(total, ones), metrics)
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        size, grid = self.architecture.image_size, self.architecture.vit.grid
+        return {
+            "image": jax.ShapeDtypeStruct((size, size, 3), np.uint8),
             "labels": jax.ShapeDtypeStruct((len(ATTRIBUTES),), np.int32),
-            "patches": jax.ShapeDtypeStruct((sizes.vit.grid**2, len(PATCH_ATTRIBUTES)), np.int32),
-        },
-        tokens_per_batch=config.data.batch_size,
-        unit="pictures",
-        flops_per_token=flops,
-        flops_convention=f"{TOKENIZER_CONVENTION}; the ViT alone",
-    )
+            "patches": jax.ShapeDtypeStruct((grid**2, len(PATCH_ATTRIBUTES)), np.int32),
+        }
+
+    def flops_per_unit(self) -> float:
+        params = sharding.unbox(self.abstract_variables())["params"]
+        return flops.kernel_flops(params, lambda path: self.architecture.vit.num_tokens, self.is_trainable)
+
+    @property
+    def flops_convention(self) -> str:
+        return f"{flops.TOKENIZER_CONVENTION}; the ViT alone"
+
+    def prepare(self, workdir: AnyPath) -> None:
+        del workdir  # the shards are opened by `batches`, and all weights are random
+
+    def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
+        return jax.jit(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)(key)
+
+    def batches(self, local_indices: list[int]) -> Batches:
+        data = dataclasses.replace(self.config.data, workers=0)
+        reader = SceneReader(self.architecture.image_size, self.architecture.vit.grid)
+        return image_batches(data, mixture_components(data), reader, self.config.seed, local_indices)
+
+    def model_config(self) -> dict[str, Any]:
+        vision = dataclasses.replace(self.architecture.vit, projection=self.architecture.embedding_width)
+        return {"sizes": dataclasses.asdict(vision), "tokenizer": self.architecture.to_dict()}
 
 
-def named(sizes: str) -> SeedTokenizerConfig:
-    """Return the sizes of the tokenizer that the teacher is for; those of "tiny" get a CLIP trunk."""
-    if sizes not in NAMED_SIZES:
-        raise UserError(f"model.sizes is {sizes!r}, expected {' or '.join(NAMED_SIZES)}.")
-    config = getattr(SeedTokenizerConfig, sizes)()
+def teacher_architecture(name: str) -> SeedTokenizerConfig:
+    """Return the sizes of the tokenizer called `name`, with the ViT of a CLIP vision tower and without dropout."""
+    config = getattr(SeedTokenizerConfig, name)()
     blocks = dataclasses.replace(config.vit.blocks, key_bias=True, epsilon=1e-5)
     return dataclasses.replace(
         config,
@@ -110,86 +194,49 @@ def named(sizes: str) -> SeedTokenizerConfig:
     )
 
 
-def _batches(stream: RecordStream, reader: TruthReader, data: ml_collections.ConfigDict, rows: list[int]):
-    return PairBatches(stream, reader, batch_size=data.batch_size, rows=rows, workers=0, prefetch=data.prefetch)
-
-
-def abstract(model: AttributeReader) -> Tree:
-    """Return boxed shapes: `params` are the vision tower's, `heads` all else."""
-    return jax.eval_shape(lambda key: _parted(_fresh(model, key)), jax.random.key(0))
-
-
-def init(model: AttributeReader, key: Key[Array, ""], cut: Tree) -> Tree:
-    return jax.jit(lambda key: sharding.unbox(_parted(_fresh(model, key))), out_shardings=cut)(key)
-
-
-def _fresh(model: AttributeReader, key: Key[Array, ""]) -> Tree:
-    side = model.config.image_size
-    return model.init(key, jnp.zeros((1, side, side, 3)))["params"]
-
-
-def _parted(params: Tree) -> Tree:
-    return {"params": params["vit"], HEADS: {name: tree for name, tree in params.items() if name != "vit"}}
-
-
-def loss(model: AttributeReader, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
-    """Return mean cross-entropies over attributes, added up: from the embedding, the queries, and the patches."""
-    params = {"vit": variables["params"], **variables[HEADS]}
-    found = model.apply({"params": params}, images.normalize(batch["image"]), rngs={"noise": key})
-    terms, metrics = [], {}
-    ones = jnp.ones(len(batch["image"]), jnp.float32)
-    for name, (errors, right), weight in (
-        ("embedding", _scored(found.from_embedding, batch["labels"]), EMBEDDING),
-        ("queries", _scored_queries(found.from_queries, batch["labels"]), 1.0),
-    ):
-        terms.append(weight * errors)
-        metrics[f"loss_{name}"] = WeightedSum.of(errors, ones)
-        metrics[f"right_{name}"] = WeightedSum.of(right, ones)
-    errors, right = _scored_patches(found.from_patches, batch["patches"])
-    terms.append(errors)
-    metrics |= {"loss_patches": WeightedSum.of(errors, ones), "right_patches": WeightedSum.of(right, ones)}
-    return LossOutput(WeightedSum.of(sum(terms), ones), metrics)
-
-
-def _scored_patches(
-    logits: tuple[Float[Array, "B N _"], ...], labels: Int[Array, "B N P"]
+def embedding_errors(
+    logits: Sequence[Float[Array, "B _"]], labels: Int[Array, "B A"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Return each picture's cross-entropy, summed over attributes, and the share that is right where things are."""
-    errors, right, asked = 0.0, 0.0, 0.0
-    things = labels[..., 0] < logits[0].shape[-1] - 1
-    for place, each in enumerate(logits):
-        error, correct, said = _one(each, labels[..., place])
-        errors, right, asked = errors + error, right + (correct & things), asked + (said & things)
-    # Patches of the ground are many and easy: those with things count as much as all others together.
-    weight = jnp.where(things, 1.0 / jnp.maximum(things.sum(-1, keepdims=True), 1), 1.0 / things.shape[-1])
-    return (errors * weight).sum(-1), right.sum(-1) / jnp.maximum(asked.sum(-1), 1)
+    """Return each image's mean cross-entropy over attributes, and its accuracy over labeled attributes."""
+    per_attribute = [_cross_entropy(one, labels[:, index]) for index, one in enumerate(logits)]
+    errors, correct, labeled = (jnp.stack(part).astype(jnp.float32) for part in zip(*per_attribute, strict=True))
+    return errors.mean(0), correct.sum(0) / labeled.sum(0)
 
 
-def _scored_queries(
+def query_errors(
     logits: Float[Array, "B Q C"], labels: Int[Array, "B A"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """The same as `_scored` of queries, each of which names one class among those of all attributes."""
-    counts = np.array([count for _, count in ATTRIBUTES])
-    first = jnp.asarray(np.cumsum(counts) - counts)[None]
-    wanted = jnp.where(labels >= 0, labels + first, labels)
-    asked = np.arange(logits.shape[1]) % labels.shape[1]
-    errors, right, said = _one(logits, wanted[:, asked])
-    return errors.mean(1), right.sum(1) / said.sum(1)
+    """The same for queries, each of which predicts one class among those of all attributes."""
+    counts = np.array([classes for _, classes in ATTRIBUTES])
+    first_class = jnp.asarray(np.cumsum(counts) - counts)[None]
+    targets = jnp.where(labels >= 0, labels + first_class, labels)
+    attribute_of_query = np.arange(logits.shape[1]) % labels.shape[1]
+    errors, correct, labeled = _cross_entropy(logits, targets[:, attribute_of_query])
+    return errors.mean(1), correct.sum(1) / labeled.sum(1)
 
 
-def _scored(
-    logits: tuple[Float[Array, "B _"], ...], labels: Int[Array, "B A"]
+def patch_errors(
+    logits: Sequence[Float[Array, "B N _"]], labels: Int[Array, "B N P"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Return each picture's mean cross-entropy, and its share of attributes that are right."""
-    found = [_one(each, labels[:, place]) for place, each in enumerate(logits)]
-    errors, right, said = (jnp.stack(part).astype(jnp.float32) for part in zip(*found, strict=True))
-    return errors.mean(0), right.sum(0) / said.sum(0)
+    """Return each image's cross-entropy summed over patch attributes, and the accuracy on patches with objects."""
+    has_object = labels[..., 0] < logits[0].shape[-1] - 1
+    per_attribute = [_cross_entropy(one, labels[..., index]) for index, one in enumerate(logits)]
+    errors, correct, labeled = (jnp.stack(part) for part in zip(*per_attribute, strict=True))
+    # Background patches are many and easy: those with objects together weigh as much as all patches.
+    num_patches = has_object.shape[-1]
+    num_objects = jnp.maximum(has_object.sum(-1, keepdims=True), 1)
+    weight = jnp.where(has_object, 1.0 / num_objects, 1.0 / num_patches)
+    num_correct = (correct & has_object[None]).sum((0, -1))
+    num_labeled = (labeled & has_object[None]).sum((0, -1))
+    return (errors.sum(0) * weight).sum(-1), num_correct / jnp.maximum(num_labeled, 1)
 
 
-def _one(
-    logits: Float[Array, "*S C"], wanted: Int[Array, "*S"]
+def _cross_entropy(
+    logits: Float[Array, "*S C"], targets: Int[Array, "*S"]
 ) -> tuple[Float[Array, "*S"], Bool[Array, "*S"], Bool[Array, "*S"]]:
-    """Return cross-entropies, what is right, and what is asked at all: what is unsaid costs nothing."""
-    said = wanted >= 0
-    error = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(wanted, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(said, error, 0.0), (logits.argmax(-1) == wanted) & said, said
+    """Return cross-entropies, which predictions are correct, and which targets are labeled (the others cost 0)."""
+    is_labeled = targets >= 0
+    log_probs = jax.nn.log_softmax(logits)
+    error = -jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    is_correct = (logits.argmax(-1) == targets) & is_labeled
+    return jnp.where(is_labeled, error, 0.0), is_correct, is_labeled

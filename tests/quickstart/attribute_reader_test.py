@@ -1,4 +1,4 @@
-"""The reader's noise: as large as it says, and only where it is asked for."""
+"""The noise of the attribute reader: its size, and that it needs the RNG stream."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from seed_jax.quickstart.attribute_reader import AttributeReader
 READER = AttributeReader(SeedTokenizerConfig.small(), ATTRIBUTES, PATCH_ATTRIBUTES)
 
 
-def test_noise_is_a_share_of_each_vector():
+def test_noise_is_relative_to_each_vector():
     vectors = jax.random.normal(jax.random.key(1), (2, 3, 4096)) * jnp.array([1.0, 10.0, 100.0])[None, :, None]
-    noisy = READER.apply({}, vectors, 0.5, method="_noisy", rngs={"noise": jax.random.key(0)})
-    shares = np.square(noisy - vectors).mean(-1) / np.square(vectors).mean(-1)
-    np.testing.assert_allclose(shares, 0.25, rtol=0.1)  # of 4096 draws
+    noisy = READER.apply({}, vectors, 0.5, method="add_noise", rngs={"noise": jax.random.key(0)})
+    ratios = np.square(noisy - vectors).mean(-1) / np.square(vectors).mean(-1)
+    np.testing.assert_allclose(ratios, 0.25, rtol=0.1)  # of 4096 draws
 
 
-def test_without_the_stream_there_is_none():
+def test_without_the_rng_stream_nothing_is_added():
     vectors = jnp.ones((2, 8))
-    np.testing.assert_array_equal(READER.apply({}, vectors, 0.5, method="_noisy"), vectors)
+    np.testing.assert_array_equal(READER.apply({}, vectors, 0.5, method="add_noise"), vectors)

@@ -1,0 +1,94 @@
+"""Options of the quickstart beside those of its stages."""
+
+import dataclasses
+from typing import Any
+
+from seed_jax.train.config.schema import Section, not_positive
+
+STAGE = "recipe"  # `config.stage` of a recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerOptions(Section):
+    """What the ablations change about the image tokenizer.
+
+    Attributes:
+        codes: codes per image. The language model writes 32; with fewer the recipe ends at the decoder.
+        causal: whether code i depends on earlier codes only.
+        contrastive: whether stage I, contrastive training, comes before stage II.
+    """
+
+    codes: int = 32
+    causal: bool = True
+    contrastive: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldOptions(Section):
+    """Number of training samples of the drawn world.
+
+    Attributes:
+        side: height and width of images in pixels.
+        captions: captioned images for tokenizer and decoder, and as many for the language model.
+        crowded: additional captioned images with three objects each, which few others have.
+        questions: dialogues for the language model.
+        edits: edits for the language model.
+        differences: pairs of images with their difference for the language model.
+        stories: sequences of images for the language model.
+    """
+
+    side: int = 48
+    captions: int = 12_000
+    crowded: int = 0
+    questions: int = 6000
+    edits: int = 6000
+    differences: int = 1200
+    stories: int = 600
+
+    def problems(self):
+        yield from not_positive(self, "side", "captions", "questions", "edits", "differences", "stories")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions(Section):
+    """Number of samples to measure.
+
+    Attributes:
+        samples: images to caption, and questions to answer.
+        drawings: images to reconstruct, to generate and to edit.
+        free: images to generate without the grammar.
+        shown: examples of each task in the report.
+        batch: batch size.
+    """
+
+    samples: int = 200
+    drawings: int = 100
+    free: int = 100
+    shown: int = 12
+    batch: int = 50
+
+    def problems(self):
+        yield from not_positive(self, "samples", "drawings", "free", "batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartConfig(Section):
+    """Options of a recipe.
+
+    Attributes:
+        stage: "recipe".
+        seed: of the data and of every stage.
+        teacher: directory of pretrained networks (`T/teacher` of the variant `teacher`); "" for those of the package.
+        tokenizer: variants of the image tokenizer.
+        world: number of training samples.
+        evaluate: number of samples to measure.
+        stages: name -> options of an ordinary stage.
+    """
+
+    stage: str = STAGE
+    seed: int = 42
+    teacher: str = ""
+    tokenizer: TokenizerOptions = TokenizerOptions()
+    world: WorldOptions = WorldOptions()
+    evaluate: MeasureOptions = MeasureOptions()
+    stages: dict[str, Any] = dataclasses.field(default_factory=dict)
