@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
 from seed_jax.train import guard
 from seed_jax.train.guard import guarded
-from seed_jax.train.optimizer import make_optimizer, stored_as
+from seed_jax.train.optimizer import make_optimizer, store_moments_as
+from tests.train.toy import toy_config
 
 PARAMS = {"params": {"w": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)}}}
 
@@ -42,7 +42,7 @@ def test_a_step_that_is_not_finite_changes_nothing(bad):
 
 
 def test_a_jump_of_the_loss_is_left_out_once_the_loss_is_known(monkeypatch):
-    monkeypatch.setattr(guard, "WARM_UP", 5)
+    monkeypatch.setattr(guard, "WARMUP_STEPS", 5)
     tx = guarded(optax.sgd(0.1), skip_nonfinite=False, spike=6.0)
     calm = [2.0, 2.1, 1.9, 2.0, 2.1, 2.0]
     with_jump, state = run(tx, [*calm, 9.0, 1.9], [1.0] * 8)
@@ -55,21 +55,17 @@ def test_a_jump_of_the_loss_is_left_out_once_the_loss_is_known(monkeypatch):
 
 
 def test_without_a_guard_the_optimizer_is_as_it_was():
-    config = ml_collections.ConfigDict(
-        {"peak_lr": 0.1, "min_lr_ratio": 0.1, "warmup_ratio": 0.1, "b1": 0.9, "b2": 0.95, "eps": 1e-8}
-        | {"weight_decay": 0.1, "clip_norm": 1.0}
-    )
-    off = ml_collections.ConfigDict({"nonfinite": "raise", "spike": 0.0})
-    structure = lambda tx: jax.tree.structure(tx.init(PARAMS))  # noqa: E731
-    assert structure(make_optimizer(config, 10, off)) == structure(make_optimizer(config, 10))
-    on = ml_collections.ConfigDict({"nonfinite": "skip", "spike": 0.0})
-    assert structure(make_optimizer(config, 10, on)) != structure(make_optimizer(config, 10))
+    def structure(**changes):
+        return jax.tree.structure(make_optimizer(toy_config(**changes)).init(PARAMS))
+
+    assert structure(**{"guard.nonfinite": "raise"}) == structure()
+    assert structure(**{"guard.nonfinite": "skip"}) != structure()
 
 
 def test_moments_in_16_bits_take_half_and_stay_near():
     losses, scales = [1.0] * 30, [1.0] * 30
     whole, _ = run(optax.adamw(0.01, b2=0.95), losses, scales)
-    half, state = run(stored_as(optax.adamw(0.01, b2=0.95), jnp.bfloat16), losses, scales)
+    half, state = run(store_moments_as(optax.adamw(0.01, b2=0.95), jnp.bfloat16), losses, scales)
     assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype(jnp.bfloat16)}
     # 30 steps of 0.01; rounding each moment to 8 bits moves their quotient by less than 1 %.
     np.testing.assert_allclose(half, whole, atol=30 * 0.01 * 0.01)

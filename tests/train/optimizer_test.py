@@ -1,11 +1,10 @@
 """Learning rates of the original (spec D.2, K.6)."""
 
-import importlib
-
 import pytest
 
 from seed_jax.train.optimizer import make_schedule, warmup_cosine
 from tests.support import golden
+from tests.support.configs import config_for
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ def test_official_curves(peak, steps, warmup, floor, warm_step):
 def test_epochs_of_the_tokenizer_s_stages(stage, module):
     """The full configs give the original's rates at every recorded (epoch, step)."""
     recorded = golden.load_json("tokenizer_train_tiny/lr_schedule.json")[stage]
-    config = importlib.import_module(f"configs.tokenizer_{module}").get_config("full")
+    config = config_for(f"tokenizer_{module}:full")
     schedule = make_schedule(config.optimizer, config.steps)
     for epoch, step, rate in recorded["rows_epoch_step_lr"]:
         found = float(schedule(epoch * recorded["iters_per_epoch"] + step))

@@ -17,7 +17,7 @@ from seed_jax.data.text import bert
 from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
-from seed_jax.evaluation.eval_pairs import HeldPairs
+from seed_jax.evaluation.eval_pairs import EvalPairs
 from seed_jax.files import AnyPath
 from seed_jax.train.config.common import ImageDataConfig
 from seed_jax.train.config.tokenizer import InitFromConfig, PairDataConfig, PairEvaluateConfig
@@ -92,12 +92,12 @@ def inherited_vocabulary(directory: str) -> Path | None:
 
 def open_held_out(
     sources: PairSources, reader: PairReader, evaluate: PairEvaluateConfig, batch_size: int
-) -> HeldPairs | None:
+) -> EvalPairs | None:
     """Open the held-out set, or return None where there is none or it is never evaluated."""
     if sources.held_out is None or not evaluate.every_steps:
         return None
     plain = dataclasses.replace(reader, text_length=evaluate.text_length)
-    return HeldPairs.open(sources.held_out, plain, batch_size, evaluate.max_samples)
+    return EvalPairs.open(sources.held_out, plain, batch_size, evaluate.max_samples)
 
 
 def make_pair_reader(

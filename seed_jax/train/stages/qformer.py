@@ -12,12 +12,12 @@ from jaxtyping import Array, Key
 from seed_jax import images, sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.convert.key_table import Entry
-from seed_jax.convert.tokenizer.key_table import SHARED, image_text_table
+from seed_jax.convert.tokenizer.key_table import SHARED_MODULES, image_text_table
 from seed_jax.data.batches.pairs import PairReader
 from seed_jax.data.text import bert
 from seed_jax.errors import UserError
-from seed_jax.evaluation.eval_pairs import HeldPairs
-from seed_jax.evaluation.retrieval import Vectors, recall
+from seed_jax.evaluation.eval_pairs import EvalPairs
+from seed_jax.evaluation.retrieval import PairEmbeddings, recall
 from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.losses.tokenizer import contrastive_loss
@@ -177,11 +177,11 @@ def _load_model(directory: Path, table: Sequence[Entry], params: Tree) -> Tree:
     loaded = warm_start.open_collections(directory, stored["kind"])["params"]
     if stored["kind"] != KIND:
         params = warm_start.load_extras(folder, table, params)
-        loaded = warm_start.select(loaded, SHARED)
+        loaded = warm_start.select(loaded, SHARED_MODULES)
     return warm_start.overlay(params, loaded, str(directory))
 
 
-def retrieval_evaluation(model: ImageText, held_out: HeldPairs) -> Callable[[Tree], dict[str, float]]:
+def retrieval_evaluation(model: ImageText, held_out: EvalPairs) -> Callable[[Tree], dict[str, float]]:
     """Return a function from variables to recall at 1, 5 and 10, in both directions."""
 
     def embed_images(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -192,8 +192,8 @@ def retrieval_evaluation(model: ImageText, held_out: HeldPairs) -> Callable[[Tre
         return {"vector": model.apply(variables, rows["text"], rows["text_mask"], method="embed_text")}
 
     def run(variables: Tree) -> dict[str, float]:
-        image_vectors = held_out.over_pictures(embed_images, variables)["vector"]
-        text_vectors = held_out.over_captions(embed_texts, variables)["vector"]
-        return recall(Vectors(image_vectors, text_vectors, held_out.image_of_text))
+        image_vectors = held_out.embed_images(embed_images, variables)["vector"]
+        text_vectors = held_out.embed_captions(embed_texts, variables)["vector"]
+        return recall(PairEmbeddings(image_vectors, text_vectors, held_out.image_of_text))
 
     return run

@@ -29,7 +29,7 @@ def overrides(tmp_path_factory):
         "    config.data.demo = False\n"
         f"    config.data.vocabulary = {str(golden.path('text_tokenizer/tokenizer'))!r}\n"
         "    with config.unlocked():\n"
-        f"        config.data.parts = ({ {**part, 'params': {'max_length': 64}}!r},)\n"
+        f"        config.data.mixture = ({ {**part, 'params': {'max_length': 64}}!r},)\n"
         f"    config.steps, config.log_every, config.checkpoint.every_steps = {STEPS}, 1, 3\n"
         "    config.data.batch_size, config.data.sequence_length = 8, 64\n"
         "    return config\n"

@@ -67,7 +67,7 @@ def wait_for(messages):
 
 
 def test_a_silent_host_is_named_and_one_that_is_done_is_not(monkeypatch, ended):
-    monkeypatch.setattr("seed_jax.distributed.client", Service)
+    monkeypatch.setattr("seed_jax.distributed.coordination_client", Service)
     hosts = Hosts(0.3)
     hosts.beat(15)
     wait_for(ended)
@@ -81,7 +81,7 @@ def test_the_coordinator_going_away_is_told_apart(monkeypatch, ended):
         def key_value_dir_get(self, prefix):
             raise RuntimeError("UNAVAILABLE: failed to connect")
 
-    monkeypatch.setattr("seed_jax.distributed.client", Dead)
+    monkeypatch.setattr("seed_jax.distributed.coordination_client", Dead)
     hosts = Hosts(0.3)
     wait_for(ended)
     assert "Host 0 is gone" in ended[0]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -14,48 +13,38 @@ from seed_jax import sharding
 from seed_jax.convert.key_table import Entry, disassemble
 from seed_jax.train.optimizer import make_optimizer, make_schedule
 from seed_jax.train.stage import LossOutput, Stage
-from seed_jax.train.state import TrainState, split
+from seed_jax.train.state import TrainState, partition
 from seed_jax.train.step import gradients, make_step
+from tests.train.toy import ToyStage, toy_config
 
 # The official grouping and hyper-parameters of config.json, at a constant rate.
-OPTIMIZER = ml_collections.ConfigDict(
-    {
-        "schedule": "epochs",
-        "peak_lr": 1e-4,
-        "min_lr_ratio": 1.0,
-        "warmup_start_ratio": 1.0,
-        "warmup_steps": 1,
-        "epoch_steps": 100,
-        "epochs": 1,
-        "b1": 0.9,
-        "b2": 0.999,
-        "eps": 1e-8,
-        "weight_decay": 0.05,
-        "clip_norm": 0.0,
+CONFIG = toy_config(
+    **{
+        "optimizer.schedule": "epochs",
+        "optimizer.peak_lr": 1e-4,
+        "optimizer.min_lr_ratio": 1.0,
+        "optimizer.warmup_start_ratio": 1.0,
+        "optimizer.warmup_steps": 1,
+        "optimizer.epoch_steps": 100,
+        "optimizer.b2": 0.999,
     }
 )
 # Programs that run once need not be fast: this halves the time to compile them.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def toy_stage(loss: Callable[..., LossOutput], trainable: Callable[[tuple[str, ...]], bool], **more) -> Stage:
-    """Return a stage with nothing but what a step needs."""
-    return Stage(
-        kind="",
-        model_config={},
-        files={},
-        abstract=dict,
-        init=lambda key, cut: {},
-        trainable=trainable,
-        loss=loss,
-        batches=lambda rows: None,
-        batch_size=6,
-        row_spec={},
-        tokens_per_batch=6,
-        flops_per_token=0.0,
-        flops_convention="",
-        **more,
-    )
+class LossStage(ToyStage):
+    """A stage with nothing but what a step needs."""
+
+    def __init__(self, loss: Callable[..., LossOutput], is_trainable: Callable[[tuple[str, ...]], bool]):
+        super().__init__(CONFIG)
+        self._loss, self._is_trainable = loss, is_trainable
+
+    def loss(self, variables, batch, key):
+        return self._loss(variables, batch, key)
+
+    def is_trainable(self, path):
+        return self._is_trainable(path)
 
 
 def gradient_function(stage: Stage, table: list[Entry]) -> Callable[..., dict[str, np.ndarray]]:
@@ -66,12 +55,12 @@ def gradient_function(stage: Stage, table: list[Entry]) -> Callable[..., dict[st
         return gradients(stage, trained, frozen, batch, jax.random.key(0), 1)[0]
 
     def call(variables, batch, mesh=None):
-        trained, frozen = split(variables, stage.trainable)
+        trained, frozen = partition(variables, stage.is_trainable)
         if mesh is None:
             return named(table, run(trained, frozen, batch)["params"])
-        placed = jax.device_put((trained, frozen), sharding.replicated(mesh))
-        rows = sharding.place(jax.tree.map(np.asarray, batch), sharding.batch_sharding(mesh), 6)
-        with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+        placed = jax.device_put((trained, frozen), sharding.replicated_sharding(mesh))
+        rows = sharding.shard_batch(jax.tree.map(np.asarray, batch), sharding.batch_sharding(mesh), 6)
+        with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
             return named(table, run(*placed, rows)["params"])
 
     return call
@@ -84,11 +73,11 @@ def named(table: list[Entry], params) -> dict[str, np.ndarray]:
 
 def steps(stage: Stage, variables, batch, count: int, before_each: Callable[..., None] = lambda params: None):
     """Return the trained variables after `count` AdamW steps on the same batch."""
-    trained, frozen = split(variables, stage.trainable)
-    tx = make_optimizer(OPTIMIZER, count)
+    trained, frozen = partition(variables, stage.is_trainable)
+    tx = make_optimizer(CONFIG)
     state = TrainState(jnp.zeros((), jnp.int32), trained, jax.jit(tx.init)(trained))
     step = jax.jit(
-        make_step(stage, tx, make_schedule(OPTIMIZER, count), accumulation=1, seed=0), compiler_options=QUICK
+        make_step(stage, tx, make_schedule(CONFIG.optimizer, count), accumulation=1, seed=0), compiler_options=QUICK
     )
     for _ in range(count):
         before_each(state.trained["params"])

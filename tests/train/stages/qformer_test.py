@@ -9,15 +9,16 @@ import pytest
 
 from seed_jax import sharding
 from seed_jax.convert.key_table import assemble, expected_shapes
-from seed_jax.convert.tensors import check, open_tensors
+from seed_jax.convert.tensors import check_tensors, open_tensors
 from seed_jax.convert.tokenizer.key_table import image_text_table
 from seed_jax.losses.tokenizer import contrastive_loss, smoothed_cross_entropy
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.qformer import QFormerConfig
 from seed_jax.models.tokenizer.vit import BlockConfig, VitConfig
 from seed_jax.train.stage import LossOutput
-from seed_jax.train.stages.qformer import abstract, is_trained
+from seed_jax.train.stages.qformer import QFormerStage
 from tests.support import golden
+from tests.support.configs import config_for
 from tests.train.stages import official_steps as official
 
 FOLDER = "tokenizer_train_tiny/"
@@ -45,12 +46,20 @@ def model() -> ImageText:
 
 
 @functools.cache
+def model_stage() -> QFormerStage:
+    """The real stage, with the golden's architecture."""
+    stage = QFormerStage(config_for("tokenizer_qformer:tiny"))
+    stage.model = model()
+    return stage
+
+
+@functools.cache
 def setup():
     """Return (variables, batch, key table)."""
     table = image_text_table(model().config)
-    shapes = sharding.unbox(abstract(model()))["params"]
+    shapes = sharding.unbox(model_stage().abstract_variables())["params"]
     tensors = open_tensors(golden.path(f"{FOLDER}stage1.weights.safetensors"))
-    left = check(expected_shapes(table, shapes), tensors, allow_unexpected=True)
+    left = check_tensors(expected_shapes(table, shapes), tensors, allow_unexpected=True)
     # The captioning head, which stage I does not use, and a buffer.
     assert all(name.startswith("Qformer.cls.predictions.") or name.endswith("position_ids") for name in left)
     inputs = golden.tensors(f"{FOLDER}stage1.inputs.safetensors")
@@ -64,12 +73,14 @@ def setup():
 
 
 def stage(through_gather: bool = False):
+    is_trained = model_stage().is_trainable
+
     def loss(variables, batch, key):
         features = model().apply(variables, batch["image"], batch["text"], batch["text_mask"])
         found = contrastive_loss(features.image, features.text, features.temperature, through_gather=through_gather)
         return LossOutput(found.total, {})
 
-    return official.toy_stage(loss, is_trained)
+    return official.LossStage(loss, is_trained)
 
 
 def test_features_and_loss():

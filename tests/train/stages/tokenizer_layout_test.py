@@ -8,19 +8,17 @@ from flax.traverse_util import flatten_dict
 from seed_jax import sharding
 from seed_jax.convert.key_table import expected_shapes
 from seed_jax.convert.tokenizer import key_table
-from seed_jax.convert.tokenizer import key_table as tokenizer_table
 from seed_jax.models.clip.text import ClipText, ClipTextConfig
-from seed_jax.models.clip.vision import clip_vision_config
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.tokenizer.text_branch import TextBranchConfig
-from seed_jax.models.tokenizer.vit import Vit
+from seed_jax.models.tokenizer.vit import Vit, VitConfig
 from seed_jax.train.optimizer import decay_mask
-from seed_jax.train.stages import qformer
-from seed_jax.train.stages.codebook import stage as tokenizer_codebook
 from seed_jax.train.stages.codebook.model import CodebookModel, CodebookSizes
-from seed_jax.train.stages.codebook.revival import HealthOptions
+from seed_jax.train.stages.codebook.stage import CodebookStage
 from seed_jax.train.stages.codebook.teachers import Teachers
+from seed_jax.train.stages.qformer import QFormerStage
+from tests.support.configs import config_for
 
 MESHES = ({"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2})
 
@@ -30,26 +28,29 @@ def count(tree) -> int:
 
 
 def qformer_stage():
-    return qformer.abstract(ImageText(ImageTextConfig()))
+    stage = QFormerStage(config_for("tokenizer_qformer:full"))
+    stage.model = ImageText(ImageTextConfig())
+    return stage
 
 
 def codebook_stage():
-    sizes = CodebookSizes(SeedTokenizerConfig.full("reverse_qformer"), 0, TextBranchConfig())
-    vision = Vit(clip_vision_config())
-    teachers = Teachers(vision, ClipText(ClipTextConfig.vit_l()), None, {"vision": "a", "text": "b"})
-    return tokenizer_codebook.abstract(CodebookModel(sizes), teachers, HealthOptions(ema_decay=0.9))
+    stage = CodebookStage(config_for("tokenizer_codebook:full", **{"codebook.ema_decay": 0.9}))
+    stage.model = CodebookModel(CodebookSizes(SeedTokenizerConfig.full("reverse_qformer"), 0, TextBranchConfig()))
+    text = ClipText(ClipTextConfig.vit_l())
+    stage.teachers = Teachers(Vit(VitConfig.clip()), text, None, {"vision": "a", "text": "b"})
+    return stage
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("stage", [qformer_stage, codebook_stage])
 def test_nothing_big_lies_whole(stage, mesh):
-    boxed = stage()
+    boxed = stage().abstract_variables()
     shardings = sharding.tree_shardings(boxed, sharding.make_mesh(mesh))
-    assert sharding.whole_tensors(sharding.unbox(boxed), shardings) == []
+    assert sharding.replicated_tensors(sharding.unbox(boxed), shardings) == []
 
 
 def test_sizes_are_the_original_s():
-    tree = codebook_stage()
+    tree = codebook_stage().abstract_variables()
     # Counted in transformers: CLIPVisionModelWithProjection of ViT-H/14 and CLIPTextModel of ViT-L/14.
     assert count(tree["teacher"]["vision"]) == 632_076_800
     assert count(tree["teacher"]["text"]) == 123_060_480
@@ -59,10 +60,11 @@ def test_sizes_are_the_original_s():
 
 
 def test_what_trains():
-    one, two = (flatten_dict(sharding.unbox(stage())) for stage in (qformer_stage, codebook_stage))
-    frozen = {path[:2] for path in one if not qformer.is_trained(path)}
+    stages = qformer_stage(), codebook_stage()
+    one, two = (flatten_dict(sharding.unbox(stage.abstract_variables())) for stage in stages)
+    frozen = {path[:2] for path in one if not stages[0].is_trainable(path)}
     assert frozen == {("params", "vit")}
-    frozen = {path[:2] for path in two if not tokenizer_codebook.is_trained(path)}
+    frozen = {path[:2] for path in two if not stages[1].is_trainable(path)}
     teachers = {("teacher", "vision"), ("teacher", "text")}
     assert frozen == {("params", "vit"), ("params", "ln_vision"), ("params", "qformer")} | teachers
     assert all(two[path].dtype == jnp.float32 for path in two)
@@ -70,12 +72,12 @@ def test_what_trains():
 
 def test_weight_decay_follows_the_original_s_names():
     """No decay for fewer than two axes, or "bias", "ln" or "bn" in the name; our stacks have an axis more."""
-    decoder_table = tokenizer_table.key_table(SeedTokenizerConfig.full("reverse_qformer"))
+    decoder_table = key_table.key_table(SeedTokenizerConfig.full("reverse_qformer"))
     branch_table = key_table.text_branch_table(TextBranchConfig())
     for table, tree in (
-        (key_table.image_text_table(ImageTextConfig()), qformer_stage()["params"]),
-        (decoder_table, codebook_stage()["params"]),
-        (branch_table, codebook_stage()["text_branch"]),
+        (key_table.image_text_table(ImageTextConfig()), qformer_stage().abstract_variables()["params"]),
+        (decoder_table, codebook_stage().abstract_variables()["params"]),
+        (branch_table, codebook_stage().abstract_variables()["text_branch"]),
     ):
         params = sharding.unbox(tree)
         decayed = flatten_dict(decay_mask(params), sep="/")

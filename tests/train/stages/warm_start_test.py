@@ -9,30 +9,29 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs import tokenizer_codebook, tokenizer_qformer
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.convert.key_table import disassemble
 from seed_jax.convert.tokenizer.key_table import image_text_table
 from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
-from seed_jax.train.stages import qformer as stage_one
+from seed_jax.train.config.tokenizer import InitFromConfig
 from seed_jax.train.stages import warm_start
 from seed_jax.train.stages.codebook import init
 from seed_jax.train.stages.codebook.model import CodebookModel, CodebookSizes
+from seed_jax.train.stages.qformer import QFormerStage
+from tests.support.configs import config_for
 
 WORDS = 30
 
 
-def tiny(module=tokenizer_qformer, **start):
-    config = module.get_config("tiny")
-    config.start.update(start)
-    return config
+def tiny(name="tokenizer_qformer", **init_from):
+    return config_for(f"{name}:tiny", **{f"init_from.{kind}": path for kind, path in init_from.items()})
 
 
 @functools.cache
 def sizes() -> CodebookSizes:
-    config = tiny(tokenizer_codebook)
+    config = tiny("tokenizer_codebook")
     tokenizer = SeedTokenizerConfig.tiny()
     qformer = dataclasses.replace(tokenizer.qformer, vocab_size=WORDS, dropout=config.model.dropout)
     return CodebookSizes(dataclasses.replace(tokenizer, qformer=qformer), joint_width=config.model.joint_width)
@@ -79,10 +78,10 @@ def imported(tmp_path):
 
 
 def test_stage_two_goes_on_from_an_imported_tokenizer_with_its_text_side(imported):
-    config = tiny(tokenizer_codebook, init=imported)
-    found = init.sizes(config, WORDS)
+    config = tiny("tokenizer_codebook", model=imported)
+    found = init.architecture(config, WORDS)
     assert found == sizes()
-    loaded = init.load(config, found, variables(0.0))
+    loaded = init.load_weights(config.init_from, found, variables(0.0))
     assert {float(leaf.mean()) for leaf in jax.tree.leaves(loaded["retrieval"])} == {2.0}
     params = loaded["params"]
     assert float(params["qformer"]["word_embeddings"].mean()) == 2.0
@@ -91,11 +90,15 @@ def test_stage_two_goes_on_from_an_imported_tokenizer_with_its_text_side(importe
 
 
 def test_stage_one_goes_on_from_an_imported_tokenizer(imported):
-    config = tiny(init=imported)
-    assert stage_one._sizes(config, WORDS) == sizes().image_text
-    model = stage_one.ImageText(sizes().image_text)
-    cut = jax.tree.map(lambda leaf: jax.sharding.SingleDeviceSharding(jax.devices()[0]), stage_one.abstract(model))
-    params = stage_one._init(config, model, jax.random.key(0), sharding.unbox(cut))["params"]
+    stage = QFormerStage(tiny(model=imported))
+    vocab_size = stage.model.config.qformer.vocab_size
+    expected = dataclasses.replace(sizes().image_text.qformer, vocab_size=vocab_size)
+    assert stage.model.config == dataclasses.replace(sizes().image_text, qformer=expected)
+    # The golden's text side has a vocabulary of its own size, which `prepare` takes from the data.
+    stage.model = stage.model.clone(config=sizes().image_text)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda leaf: device, sharding.unbox(stage.abstract_variables()))
+    params = stage.init_variables(jax.random.key(0), shardings)["params"]
     assert float(params["temperature"]) == 2.0
     assert float(params["vit"]["pos_embed"].mean()) == 1.0
 
@@ -104,7 +107,7 @@ def test_official_files_one_over_the_other(tmp_path):
     every = official(variables(0.0), 1.0)
     vit = {name.removeprefix("visual_encoder."): v for name, v in every.items() if name.startswith("visual_encoder.")}
     rest = {name: np.asarray(2 * v) for name, v in every.items() if not name.startswith("visual_encoder.")}
-    config = tiny(
+    init_from = InitFromConfig(
         vit=write(tmp_path / "eva.safetensors", vit),
         blip2=write(tmp_path / "blip2.safetensors", rest),
         quantizer=write(
@@ -112,7 +115,7 @@ def test_official_files_one_over_the_other(tmp_path):
         ),
     )
     params = CodebookModel.image_text_params(variables(0.0))
-    found = warm_start.read_foreign(config, image_text_table(sizes().image_text), params)
+    found = warm_start.load_foreign(init_from, image_text_table(sizes().image_text), params)
     assert float(found["vit"]["cls_token"].mean()) == 1.0
     assert float(found["qformer"]["query_tokens"].mean()) == 3.0
     assert float(found["temperature"]) == 2.0  # only BLIP-2's file had it

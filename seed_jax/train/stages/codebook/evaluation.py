@@ -8,14 +8,14 @@ import numpy as np
 
 from seed_jax import images
 from seed_jax.data.inspect.code_usage import code_stats
-from seed_jax.evaluation.eval_pairs import HeldPairs
-from seed_jax.evaluation.retrieval import Vectors, recall
+from seed_jax.evaluation.eval_pairs import EvalPairs
+from seed_jax.evaluation.retrieval import PairEmbeddings, recall
 from seed_jax.losses.tokenizer import cosine_distance
 from seed_jax.train.stages.codebook.model import CodebookModel
 from seed_jax.typing import Tree
 
 
-def codebook_evaluation(model: CodebookModel, held_out: HeldPairs) -> Callable[[Tree], dict[str, float]]:
+def codebook_evaluation(model: CodebookModel, held_out: EvalPairs) -> Callable[[Tree], dict[str, float]]:
     """Return a function from variables to metrics; retrieval is among them where the model has a text side."""
 
     def encode_images(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -33,7 +33,7 @@ def codebook_evaluation(model: CodebookModel, held_out: HeldPairs) -> Callable[[
         return {"vector": model.image_text.apply(params, rows["text"], rows["text_mask"], method="embed_text")}
 
     def run(variables: Tree) -> dict[str, float]:
-        outputs = held_out.over_pictures(encode_images, variables)
+        outputs = held_out.embed_images(encode_images, variables)
         stats = code_stats(outputs["codes"], model.sizes.tokenizer.num_codes)
         used = stats.used / len(stats.counts)
         metrics = {
@@ -45,9 +45,9 @@ def codebook_evaluation(model: CodebookModel, held_out: HeldPairs) -> Callable[[
         }
         if model.image_text is None:
             return metrics
-        text_vectors = held_out.over_captions(embed_texts, variables)["vector"]
+        text_vectors = held_out.embed_captions(embed_texts, variables)["vector"]
         for kind in ("embedding", "code"):
-            recalls = recall(Vectors(outputs[kind], text_vectors, held_out.image_of_text))
+            recalls = recall(PairEmbeddings(outputs[kind], text_vectors, held_out.image_of_text))
             metrics |= {f"{kind}_{name}": value for name, value in recalls.items()}
         return metrics
 

@@ -184,7 +184,7 @@ def denoising_loss(
     # The prompt is empty, as in generation from codes.
     ids, length = unclip.config.prompt, unclip.config.text.max_length
     empty = jnp.array([[ids.bos, ids.eos] + [ids.pad] * (length - 2)])
-    states = jax.lax.stop_gradient(unclip.text_states(params, empty))
+    states = jax.lax.stop_gradient(unclip.encode_text(params, empty))
     condition = UnclipCondition(jnp.broadcast_to(states, (count, *states.shape[1:])), labels)
     return prediction_error(unclip, params, latents, noise, timesteps, condition)
 

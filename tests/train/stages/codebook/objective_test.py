@@ -16,10 +16,12 @@ from seed_jax.models.tokenizer.qformer import QFormerConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
 from seed_jax.models.tokenizer.text_branch import TextBranch, TextBranchConfig
 from seed_jax.models.tokenizer.vit import BlockConfig
+from seed_jax.train.config.tokenizer import ObjectiveConfig
 from seed_jax.train.stage import LossOutput
-from seed_jax.train.stages.codebook.objective import Objective, terms
-from seed_jax.train.stages.codebook.stage import is_trained
+from seed_jax.train.stages.codebook.objective import loss_terms
+from seed_jax.train.stages.codebook.stage import CodebookStage
 from tests.support import golden
+from tests.support.configs import config_for
 from tests.train.stages import official_steps as official
 
 FOLDER = "tokenizer_train_tiny/"
@@ -42,19 +44,19 @@ def setup():
     return dataclasses.replace(found.config, **quiet), variables, batch
 
 
-def compute(objective: Objective, variables, batch):
-    return terms(objective, SeedTokenizer(setup()[0]), variables, batch["image"], batch["target"])
+def compute(objective: ObjectiveConfig, variables, batch, **options):
+    return loss_terms(objective, SeedTokenizer(setup()[0]), variables, batch["image"], batch["target"], **options)
 
 
 def stage():
     """Return a stage in which each row of the batch says which terms are descended."""
 
     def loss(variables, batch, key):
-        found = compute(Objective(), variables, batch)
-        each = sum(batch["switches"][:, i] * found.named[name] for i, name in enumerate(TERMS))
-        return LossOutput(WeightedSum.of(each, jnp.ones(len(each))), {})
+        found = compute(ObjectiveConfig(), variables, batch)
+        each = sum(batch["switches"][:, i] * found.by_name()[name] for i, name in enumerate(TERMS))
+        return LossOutput(WeightedSum.from_terms(each, jnp.ones(len(each))), {})
 
-    return official.toy_stage(loss, is_trained)
+    return official.LossStage(loss, CodebookStage(config_for("tokenizer_codebook:tiny")).is_trainable)
 
 
 @functools.cache
@@ -69,9 +71,9 @@ def switched(batch, *names: str):
 def test_every_term():
     _, variables, batch = setup()
     expected = golden.tensors(f"{FOLDER}stage2.outputs.safetensors")
-    found = jax.jit(functools.partial(compute, Objective()))(variables, batch)
+    found = jax.jit(functools.partial(compute, ObjectiveConfig()))(variables, batch)
     for name, theirs in TERMS.items():
-        assert float(found.named[name].mean()) == pytest.approx(float(expected[theirs]), abs=LOSS_ATOL), name
+        assert float(found.by_name()[name].mean()) == pytest.approx(float(expected[theirs]), abs=LOSS_ATOL), name
     assert float(found.total.mean()) == pytest.approx(float(expected["loss"]), abs=LOSS_ATOL)
     np.testing.assert_array_equal(found.encoded.codes, expected["indices"])
 
@@ -119,7 +121,7 @@ def test_the_codebook_can_be_kept_from_the_gradient(flows):
     def gradient(codebook):
         def loss(codebook):
             params = {"params": {**variables["params"], "codebook": codebook}}
-            return compute(Objective(gradient_to_codebook=flows), params, batch).total.sum()
+            return compute(ObjectiveConfig(), params, batch, codebook_gradient=flows).total.sum()
 
         return jax.grad(loss)(codebook)
 
@@ -129,7 +131,7 @@ def test_the_codebook_can_be_kept_from_the_gradient(flows):
 def test_mse_reconstruction_is_that_of_the_embeddings():
     _, variables, batch = setup()
     expected = golden.tensors(f"{FOLDER}stage2.outputs.safetensors")
-    found = jax.jit(functools.partial(compute, Objective(reconstruction_kind="mse")))(variables, batch)
+    found = jax.jit(functools.partial(compute, ObjectiveConfig(reconstruction_kind="mse")))(variables, batch)
     mse = np.square(expected["recon_s"] - expected["query_last_hidden_state"]).mean()
     assert float(found.reconstruction.mean()) == pytest.approx(2 * mse, rel=1e-5)  # float32 means of 9000 squares
 
@@ -143,11 +145,11 @@ def test_frozen_dropout_is_the_original_s_noise():
     target, keys = jnp.zeros((2, sizes.embedding_width)), {"dropout": jax.random.key(1)}
 
     def embeddings(objective, rngs):
-        compute = functools.partial(terms, objective, model)
+        compute = functools.partial(loss_terms, objective, model)
         return jax.jit(lambda v: compute(v, image, target, rngs=rngs).encoded.embeddings)(variables)
 
-    quiet, default = embeddings(Objective(), None), embeddings(Objective(), keys)
-    noisy = embeddings(Objective(frozen_dropout=True), keys)
+    quiet, default = embeddings(ObjectiveConfig(), None), embeddings(ObjectiveConfig(), keys)
+    noisy = embeddings(ObjectiveConfig(frozen_dropout=True), keys)
     np.testing.assert_array_equal(quiet, default)
     assert np.abs(noisy - quiet).max() > 0.1
 
@@ -164,7 +166,9 @@ def test_text_branch_learns_through_the_codes():
 
     def loss(variables):
         model = SeedTokenizer(sizes)
-        found = terms(Objective(), model, variables, batch["image"], batch["target"], branch=branch, text_target=target)
+        found = loss_terms(
+            ObjectiveConfig(), model, variables, batch["image"], batch["target"], branch=branch, text_target=target
+        )
         return found.text.mean(), found
 
     (value, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))({**variables, "text_branch": created})
@@ -172,7 +176,7 @@ def test_text_branch_learns_through_the_codes():
     states = jax.jit(branch.apply)({"params": created}, jnp.asarray(up))
     # The golden's own widened codes give the same states: 1e-5 as the golden's tolerance for them.
     assert float(value) == pytest.approx(0.5 * float(jnp.square(states - 1).mean()), abs=1e-5)
-    assert set(found.named) == {"embed", "reconstruction", "image", "text"}
+    assert set(found.by_name()) == {"embed", "reconstruction", "image", "text"}
     assert np.any(grads["text_branch"]["pos_embed"])
     assert np.any(grads["params"]["encode_task"]["fc1"]["kernel"])
     assert not np.any(grads["params"]["codebook"])

@@ -17,7 +17,7 @@ from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
 from seed_jax.inference.drawing.drawer import Drawer
-from seed_jax.models.diffusion import Condition, Unclip
+from seed_jax.models.diffusion import Unclip, UnclipCondition
 from seed_jax.train import loop
 from seed_jax.train.flops import step_flops
 from seed_jax.train.optimizer import first_averages, make_optimizer, next_averages
@@ -124,7 +124,7 @@ def test_the_loss_is_that_of_diffusers():
     states = rng.standard_normal((batch, 7, sizes.text_width), np.float32)
     labels = rng.standard_normal((batch, sizes.class_width), np.float32)
     compute = jax.jit(functools.partial(prediction_error, unclip))
-    ours = compute(params, latents, noise, timesteps, Condition(jnp.asarray(states), jnp.asarray(labels)))
+    ours = compute(params, latents, noise, timesteps, UnclipCondition(jnp.asarray(states), jnp.asarray(labels)))
     folder = golden.path(cases.FOLDER)
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -154,7 +154,7 @@ def test_flops_are_those_of_the_kernels():
         ({"model.sizes": "huge"}, "model.sizes is 'huge', expected full or small or tiny"),
         ({"source.tokenizer": ""}, "name one"),
         ({"source.tokenizer": "/nowhere"}, "/nowhere is neither a model directory"),
-        ({"data.demo": False}, "data.parts is empty"),
+        ({"data.demo": False}, "data.mixture is empty"),
         ({"optimizer.following": ()}, "expected it to name 'ema'"),
     ],
 )
