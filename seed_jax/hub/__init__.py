@@ -1,0 +1,1 @@
+"""What to download: files, mirrors, sizes, SHA-256 and licences of everything that others publish."""
