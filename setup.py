@@ -32,6 +32,8 @@ CORE = [
     "jaxtyping>=0.3,<0.4",
     "tqdm>=4.66.1,<5",
     "shtab>=1.7,<2",  # shell completion
+    "huggingface_hub>=1.0,<2",  # `seed-jax fetch`
+    "httpx>=0.27,<1",
 ]
 DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
 EXTRAS = {
@@ -90,6 +92,7 @@ setup(
         "seed_jax": ["py.typed"],
         "seed_jax.data.inspect": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
+        "seed_jax.hub": ["manifest.toml"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],
     },
     install_requires=CORE,

@@ -1,7 +1,7 @@
-"""Atomic writes, new directories and locks: the one place where files are created, so that a kill loses nothing.
+"""Atomic writes, new directories, file locks: the one place where files are created, so that a kill loses nothing.
 
-Paths may be local (`pathlib.Path`) or in a bucket (`etils.epath.Path`, such as `gs://...`); locks and directories that
-appear at once exist for local paths only.
+Paths may be local (`pathlib.Path`) or in a bucket (`etils.epath.Path`, such as `gs://...`). Locks, new directories and
+`atomic_path` exist for local paths only.
 """
 
 import contextlib
@@ -18,34 +18,72 @@ from etils import epath
 
 from seed_jax.errors import UserError
 
-Directory = Path | epath.Path
+AnyPath = Path | epath.Path
 
 
-def write_bytes(path: Directory, content: bytes) -> None:
-    """Write a file atomically: a reader, or a process started after a crash, sees the old content or all of the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a temporary file that replaces `path` when the block ends and is deleted when it fails.
+
+    For files that a library writes, or that are too large to hold in memory; `write_bytes` serves all others.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
     try:
-        if isinstance(temporary, Path):
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        else:
-            temporary.write_bytes(content)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Directory, text: str) -> None:
+def write_bytes(path: AnyPath, content: bytes) -> None:
+    """Write a file atomically: a reader, or a process started after a crash, sees the old content or all of the new."""
+    if isinstance(path, Path):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+        return
+    temporary = path.with_name(_temporary(path).name)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: AnyPath, text: str) -> None:
     """Write a UTF-8 text file atomically; lone surrogates are escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: Directory, value: Any, *, indent: int = 2, sort_keys: bool = False) -> None:
+def write_json(path: AnyPath, value: Any, *, indent: int = 2, sort_keys: bool = False) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+
+
+def read_json(path: AnyPath, remedy: str = "restore the file") -> dict[str, Any]:
+    """Read a JSON object from a UTF-8 file.
+
+    Args:
+        remedy: ends the error message: what to do about a missing or damaged file.
+
+    Raises:
+        UserError: the file is missing, not JSON, or does not hold an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {remedy}.") from None
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not JSON
+        raise UserError(f"{path} is not valid JSON ({error}): {remedy}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected an object: {remedy}.")
+    return content
 
 
 def check_vacant(directory: Path) -> None:
@@ -56,7 +94,11 @@ def check_vacant(directory: Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(directory: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory that is renamed to `directory` when the block ends and deleted when it fails."""
+    """Yield a temporary directory that is renamed to `directory` when the block ends and deleted when it fails.
+
+    Raises:
+        UserError: `directory` exists and is not empty.
+    """
     directory = Path(directory)
     check_vacant(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -92,8 +134,12 @@ def locked(path: Path, name: str, *, wait: bool = False, shared: bool = False) -
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(f"{name} is being written by {holder}: wait for it or choose another --out.") from None
+            raise UserError(f"{name} is being written by {holder}: wait for it or choose another place.") from None
         file.truncate(0)
         file.write("several processes" if shared else f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _temporary(path: AnyPath) -> Path:
+    return Path(path.parent) / f".{path.name}.{os.getpid()}.tmp"

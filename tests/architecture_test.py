@@ -12,9 +12,12 @@ PACKAGE = Path(__file__).parents[1] / "seed_jax"
 # packages never import each other.
 LAYERS = [
     "errors",
+    "terminal",
     "typing",
     "precision",
     "files",
+    "lfs",
+    "backends",
     "images",
     "video",
     "accelerators",

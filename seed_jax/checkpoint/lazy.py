@@ -1,6 +1,6 @@
-"""Parameters that are not in memory: arrays that are read, or made, only when asked for, and written one by one.
+"""Lazy arrays: parameters that are read, or computed, when they are indexed, and written one at a time.
 
-Orbax' own way holds a whole tree at once, and copies arrays of NumPy on top of that: three times a model's size.
+Orbax's own save holds a whole tree in memory and copies NumPy arrays on top of that: three times a model's size.
 """
 
 import contextlib
@@ -17,17 +17,21 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import type_handlers
 
-# A stored array above this is cut along its layers, so that one layer can be read without the others.
+from seed_jax.typing import Tree
+
+# Larger arrays are chunked along their first axis, so that one layer can be read without the others.
 CHUNK_BYTES = 64 * 2**20
-# What is kept of a chunk that was read for one layer, for the next layers.
+# How much of a chunk that was read for one layer is kept for the next layers.
 _CACHE = {"cache_pool": {"total_bytes_limit": 2 * CHUNK_BYTES}}
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array that is read when it is indexed: `array[2]` or `array[...]` give NumPy arrays.
+    """An array that is read when it is indexed: `array[2]` and `array[...]` return NumPy arrays.
 
-    `read` takes an index of the first axis, or Ellipsis for everything.
+    Args:
+        shape, dtype: of the whole array.
+        read: takes an index of the first axis, or Ellipsis for the whole array.
     """
 
     shape: tuple[int, ...]
@@ -35,8 +39,10 @@ class LazyArray:
     read: Callable[[Any], np.ndarray]
 
     @classmethod
-    def of(cls, array: Any) -> "LazyArray":
-        """Wrap an array of NumPy or JAX."""
+    def from_array(cls, array: Any) -> "LazyArray":
+        """Wrap a NumPy or JAX array; a lazy array is returned as it is."""
+        if isinstance(array, LazyArray):
+            return array
         return cls(tuple(array.shape), np.dtype(array.dtype), lambda index: np.asarray(array)[index])
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -46,27 +52,26 @@ class LazyArray:
         return np.asarray(self.read(...), dtype)
 
 
-def materialize(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Read every lazy array of a nested dict."""
+def materialize(tree: Mapping[str, Any]) -> Tree:
+    """Read every lazy array of a tree into NumPy arrays."""
     return unflatten_dict({path: np.asarray(leaf) for path, leaf in flatten_dict(dict(tree)).items()})
 
 
-def on_device(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Read every lazy array of a nested dict onto the first local device, one after the other."""
+def load_on_device(tree: Mapping[str, Any]) -> Tree:
+    """Read every lazy array of a tree onto the first local device, one at a time."""
     device = jax.local_devices()[0]
     return unflatten_dict({p: jax.device_put(np.asarray(leaf), device) for p, leaf in flatten_dict(dict(tree)).items()})
 
 
-def open_arrays(path: Path) -> dict[str, Any]:
-    """Open a parameter tree that Orbax wrote: a nested dict of lazy arrays.
+def open_arrays(path: Path) -> Tree:
+    """Open a parameter tree that Orbax wrote: a tree of lazy arrays.
 
-    A layer of a stacked parameter costs the memory of its chunk: see `chunks`.
+    Reading one layer of a stacked parameter takes the memory of its chunk: see `save_args`.
     """
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         tree = handler.metadata(epath.Path(path).absolute()).tree
     context = tensorstore.Context(_CACHE)
-    flat = {keys: _open_array(path, ".".join(keys), context) for keys in flatten_dict(tree)}
-    return unflatten_dict(flat)
+    return unflatten_dict({keys: _open_array(path, ".".join(keys), context) for keys in flatten_dict(tree)})
 
 
 def _open_array(path: Path, name: str, context: tensorstore.Context) -> LazyArray:
@@ -79,42 +84,42 @@ def _open_array(path: Path, name: str, context: tensorstore.Context) -> LazyArra
 
 
 def write_arrays(path: Path, params: Mapping[str, Any]) -> None:
-    """Write a nested dict of arrays, lazy ones too, in Orbax' format; one of those is in memory at a time.
+    """Write a tree of arrays in Orbax's format with at most one lazy or NumPy array in memory at a time.
 
-    Arrays of JAX are written as Orbax does it, each process its shards.
+    JAX arrays are written as Orbax does it: each process writes its shards.
     """
     flat = flatten_dict(dict(params))
     tree = unflatten_dict(
-        {p: leaf if isinstance(leaf, (jax.Array, LazyArray)) else LazyArray.of(leaf) for p, leaf in flat.items()}
+        {path: leaf if isinstance(leaf, jax.Array) else LazyArray.from_array(leaf) for path, leaf in flat.items()}
     )
-    one_by_one = _OneByOne()
+    handler = _SequentialHandler()
     registry = type_handlers.create_type_handler_registry(
-        (jax.Array, type_handlers.ArrayHandler()), (LazyArray, one_by_one)
+        (jax.Array, type_handlers.ArrayHandler()), (LazyArray, handler)
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
-        checkpointer.save(epath.Path(path).absolute(), args=ocp.args.PyTreeSave(tree, save_args=chunks(tree)))
-    if one_by_one.error is not None:
-        raise one_by_one.error
+        checkpointer.save(epath.Path(path).absolute(), args=ocp.args.PyTreeSave(tree, save_args=save_args(tree)))
+    if handler.error is not None:
+        raise handler.error
 
 
-def chunks(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how Orbax should cut each array of a tree: large stacks of layers (three axes or more) by layer.
+def save_args(tree: Mapping[str, Any]) -> Tree:
+    """Return Orbax's SaveArgs of each leaf: large stacks of layers (three axes or more) are chunked by layer.
 
-    Arrays that are spread over devices are cut by layer within each device's part.
+    Arrays that are sharded over devices are chunked by layer within each shard.
     """
 
-    def cut(leaf: Any) -> ocp.SaveArgs:
+    def leaf_args(leaf: Any) -> ocp.SaveArgs:
         size = np.prod(leaf.shape, dtype=np.int64) * np.dtype(leaf.dtype).itemsize
         return ocp.SaveArgs(shard_axes=(0,)) if len(leaf.shape) > 2 and size > CHUNK_BYTES else ocp.SaveArgs()
 
-    return unflatten_dict({path: cut(leaf) for path, leaf in flatten_dict(dict(tree)).items()})
+    return unflatten_dict({path: leaf_args(leaf) for path, leaf in flatten_dict(dict(tree)).items()})
 
 
-class _OneByOne(type_handlers.NumpyHandler):
-    """Write lazy arrays one after the other, as what Orbax reads back as arrays of NumPy.
+class _SequentialHandler(type_handlers.NumpyHandler):
+    """Write lazy arrays one after the other, so that Orbax reads them back as NumPy arrays.
 
-    An array that cannot be made ends the writing and is kept as `error`. Raised inside Orbax it would be out before
-    the arrays that are written at the same time, and those would come into a folder that was removed meanwhile.
+    An array that cannot be read ends the writing and its exception is kept as `error`. Raised inside Orbax, it would
+    abort the save while other arrays are still being written, into a directory that is removed meanwhile.
     """
 
     def __init__(self):
@@ -122,11 +127,11 @@ class _OneByOne(type_handlers.NumpyHandler):
         self.error: Exception | None = None
 
     async def serialize(self, values, infos, args=None):
-        """Read, write and let go of each array; nothing is left to wait for."""
+        """Read, write and release each array; no futures are left to await."""
         try:
-            for value, info, arg in zip(values, infos, args, strict=True):
-                for written in await super().serialize([np.asarray(value)], [info], [arg]):
-                    written.result()
+            for value, info, arg in zip(values, infos, args or [None] * len(values), strict=True):
+                for future in await super().serialize([np.asarray(value)], [info], [arg] if arg else None):
+                    future.result()
         except Exception as error:
             self.error = error
         return []

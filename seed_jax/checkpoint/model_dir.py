@@ -1,16 +1,15 @@
-"""Model directories: what every command reads and writes.
+"""Model directories: the format that every command reads and writes.
 
-    config.json   kind, format, sizes and whatever else the kind needs, provenance
+    config.json   kind, format version, model config ("sizes") and what else the kind needs, provenance
     params/       parameters (Orbax, one entry per tensor)
     ...           files of the kind, e.g. a language model's tokenizer.model and added_tokens.json
 
-A training workdir is read as a model directory too: its `model/` holds the same files without `params/`, which come
-from the newest checkpoint.
+A training workdir is read as a model directory too: its `model/` holds the same files except `params/`; the parameters
+are those of the newest checkpoint.
 """
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,11 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from seed_jax.checkpoint import lazy
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
-from seed_jax.files import new_directory, write_json
+from seed_jax.files import new_directory, read_json, write_json
 from seed_jax.precision import as_dtype
+from seed_jax.typing import Tree
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -33,41 +34,71 @@ PARAMS = "params"
 
 @dataclasses.dataclass(frozen=True)
 class ModelDir:
-    """A model as read from disk; `params` is a nested dict of arrays."""
+    """A model read from disk.
+
+    Args:
+        kind: one of `ModelKind`.
+        config: the content of `config.json`.
+        params: tree of arrays or lazy arrays.
+        directory: the folder that holds `config.json`.
+    """
 
     kind: str
     config: dict[str, Any]
-    params: dict[str, Any]
+    params: Tree
     directory: Path
+
+    @property
+    def variables(self) -> Tree:
+        """The variables by collection ("params", "lora", ...); those of an imported model are all in "params"."""
+        return self.params if "params" in self.params else {"params": self.params}
+
+    @property
+    def config_path(self) -> str:
+        """The path of `config.json`, for messages."""
+        return str(self.directory / CONFIG)
 
 
 def save(
     directory: str | Path,
     kind: str,
     config: dict[str, Any],
-    params: dict[str, Any] | None,
+    params: Tree | None,
     *,
     files: dict[str, Path] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a model directory; it appears whole or not at all.
+    """Write a model directory atomically.
 
     Args:
-        params: nested dict of arrays, lazy ones (`checkpoint.lazy`) too, or None for the `model/` folder of a workdir.
+        directory: where to write; must be missing or empty.
+        kind: one of `ModelKind`.
+        config: further keys of `config.json`, such as "sizes".
+        params: tree of arrays or lazy arrays, or None for the `model/` folder of a workdir.
         files: name inside the directory -> file to copy there.
+        provenance: where the parameters come from, for `config.json`.
     """
     with new_directory(directory) as temporary:
         for name, source in (files or {}).items():
             shutil.copyfile(source, temporary / name)
-        head = {"kind": kind, "format": FORMAT, **config, "provenance": provenance or {}}
-        write_json(temporary / CONFIG, head)
+        write_json(temporary / CONFIG, {"kind": kind, "format": FORMAT, **config, "provenance": provenance or {}})
         if params is not None:
             lazy.write_arrays(temporary / PARAMS, params)
     return Path(directory)
 
 
 def read_config(directory: str | Path, kind: str | None = None) -> tuple[Path, dict[str, Any]]:
-    """Return the folder that holds `config.json` (the directory itself or its `model/`) and its content."""
+    """Find and read `config.json`, in the directory itself or in its `model/`.
+
+    Args:
+        kind: the expected kind; None accepts every kind.
+
+    Returns:
+        The folder that holds `config.json`, and its content.
+
+    Raises:
+        UserError: there is none, or it is of another format or kind.
+    """
     directory = Path(directory)
     for folder in (directory, directory / "model"):
         config = _kind_config(folder / CONFIG)
@@ -81,22 +112,24 @@ def read_config(directory: str | Path, kind: str | None = None) -> tuple[Path, d
     if config["format"] != FORMAT:
         raise UserError(f"{folder / CONFIG} has format {config['format']}, expected {FORMAT}: import the model again.")
     if kind is not None and config["kind"] != kind:
-        raise UserError(f"{directory} holds a model of kind {config['kind']!r}, expected {kind!r}.")
+        raise UserError(f"{directory} holds {_describe(config['kind'])}, expected {_describe(kind)}.")
     return folder, config
+
+
+def _describe(kind: str) -> str:
+    known = kind in list(ModelKind)
+    return f"{ModelKind(kind).description} (kind {str(kind)!r})" if known else f"a model of unknown kind {kind!r}"
 
 
 def _kind_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore it or import the model again.") from error
-    return config if isinstance(config, dict) and "kind" in config else None
+    config = read_json(path, "restore it or import the model again")
+    return config if "kind" in config else None
 
 
 def params_path(directory: Path) -> Path:
-    """Return where the parameters of a model directory or workdir lie."""
+    """Return the folder with the parameters of a model directory, or of the newest checkpoint of a workdir."""
     if (directory / PARAMS).is_dir():
         return directory / PARAMS
     steps = [path for path in (directory / "checkpoints").glob("*") if path.name.isdigit() and (path / PARAMS).is_dir()]
@@ -111,9 +144,12 @@ def load(
     """Read a model directory or the newest checkpoint of a training workdir.
 
     Args:
-        kind: refuse any other kind, e.g. "seed_tokenizer", "llama" or "unclip".
-        dtype: convert floating parameters while reading (float32, bfloat16, float16).
-        shardings: tree of shardings like the parameters; by default everything goes to the first local device.
+        kind: the expected kind (`ModelKind`); None accepts every kind.
+        dtype: cast floating-point parameters while reading (float32, bfloat16, float16).
+        shardings: tree of shardings like the parameters; default: everything on the first local device.
+
+    Raises:
+        UserError: the directory is not of that kind, or its parameters cannot be read.
     """
     folder, config = read_config(directory, kind)
     path = params_path(Path(directory))
@@ -125,7 +161,7 @@ def load(
 
 
 def open_lazily(directory: str | Path, kind: str | None = None) -> ModelDir:
-    """Read a model directory or the newest checkpoint of a workdir; its arrays stay on disk until they are indexed."""
+    """Open a model directory or the newest checkpoint of a workdir; its lazy arrays are read when they are indexed."""
     folder, config = read_config(directory, kind)
     path = params_path(Path(directory))
     try:
@@ -134,34 +170,45 @@ def open_lazily(directory: str | Path, kind: str | None = None) -> ModelDir:
         raise UserError(f"The parameters in {path} cannot be read ({error}): copy or import them again.") from error
 
 
-def restore_params(path: Path, *, dtype: str | None = None, shardings: Any = None) -> dict[str, Any]:
+def restore_params(path: Path, *, dtype: str | None = None, shardings: Any = None) -> Tree:
     """Read a parameter tree tensor by tensor into the given shardings."""
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    # The handler, not a checkpointer: an item of a training checkpoint lacks the metadata file that one would miss.
+    # A handler instead of a Checkpointer, which requires a metadata file that items of training checkpoints lack.
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         tree = handler.metadata(epath.Path(path).absolute()).tree
         shardings = jax.tree.map(lambda _: local, tree) if shardings is None else shardings
         abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, _target(leaf.dtype, dtype), sharding=sharding),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, _target_dtype(leaf.dtype, dtype), sharding=sharding
+            ),
             tree,
             shardings,
         )
         return handler.restore(epath.Path(path).absolute(), args=ocp.args.StandardRestore(abstract))
 
 
-def _target(stored: np.dtype, wanted: str | None) -> np.dtype:
+def _target_dtype(stored: np.dtype, wanted: str | None) -> np.dtype:
     return as_dtype(wanted) if wanted and jax.numpy.issubdtype(stored, jax.numpy.floating) else stored
 
 
-def check_tree(params: dict[str, Any], expected: dict[str, Any], where: str) -> None:
-    """Raise one error that lists every missing, unexpected and misshapen parameter of `params`."""
-    have, want = flatten_dict(params, sep="/"), flatten_dict(expected, sep="/")
-    problems = [f"missing {name}" for name in sorted(want.keys() - have.keys())]
-    problems += [f"unexpected {name}" for name in sorted(have.keys() - want.keys())]
+def check_tree(params: Tree, expected: Tree, source: str) -> None:
+    """Check the names and shapes of parameters.
+
+    Args:
+        expected: tree of arrays or abstract arrays.
+        source: what to call the origin of `params` in the message.
+
+    Raises:
+        UserError: lists every missing, unexpected and wrongly shaped parameter.
+    """
+    stored: dict[str, Any] = flatten_dict(params, sep="/")
+    wanted: dict[str, Any] = flatten_dict(expected, sep="/")
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - stored.keys())]
+    problems += [f"unexpected {name}" for name in sorted(stored.keys() - wanted.keys())]
     problems += [
-        f"{name} is {have[name].shape}, expected {want[name].shape}"
-        for name in sorted(have.keys() & want.keys())
-        if have[name].shape != want[name].shape
+        f"{name} has shape {stored[name].shape}, expected {wanted[name].shape}"
+        for name in sorted(stored.keys() & wanted.keys())
+        if stored[name].shape != wanted[name].shape
     ]
     if problems:
-        raise UserError(f"The parameters in {where} do not fit the model: {'; '.join(problems)}.")
+        raise UserError(f"The parameters in {source} do not fit the model: {'; '.join(problems)}.")

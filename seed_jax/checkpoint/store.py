@@ -1,9 +1,9 @@
-"""Checkpoints of a training run: Orbax, asynchronous, written whole or not at all.
+"""Checkpoints of a training run: Orbax, asynchronous, atomic.
 
-checkpoints/<step>/params      every variable (collection first: params, lora, ...); readable alone for inference
+checkpoints/<step>/params      every variable, by collection (params, lora, ...); readable alone for inference
 checkpoints/<step>/optimizer   moments and counts of the trained variables
-checkpoints/<step>/data        position of the batches, merged over hosts
-checkpoints/<step>/meta        what was trained, to refuse a checkpoint of something else
+checkpoints/<step>/data        state of the data iterator, merged over hosts
+checkpoints/<step>/meta        the architecture, to refuse a checkpoint of another model
 """
 
 import dataclasses
@@ -18,43 +18,54 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from seed_jax.checkpoint import lazy
 from seed_jax.errors import UserError
+from seed_jax.typing import Tree
 
-FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
 _UNFINISHED = "orbax-checkpoint-tmp"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One restored checkpoint."""
+    """A restored checkpoint."""
 
     step: int
-    params: Any
+    params: Tree
     optimizer: Any
     data: dict[str, Any]
     meta: dict[str, Any]
 
 
 class Store:
-    """Save and restore the checkpoints of one workdir."""
+    """Save and restore the checkpoints of one workdir.
+
+        store = Store(workdir, keep_last=3)
+        restored = store.restore(abstract_params, abstract_optimizer, meta)  # None on a first start
+        store.save(step, params=params, optimizer=optimizer, data=iterator_state, meta=meta)
+        store.close()
+
+    Args:
+        workdir: a local folder or a bucket (`gs://...`). Unfinished checkpoints in it are removed.
+        keep_last: how many of the newest checkpoints are kept.
+        keep_every: also keep the checkpoints of every multiple of this many steps.
+    """
 
     def __init__(self, workdir: epath.PathLike, *, keep_last: int = 3, keep_every: int | None = None):
-        """Open the store, in a local folder or a bucket (`gs://...`), and clear away what was half written."""
         remote = "://" in str(workdir) or not isinstance(workdir, str | Path)
-        self.directory = (epath.Path(workdir) if remote else Path(workdir).absolute()) / FOLDER
+        self.directory = (epath.Path(workdir) if remote else Path(workdir).absolute()) / CHECKPOINTS
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._drop_unfinished()
-        kept = [policies.LatestN(keep_last)]
+        self._remove_unfinished()
+        preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
         if keep_every:
-            kept.append(policies.EveryNSteps(keep_every))
-        options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept))
-        handlers = {name: _arrays() for name in ("params", "optimizer")}
+            preserved.append(policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(preserved))
+        handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ("params", "optimizer")}
         handlers |= {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
-    def _drop_unfinished(self) -> None:
+    def _remove_unfinished(self) -> None:
         for path in sorted(self.directory.iterdir()):
             if _UNFINISHED in path.name and jax.process_index() == 0:
-                logging.warning("Skipping the half-written checkpoint %s: its writer was stopped.", path.name)
+                logging.warning("Removing the unfinished checkpoint %s: its writer was interrupted.", path.name)
                 epath.Path(path).rmtree()
 
     def steps(self) -> list[int]:
@@ -62,9 +73,9 @@ class Store:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Start writing a checkpoint; returns once the values are off the device (training may change them)."""
+        """Start writing a checkpoint; return once the values are copied off the device and may be donated."""
         items = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(params, save_args=lazy.chunks(params)),
+            params=ocp.args.PyTreeSave(params, save_args=lazy.save_args(params)),
             optimizer=ocp.args.PyTreeSave(optimizer),
             data=ocp.args.JsonSave(data),
             meta=ocp.args.JsonSave(meta),
@@ -72,32 +83,38 @@ class Store:
         self._manager.save(step, args=items, force=True)
 
     def restore(self, params: Any, optimizer: Any, meta: dict[str, Any]) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole; None where there is none.
+        """Restore the newest readable checkpoint.
+
+        A damaged checkpoint is skipped with a warning if an older one exists.
 
         Args:
             params, optimizer: abstract trees with the shardings of the present mesh, whatever mesh wrote them.
-            meta: of the present run; a checkpoint whose architecture differs is refused.
+            meta: of the present run; a checkpoint of another architecture is refused.
 
-        A damaged checkpoint is skipped with a message if an older one exists.
+        Returns:
+            The checkpoint, or None where there is none.
+
+        Raises:
+            UserError: every checkpoint is damaged, or the newest readable one is of another architecture.
         """
         for step in reversed(self.steps()):
             try:
-                stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+                stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             except (OSError, ValueError, KeyError) as error:
                 self._skip(step, error)
                 continue
             _check_architecture(stored, meta, self.directory / str(step))
             items = ocp.args.Composite(
-                params=_laid_out(params),
-                optimizer=_laid_out(optimizer),
+                params=_restore_args(params),
+                optimizer=_restore_args(optimizer),
                 data=ocp.args.JsonRestore(),
             )
             try:
-                found = self._manager.restore(step, args=items)
+                restored = self._manager.restore(step, args=items)
             except (OSError, ValueError, KeyError) as error:
                 self._skip(step, error)
                 continue
-            return Checkpoint(step, found.params, found.optimizer, found.data, stored)
+            return Checkpoint(step, restored["params"], restored["optimizer"], restored["data"], stored)
         return None
 
     def _skip(self, step: int, error: Exception) -> None:
@@ -110,25 +127,26 @@ class Store:
         logging.warning("Skipping the damaged checkpoint %d (%s).", step, reason)
 
     def drop_after(self, step: int) -> None:
-        """Remove checkpoints newer than `step` (the damaged ones that `restore` skipped)."""
+        """Delete checkpoints newer than `step` (the damaged ones that `restore` skipped)."""
         for later in [other for other in self.steps() if other > step]:
             self._manager.delete(later)
 
     def wait(self) -> None:
+        """Block until the checkpoint being written is complete."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish writing and stop."""
+        """Finish writing and release the store's resources."""
         self.wait()
         self._manager.close()
 
 
-def _arrays() -> ocp.PyTreeCheckpointHandler:
-    """Write arrays as they are: weights compress by a tenth, and on a CPU that would slow the steps meanwhile."""
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Write arrays uncompressed: weights shrink by a tenth only, and compression on a CPU slows the running steps."""
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
-def _laid_out(abstract: Any) -> ocp.args.PyTreeRestore:
+def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
     """Restore into the shapes, dtypes and shardings of an abstract tree."""
     return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
 
@@ -137,5 +155,5 @@ def _check_architecture(stored: dict[str, Any], present: dict[str, Any], path: P
     old, new = stored["architecture"], present["architecture"]
     different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if different:
-        listed = "; ".join(f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the config" for key in different)
-        raise UserError(f"Checkpoint {path} is of another architecture: {listed}. Choose another --workdir.")
+        changes = "; ".join(f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the config" for key in different)
+        raise UserError(f"Checkpoint {path} is of another architecture: {changes}. Choose another --workdir.")

@@ -1,52 +1,109 @@
-"""The console command `seed-jax`: one module a command, one call each."""
+"""The console command `seed-jax`: one module per command.
+
+Modules of commands import JAX and other heavy libraries inside `run`, so that `--help` and shell completion are quick.
+"""
 
 import argparse
 import importlib
 import logging
+import os
 import sys
 
-from seed_jax.errors import UserError
+import shtab
 
-# Modules, imported only when the command line names them, so that `seed-jax --help` is quick.
+import seed_jax
+from seed_jax import backends
+from seed_jax.errors import UserError
+from seed_jax.terminal import PrintableFormatter, configure_streams, printable
+
+# Command -> (module, summary). A module is imported only when the command line names its command.
 COMMANDS = {
-    "import": ("import_", "official files to a model directory"),
-    "export": ("export", "a model directory to the PyTorch formats"),
-    "tokenize": ("tokenize", "pictures to codes"),
-    "detokenize": ("detokenize", "codes to pictures"),
-    "data": ("data", "build and look at shards"),
-    "generate": ("generate", "answer prompts with text and images"),
-    "chat": ("chat", "a conversation in the terminal"),
-    "plan": ("plan", "what a training step needs and takes on a pod, without one"),
-    "doctor": ("doctor", "versions, devices, what is installed and what is missing"),
+    "fetch": ("fetch", "download official weights and check them"),
+    "import": ("import_", "convert official files to a model directory"),
+    "export": ("export", "convert a model directory to the PyTorch formats"),
+    "tokenize": ("tokenize", "encode images as codes"),
+    "detokenize": ("detokenize", "draw images from codes"),
+    "data": ("data", "build and inspect dataset shards"),
+    "generate": ("generate", "generate text and images from prompts"),
+    "chat": ("chat", "chat with a model in the terminal"),
+    "train": ("train", "train a stage, or a recipe of several"),
+    "plan": ("plan", "plan memory and time of a training step for a pod, without the pod"),
+    "doctor": ("doctor", "report versions, devices and missing packages"),
 }
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
-def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser; with `wanted`, only that command's arguments are filled in."""
-    parser = argparse.ArgumentParser(prog="seed-jax", description="SEED and SEED-LLaMA in JAX.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Create the parser of `seed-jax`.
+
+    Args:
+        command: the only command whose arguments are added; None adds those of every command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="seed-jax", description="SEED and SEED-LLaMA in JAX: images as discrete tokens for a language model."
+    )
+    parser.add_argument("--version", action="version", version=f"seed-jax {seed_jax.__version__}")
+    shtab.add_argument_to(parser, "--print-completion", help="print a shell completion script and exit")
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
-        if name == wanted:
+        if command in (name, None):
             importlib.import_module(f"seed_jax.cli.{module}").add_parser(subparsers)
         else:
-            subparsers.add_parser(name, help=summary)
+            subparsers.add_parser(name, help=summary, add_help=False)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; bad input gives one sentence and exit code 2."""
+    """Run one command and return its exit code; bad input gives one sentence and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("absl", "jax"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    wanted = next((word for word in argv if word in COMMANDS), None)
-    args = build_parser(wanted).parse_args(argv)
+    _configure_output()
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # a closed pipe shows here, not while Python exits
+        return code
+    except BrokenPipeError:  # the reader, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("seed-jax: interrupted; run the same command again to resume.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
+    command = next((word for word in argv if not word.startswith("-")), "")
+    everything = any(word.startswith("--print-completion") for word in argv)
+    parser = build_parser(None if everything else command)
+    if not argv:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.error("a command is required: see `seed-jax --help`")
     try:
         return args.run(args) or 0
     except UserError as error:
-        print(f"seed-jax: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("seed-jax: interrupted; run the same command again to go on.", file=sys.stderr)
-        return 130
+        return _fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # disk full, read-only, name too long, ...; atomic writes leave nothing behind
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}.")
+
+
+def _fail(sentence: str) -> int:
+    print(f"seed-jax: {printable(sentence)}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _configure_output() -> None:
+    """Log to stderr in plain sentences, and keep libraries' start-up messages off the terminal."""
+    configure_streams()
+    backends.skip_absent_tpus()
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "2")  # read by libtpu and XLA when JAX is imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for library in ("absl", "jax"):
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""`python -m seed_jax.cli` is `seed-jax`."""
+"""Run `seed-jax` as `python -m seed_jax.cli`."""
 
 import sys
 

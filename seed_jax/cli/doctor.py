@@ -1,4 +1,4 @@
-"""`seed-jax doctor`: versions, devices, what is installed and what is missing."""
+"""`seed-jax doctor`: report versions, devices and missing packages."""
 
 import argparse
 import importlib.metadata
@@ -13,26 +13,29 @@ PACKAGES = {
     "torch": ("torch",),
     "test": ("pytest", "transformers", "beartype"),
 }
+EXIT_UNHEALTHY = 1
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("doctor", help=__doc__)
+    """Add the command `doctor`."""
+    text = "Report versions, devices and missing packages; exit code 1 if a core package or every device is missing."
+    parser = subparsers.add_parser("doctor", help="report versions, devices and missing packages", description=text)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; exit code 1 when a core package is missing or no device answers."""
+    """Print the report and return the exit code."""
     del args
     print(f"python {platform.python_version()} on {platform.platform()}")
     healthy = True
     for extra, packages in PACKAGES.items():
         versions = {name: _version(name) for name in packages}
         missing = [name for name, version in versions.items() if version is None]
-        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         remedy = "pip install seed-jax" if extra == "core" else f"pip install 'seed-jax[{extra}]'"
-        print(f"{extra + ':':9}{found}" + (f"  [missing: {', '.join(missing)}; {remedy}]" if missing else ""))
+        print(f"{extra + ':':9}{installed}" + (f"  [missing: {', '.join(missing)}; {remedy}]" if missing else ""))
         healthy &= extra != "core" or not missing
-    return 0 if _print_devices() and healthy else 1
+    return 0 if _print_devices() and healthy else EXIT_UNHEALTHY
 
 
 def _version(package: str) -> str | None:
@@ -43,7 +46,7 @@ def _version(package: str) -> str | None:
 
 
 def _print_devices() -> bool:
-    import jax  # late: a broken accelerator plug-in must not hide the versions above
+    import jax  # deferred: a broken accelerator plug-in must not hide the versions above
 
     try:
         devices = jax.devices()
@@ -54,5 +57,5 @@ def _print_devices() -> bool:
     for device in jax.local_devices()[:1]:
         stats = device.memory_stats() or {}
         if "bytes_limit" in stats:
-            print(f"memory: {stats['bytes_limit'] / 2**30:.1f} GiB a device")
+            print(f"memory: {stats['bytes_limit'] / 2**30:.1f} GiB per device")
     return True

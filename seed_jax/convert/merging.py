@@ -1,4 +1,4 @@
-"""Base parameters and low-rank adapters made into one model, a layer at a time and in float32."""
+"""Lazy transformations of parameter trees: merge LoRA adapters into their kernels, and cast to other dtypes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,47 +7,57 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seed_jax.checkpoint.lazy import LazyArray
-from seed_jax.convert.key_table import rounded
+from seed_jax.convert.key_table import checked_cast
 from seed_jax.models.nn.lora import LoraSpec
+from seed_jax.typing import ParamPath, Tree
 
 
-def merged(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
-    """Return `params` with `scale * a b` added to every adapted kernel: lazy float32 arrays in place of those.
+def merge_lora(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: LoraSpec) -> Tree:
+    """Add `scale * a @ b` to every adapted kernel, one layer at a time and in float32.
 
     Args:
-        params, adapters: nested dicts of arrays, lazy ones too; adapted kernels are [layers, in, out].
+        params, adapters: trees of arrays or lazy arrays; adapted kernels are [layers, in, out].
+
+    Returns:
+        `params` with lazy float32 arrays in place of the adapted kernels.
     """
-    flat, low = flatten_dict(dict(params)), flatten_dict(dict(adapters))
-    for path in [path[:-1] for path in low if path[-1] == "a"]:
+    flat: dict[ParamPath, Any] = flatten_dict(dict(params))
+    low_rank: dict[ParamPath, Any] = flatten_dict(dict(adapters))
+    for path in [path[:-1] for path in low_rank if path[-1] == "a"]:
         kernel = (*path, "kernel")
-        flat[kernel] = _sum(flat[kernel], low[(*path, "a")], low[(*path, "b")], spec.scale)
+        flat[kernel] = _merged_kernel(flat[kernel], low_rank[(*path, "a")], low_rank[(*path, "b")], spec.scale)
     return unflatten_dict(flat)
 
 
-def _sum(kernel: Any, a: Any, b: Any, scale: float) -> LazyArray:
-    parts = [part if isinstance(part, LazyArray) else LazyArray.of(part) for part in (kernel, a, b)]
+def _merged_kernel(kernel: Any, a: Any, b: Any, scale: float) -> LazyArray:
+    arrays = [LazyArray.from_array(array) for array in (kernel, a, b)]
 
-    def layer(index: int) -> np.ndarray:
-        whole, left, right = (part[index].astype(np.float32) for part in parts)
-        return whole + np.float32(scale) * (left @ right)
+    def read_layer(index: int) -> np.ndarray:
+        base, left, right = (array[index].astype(np.float32) for array in arrays)
+        return base + np.float32(scale) * (left @ right)
 
     def read(index: Any) -> np.ndarray:
         if index is not ...:
-            return layer(index)
-        total = np.empty(kernel.shape, np.float32)
-        for number in range(len(total)):
-            total[number] = layer(number)
-        return total
+            return read_layer(index)
+        merged = np.empty(kernel.shape, np.float32)
+        for layer in range(len(merged)):
+            merged[layer] = read_layer(layer)
+        return merged
 
     return LazyArray(tuple(kernel.shape), np.dtype(np.float32), read)
 
 
-def converted(params: Mapping[str, Any], dtype: np.dtype | Mapping[tuple[str, ...], np.dtype]) -> dict[str, Any]:
-    """Return lazy arrays that are rounded to a number format, or to one for each path, when they are read."""
+def cast_params(params: Mapping[str, Any], dtype: np.dtype | Mapping[ParamPath, np.dtype]) -> Tree:
+    """Return lazy arrays that are cast when they are read.
 
-    def convert(path: tuple[str, ...], leaf: Any) -> LazyArray:
-        leaf = leaf if isinstance(leaf, LazyArray) else LazyArray.of(leaf)
-        wanted = dtype[path] if isinstance(dtype, Mapping) else dtype
-        return LazyArray(leaf.shape, wanted, lambda index: rounded("/".join(path), leaf[index], wanted))
+    Args:
+        params: tree of arrays or lazy arrays.
+        dtype: of all arrays, or path -> dtype.
+    """
 
-    return unflatten_dict({path: convert(path, leaf) for path, leaf in flatten_dict(dict(params)).items()})
+    def cast(path: ParamPath, leaf: Any) -> LazyArray:
+        array = LazyArray.from_array(leaf)
+        target = dtype[path] if isinstance(dtype, Mapping) else dtype
+        return LazyArray(array.shape, target, lambda index: checked_cast("/".join(path), array[index], target))
+
+    return unflatten_dict({path: cast(path, leaf) for path, leaf in flatten_dict(dict(params)).items()})

@@ -56,7 +56,7 @@ def test_one_lazy_array_is_in_memory_at_a_time(tmp_path):
     assert max(most) <= 2  # the next one may be made while the last is being let go
 
 
-def test_large_stacks_are_cut_by_layer(tmp_path, monkeypatch):
+def test_large_stacks_are_chunked_by_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(lazy, "CHUNK_BYTES", 64)
     lazy.write_arrays(tmp_path / "model", TREE)
     store = Store(tmp_path / "run")
@@ -79,7 +79,7 @@ def test_a_model_directory_opens_lazily(tmp_path):
     opened = model_dir.open_lazily(tmp_path / "m", "llama")
     assert isinstance(opened.params["step"], lazy.LazyArray)
     equal(lazy.materialize(opened.params), TREE)
-    with pytest.raises(UserError, match="kind 'llama', expected 'unclip'"):
+    with pytest.raises(UserError, match=r"llama.*expected.*unclip"):
         model_dir.open_lazily(tmp_path / "m", "unclip")
     for name in ("manifest.ocdbt", "_METADATA"):
         (tmp_path / "m/params" / name).unlink()

@@ -37,7 +37,7 @@ def test_a_full_folder_is_not_overwritten(tmp_path, params):
 
 def test_wrong_kind_format_and_missing_config(tmp_path, params):
     model_dir.save(tmp_path / "m", "unclip", {}, params)
-    with pytest.raises(UserError, match="kind 'unclip', expected 'llama'"):
+    with pytest.raises(UserError, match=r"unclip.*expected.*llama"):
         model_dir.load(tmp_path / "m", "llama")
     config = tmp_path / "m" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "format": 99}))
@@ -53,5 +53,6 @@ def test_check_tree_lists_everything():
     with pytest.raises(UserError) as error:
         model_dir.check_tree(have, want, "file.bin")
     assert all(
-        part in str(error.value) for part in ("missing gone", "unexpected odd", "b is (3,), expected (4,)", "file.bin")
+        part in str(error.value)
+        for part in ("missing gone", "unexpected odd", "b has shape (3,), expected (4,)", "file.bin")
     )

@@ -57,7 +57,7 @@ def test_keeps_the_last_and_every_nth(tmp_path, mesh):
     store.close()
 
 
-def test_half_written_is_skipped_with_a_message(tmp_path, mesh, caplog):
+def test_unfinished_checkpoint_is_removed_with_a_warning(tmp_path, mesh, caplog):
     store = Store(tmp_path)
     save(store, 1, mesh)
     store.close()
@@ -65,7 +65,7 @@ def test_half_written_is_skipped_with_a_message(tmp_path, mesh, caplog):
     with caplog.at_level(logging.WARNING):
         store = Store(tmp_path)
     assert store.steps() == [1]
-    assert "half-written checkpoint 2.orbax-checkpoint-tmp-77" in caplog.text
+    assert "unfinished checkpoint 2.orbax-checkpoint-tmp-77" in caplog.text
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
 
 

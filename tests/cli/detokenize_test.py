@@ -8,7 +8,7 @@ from PIL import Image
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import detokenize
 from seed_jax.errors import UserError
-from seed_jax.inference.answers import GAP, contact_sheet
+from seed_jax.inference.contact_sheet import GAP, contact_sheet
 from seed_jax.models.diffusion import UnclipConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.models.diffusion.cases import random_decoder
@@ -46,7 +46,7 @@ def command(models, codes, out, *more, decoder="decoder"):
     return parsed.run(parsed)
 
 
-def test_pictures_and_a_contact_sheet_and_going_on(models, codes, tmp_path, capsys):
+def test_images_and_contact_sheet_are_drawn_and_resumed(models, codes, tmp_path, capsys):
     out = tmp_path / "out"
     assert command(models, codes, out, "--candidates", "2") == 0
     names = sorted(path.name for path in out.iterdir())
@@ -54,29 +54,33 @@ def test_pictures_and_a_contact_sheet_and_going_on(models, codes, tmp_path, caps
         "000001_dog_0.png", "000001_dog_1.png", "000002_dog_0.png", "000002_dog_1.png",
         "contact_sheet.png", "drawing.json",
     ]  # fmt: skip
-    pictures = [np.asarray(Image.open(out / name)) for name in names[:4]]
-    assert all(picture.shape == (64, 64, 3) for picture in pictures)
-    assert len({picture.tobytes() for picture in pictures}) == 4
+    images = [np.asarray(Image.open(out / name)) for name in names[:4]]
+    assert all(image.shape == (64, 64, 3) for image in images)
+    assert len({image.tobytes() for image in images}) == 4
     sheet = np.asarray(Image.open(out / "contact_sheet.png"))
-    assert sheet.shape == (GAP + 2 * (192 + GAP), GAP + 3 * (192 + GAP), 3)  # the original, where it is there, and two
+    assert sheet.shape == (
+        GAP + 2 * (192 + GAP),
+        GAP + 3 * (192 + GAP),
+        3,
+    )  # the original, if it exists, and two candidates
     assert sheet[GAP + 96, GAP + 96].tolist() == [255, 0, 0]
     captured = capsys.readouterr()
-    assert "4 pictures drawn, 0 were there" in captured.out
+    assert "4 images drawn, 0 existed" in captured.out
     assert "drawing: 100%" in captured.err
 
     (out / names[1]).unlink()
     kept = (out / names[0]).stat().st_mtime_ns
     command(models, codes, out, "--candidates", "2")
-    assert "1 pictures drawn, 3 were there" in capsys.readouterr().out
+    assert "1 images drawn, 3 existed" in capsys.readouterr().out
     again = np.asarray(Image.open(out / names[1])).astype(int)
-    assert np.abs(again - pictures[1]).max() <= 1  # drawn alone this time
+    assert np.abs(again - images[1]).max() <= 1  # drawn alone this time
     assert (out / names[0]).stat().st_mtime_ns == kept
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         command(models, codes, out, "--seed", "5")
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ('{"codes": [1, 2]}', "line 1 has 2 codes, but a picture of this tokenizer has 32"),
+    ('{"codes": [1, 2]}', "line 1 has 2 codes, but this tokenizer has 32"),
     (json.dumps({"codes": [10**6] * 32}), "line 1 has a code outside of 0 to"),
     ('{"codes": "1 2"}', "line 1: expected"),
     ("{", "line 1 is not valid JSON"),

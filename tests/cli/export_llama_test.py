@@ -181,7 +181,7 @@ def test_a_wrong_file_fails_the_verification(model, tmp_path, monkeypatch, capsy
 
 def test_bad_requests_give_one_sentence(model, tmp_path, capsys):
     for options, message in [
-        (["--peft"], "holds no adapters apart from the model: export it --merged"),
+        (["--peft"], "holds no adapters separate from the model: export it --merged"),
         (["--max-shard-size", "5 apples"], "'5 apples' is no size"),
     ]:
         assert export(model, tmp_path / "out", *options) == 2

@@ -25,13 +25,13 @@ def model(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     for name in ("a.png", "b.JPG", "deeper/c.webp"):
         Image.fromarray(rng.integers(0, 255, (4, 5, 3), np.uint8)).resize((70, 60), 0).convert("RGB").save(
             folder / name
         )
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -44,17 +44,17 @@ def lines(out) -> list[dict]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_walks_folders_and_writes_one_line_a_picture(model, folder):
+def test_walks_folders_and_writes_one_line_per_image(model, folder):
     code, out = tokenize(model, folder, str(folder / "a.png"))
     assert code == 0
     paths = [str(folder / name) for name in ("a.png", "b.JPG", "deeper/c.webp")]
-    assert [line["path"] for line in lines(out)] == paths  # the one given twice stands once
-    expected = [coded.codes.tolist() for coded in ImageTokenizer.load(model).encode_stream((p, p) for p in paths)]
+    assert [line["path"] for line in lines(out)] == paths  # one was given twice
+    expected = [encoded.codes.tolist() for encoded in ImageTokenizer.load(model).encode_stream((p, p) for p in paths)]
     assert [line["codes"] for line in lines(out)] == expected
     assert len(expected[0]) == 32
 
 
-def test_goes_on_after_an_interruption(model, folder, monkeypatch, caplog):
+def test_resumes_after_an_interruption(model, folder, monkeypatch, caplog):
     _, out = tokenize(model, folder)
     whole = out.read_bytes()
     out.write_bytes(whole[: whole.index(b"\n") + 30])  # killed in the middle of the second line
@@ -73,7 +73,7 @@ def test_goes_on_after_an_interruption(model, folder, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     assert tokenize(model, folder)[0] == 0
     assert out.read_bytes() == whole
-    assert "0 pictures tokenised" in caplog.text
+    assert "Encoded 0 images" in caplog.text
     assert "3 were there already" in caplog.text
 
 
@@ -81,10 +81,10 @@ def test_another_tokenizers_file_is_refused(model, folder, capsys):
     _, out = tokenize(model, folder)
     before = out.read_bytes()
     assert tokenize(model, folder, "--interpolation", "bicubic")[0] == 2
-    assert f"{out} was made by another tokenizer or other preprocessing" in capsys.readouterr().err
+    assert f"{out} was written by another tokenizer" in capsys.readouterr().err
     out.with_name("codes.jsonl.tokenizer.json").unlink()
     assert tokenize(model, folder)[0] == 2
-    assert "does not say which tokenizer made it" in capsys.readouterr().err
+    assert "does not name the tokenizer" in capsys.readouterr().err
     assert out.read_bytes() == before
 
 
@@ -95,7 +95,7 @@ def test_damaged_line_is_named(model, folder, capsys):
     assert f"{out} line 1 is not a JSON object" in capsys.readouterr().err
 
 
-def test_unreadable_picture_stops_or_is_skipped(model, folder, capsys, caplog):
+def test_unreadable_image_stops_or_is_skipped(model, folder, capsys, caplog):
     (folder / "a.png").write_bytes(b"")
     code, out = tokenize(model, folder)
     assert code == 2
@@ -105,14 +105,14 @@ def test_unreadable_picture_stops_or_is_skipped(model, folder, capsys, caplog):
     caplog.set_level(logging.INFO)
     assert tokenize(model, folder, "--skip-bad")[0] == 0
     assert [line["path"] for line in lines(out)] == [str(folder / "b.JPG"), str(folder / "deeper/c.webp")]
-    assert "2 pictures tokenised" in caplog.text
-    assert "1 unreadable" in caplog.text
+    assert "Encoded 2 images" in caplog.text
+    assert "1 are unreadable" in caplog.text
 
 
 def test_missing_inputs(model, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert tokenize(model, tmp_path / "empty")[0] == 2
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "holds no images" in capsys.readouterr().err
     assert tokenize(model, tmp_path / "absent")[0] == 2
     assert f"{tmp_path / 'absent'} does not exist" in capsys.readouterr().err
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")

@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from seed_jax.convert.key_table import CONV, MATRIX, SAME, Entry, Layout, assemble, disassemble, expected_shapes
-from seed_jax.convert.tensors import Tensor, Tensors
+from seed_jax.convert.key_table import CONV, IDENTITY, LINEAR, Entry, Layout, assemble, disassemble, expected_shapes
+from seed_jax.convert.tensors import LazyTensor, TensorDict
 
 
-def tensors(arrays: dict[str, np.ndarray]) -> Tensors:
-    return Tensors({n: Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}, "arrays")
+def tensors(arrays: dict[str, np.ndarray]) -> TensorDict:
+    return TensorDict({n: LazyTensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}, "arrays")
 
 
 @pytest.mark.parametrize(
     ("layout", "theirs", "ours"),
     [
-        (SAME, (5, 6), (5, 6)),
-        (MATRIX, (5, 6), (6, 5)),
+        (IDENTITY, (5, 6), (5, 6)),
+        (LINEAR, (5, 6), (6, 5)),
         (CONV, (5, 6, 7, 8), (7, 8, 6, 5)),
         (Layout(lead=2), (1, 1, 5), (5,)),
         (Layout(axes=(1, 0), lead=1), (1, 5, 6), (6, 5)),
@@ -21,13 +21,13 @@ def tensors(arrays: dict[str, np.ndarray]) -> Tensors:
 )
 def test_layouts_go_there_and_back(layout, theirs, ours):
     array = np.arange(np.prod(theirs)).reshape(theirs)
-    assert layout.to_ours(array).shape == ours
-    assert layout.their_shape(ours) == theirs
-    np.testing.assert_array_equal(layout.to_theirs(layout.to_ours(array)), array)
+    assert layout.from_torch(array).shape == ours
+    assert layout.torch_shape(ours) == theirs
+    np.testing.assert_array_equal(layout.to_torch(layout.from_torch(array)), array)
 
 
 def test_layers_are_stacked_in_the_order_given():
-    table = [Entry("a/kernel", "l.{}.weight", MATRIX, range(1, 4, 2)), Entry("b", "bias")]
+    table = [Entry("a/kernel", "l.{}.weight", LINEAR, range(1, 4, 2)), Entry("b", "bias")]
     params = {"a": {"kernel": np.zeros((2, 2, 3), np.float32)}, "b": np.zeros(4, np.float32)}
     rng = np.random.default_rng(0)
     theirs = {"l.1.weight": rng.normal(size=(3, 2)), "l.3.weight": rng.normal(size=(3, 2)), "bias": rng.normal(size=4)}

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from seed_jax.convert import tensors as tensor_files
-from seed_jax.convert.tensors import Tensor, Tensors, check, listed, open_tensors
+from seed_jax.convert.tensors import LazyTensor, TensorDict, check_tensors, format_names, open_tensors
 from seed_jax.errors import UserError
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -57,7 +57,7 @@ def test_torch_files_are_unwrapped(tmp_path, torch, wrapper, old):
 def test_a_mapped_file_is_mapped_anew_so_that_its_pages_are_let_go(tmp_path, torch, monkeypatch, old, loads):
     state = {name: torch.full((3,), float(i)) for i, name in enumerate("abc")}
     torch.save(state, tmp_path / "m.pth", _use_new_zipfile_serialization=not old)
-    monkeypatch.setattr(tensor_files, "_REMAP_AFTER", 0)
+    monkeypatch.setattr(tensor_files, "_REMAP_BYTES", 0)
     calls, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: calls.append(1) or load(*args, **options))
     tensors = open_tensors(tmp_path / "m.pth")
@@ -72,7 +72,7 @@ def test_several_files_are_one_model(tmp_path):
     save_file({"b": A + 1}, tmp_path / "2.safetensors")
     tensors = open_tensors([tmp_path / "1.safetensors", tmp_path / "2.safetensors"])
     np.testing.assert_array_equal(tensors["b"].read(), A + 1)
-    assert "1.safetensors and" in tensors.where
+    assert "1.safetensors and" in tensors.source
     with pytest.raises(UserError, match="both hold a"):
         open_tensors([tmp_path / "1.safetensors", tmp_path / "1.safetensors"])
 
@@ -94,11 +94,11 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, torch, capsys):
 def bad_files(tmp_path):
     save_file({"a": A}, tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
-    yield "empty.safetensors", b"", "not a whole safetensors file"
-    yield "short.safetensors", whole[:-4], "beyond the end"
-    yield "index.safetensors", struct.pack("<Q", 10**12) + b"{}", "index is longer"
-    yield "page.safetensors", b"<!DOCTYPE html>" * 9, "not a whole safetensors file"
-    yield "odd.safetensors", whole.replace(b'"F32"', b'"Q99"'), "Q99"
+    yield "empty.safetensors", b"", "not a valid safetensors file"
+    yield "short.safetensors", whole[:-4], "not a valid safetensors file"
+    yield "index.safetensors", struct.pack("<Q", 10**12) + b"{}", "not a valid safetensors file"
+    yield "page.safetensors", b"<!DOCTYPE html>" * 9, "not a valid safetensors file"
+    yield "odd.safetensors", whole.replace(b'"F32"', b'"Q99"'), "not a valid safetensors file"
     yield "empty.pt", b"", "cannot be read as a PyTorch file"
     yield "page.bin", b"<!DOCTYPE html>", "cannot be read as a PyTorch file"
     yield "weights.onnx", b"", "unknown suffix"
@@ -130,26 +130,29 @@ def test_the_extra_is_named_where_torch_is_absent(tmp_path, monkeypatch):
         open_tensors(tmp_path / "m.pt")
 
 
-def fake(shapes: dict) -> Tensors:
-    return Tensors({n: Tensor(s, np.dtype(np.float32), lambda: None) for n, s in shapes.items()}, "file.pt")
+def fake(shapes: dict) -> TensorDict:
+    return TensorDict({n: LazyTensor(s, np.dtype(np.float32), lambda: None) for n, s in shapes.items()}, "file.pt")
 
 
 def test_every_difference_is_listed_at_once():
     expected = {f"blocks.{i}.w": (2, 3) for i in range(12)} | {"head": (1,), "norm": (4,)}
     found = {f"blocks.{i}.w": (2, 3) for i in (0, 1, 2, 7)} | {"norm": (5,), "extra": (1,), "known": (1,)}
     with pytest.raises(UserError) as raised:
-        check(expected, fake(found), ignore=["known"])
+        check_tensors(expected, fake(found), ignore=["known"])
     assert str(raised.value) == (
         "The tensors in file.pt do not fit the model: missing: head, blocks.{3-6,8-11}.w; unexpected: extra; "
-        "misshapen: norm is (5,), expected (4,)."
+        "wrong shape: norm has shape (5,), expected (4,)."
     )
 
 
 def test_unexpected_names_can_be_allowed_and_are_returned():
-    assert check({"a": (1,)}, fake({"a": (1,), "b.10": (1,), "b.9": (1,)}), allow_unexpected=True) == ["b.9", "b.10"]
-    assert check({"a": (1,)}, fake({"a": (1,)})) == []
+    assert check_tensors({"a": (1,)}, fake({"a": (1,), "b.10": (1,), "b.9": (1,)}), allow_unexpected=True) == [
+        "b.9",
+        "b.10",
+    ]
+    assert check_tensors({"a": (1,)}, fake({"a": (1,)})) == []
 
 
 def test_listed_writes_every_name():
     names = ["fc1.w", "layer.0.w", "layer.1.w", "layer.10.b", "layer.2.w", "x.3", "x.5"]
-    assert listed(names) == "fc1.w, layer.{0-2}.w, layer.10.b, x.{3,5}"
+    assert format_names(names) == "fc1.w, layer.{0-2}.w, layer.10.b, x.{3,5}"

@@ -3,57 +3,69 @@
 import argparse
 import importlib.util
 import logging
-from pathlib import Path
 
-from seed_jax.cli.verify_option import add_verify, finish
-from seed_jax.files import new_directory
-from seed_jax.precision import as_dtype
+from seed_jax.cli.conversion_options import (
+    DTYPES,
+    add_model_argument,
+    add_out_argument,
+    add_verify_argument,
+    save_report,
+)
 
-DTYPES = ("float32", "bfloat16", "float16")
 
-
-def add_tokenizer(kinds: argparse._SubParsersAction) -> None:
-    """Add the subcommand `tokenizer` to those of `seed-jax export`."""
-    parser = kinds.add_parser("tokenizer", help="a seed_quantizer file", description=run.__doc__)
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default %(default)s)")
-    parser.add_argument(
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    """Add the subcommand `tokenizer`."""
+    parser = kinds.add_parser(
+        "tokenizer",
+        help="an image tokenizer, for the original code",
+        description="Convert an image tokenizer to a seed_quantizer file that the original code loads.",
+    )
+    model = parser.add_argument_group("model")
+    add_model_argument(model)
+    vit = model.add_mutually_exclusive_group()
+    vit.add_argument(
+        "--without-vit", dest="vit", action="store_const", const="none", default="inside",
+        help="omit the ViT, as the original file does",
+    )  # fmt: skip
+    vit.add_argument(
+        "--vit-beside",
+        dest="vit",
+        action="store_const",
+        const="beside",
+        help="write the ViT to a separate eva_vit_g file",
+    )
+    output = parser.add_argument_group("output")
+    add_out_argument(output, "directory")
+    output.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype to store (default: %(default)s)")
+    output.add_argument(
         "--format",
         choices=("safetensors", "pt", "all"),
         default="all",
-        help="safetensors, PyTorch's own, or (default) the former and, where PyTorch is installed, the latter",
+        help="file format (default: safetensors and, where PyTorch is installed, pt)",
     )
-    vit = parser.add_mutually_exclusive_group()
-    vit.add_argument("--without-vit", action="store_true", help="leave the image encoder out, as the original ships it")
-    vit.add_argument("--vit-beside", action="store_true", help="write the image encoder to a file eva_vit_g beside")
-    add_verify(parser)
+    add_verify_argument(output)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write `seed_quantizer` with the names that the original code loads."""
-    from seed_jax.convert.tensors import open_tensors
-    from seed_jax.convert.tokenizer import (
-        official_export,
-        parity,  # late: JAX takes a while to load
-    )
-    from seed_jax.convert.tokenizer.official_import import with_vit
+    """Convert the tokenizer and verify it on request; return the exit code."""
+    from seed_jax.convert.tokenizer import official_export, parity  # deferred: --help needs no JAX
 
-    formats = official_export.FORMATS if args.format == "all" else (args.format,)
+    formats = ("safetensors", "pt") if args.format == "all" else (args.format,)
     if args.format == "all" and importlib.util.find_spec("torch") is None:
         logging.info("PyTorch is not installed: only safetensors are written.")
         formats = ("safetensors",)
-    vit = "none" if args.without_vit else "beside" if args.vit_beside else "inside"
-    official = official_export.open_official(args.model)
-    with new_directory(args.out) as folder:
-        written = official_export.write_tokenizer(folder, official, as_dtype(args.dtype), vit=vit, formats=formats)
-    names = {kind: [path.name for path in paths] for kind, paths in written.items()}
-    logging.info("Wrote %s to %s.", ", ".join(name for group in names.values() for name in group), args.out)
+    written = official_export.export_tokenizer(args.model, args.out, dtype=args.dtype, vit=args.vit, formats=formats)
+    names = [path.name for paths in written.values() for path in paths]
+    logging.info("Wrote %s to %s.", ", ".join(names), args.out)
     if not args.verify:
         return 0
-    files = [with_vit(*(open_tensors(args.out / name) for name in group)) for group in names.values()]
-    facts = {"from": str(args.model), "to": str(args.out), "number format": args.dtype}
-    title, forward = "Export of an image tokenizer", args.verify == "full"
-    report = parity.report(title, args.model, files, importing=False, forward=forward, facts=facts)
-    return finish(report, args.out)
+    report = parity.parity_report(
+        "Export of an image tokenizer",
+        args.model,
+        [official_export.open_exported(paths) for paths in written.values()],
+        importing=False,
+        forward=args.verify == "full",
+        facts={"from": str(args.model), "to": str(args.out), "dtype": args.dtype},
+    )
+    return save_report(report, args.out)

@@ -1,25 +1,26 @@
-"""Write the decoder as a diffusers folder that PyTorch diffusers loads."""
+"""Export the decoder as a folder that PyTorch diffusers loads."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seed_jax import files
-from seed_jax.convert.diffusion import config as configs
-from seed_jax.convert.diffusion.diffusers_import import FOLDERS, as_files
-from seed_jax.convert.key_table import widest
-from seed_jax.convert.safetensors_writer import write_safetensors
+from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.diffusion import folder_config
+from seed_jax.convert.diffusion.diffusers_import import WEIGHT_FOLDERS, to_diffusers_tensors
+from seed_jax.convert.key_table import promoted_dtype
+from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
+from seed_jax.files import new_directory, write_json
 from seed_jax.models.diffusion import UnclipConfig
 from seed_jax.precision import as_dtype
 
 PIPELINE = "StableUnCLIPImg2ImgPipeline"
-# What the original pipeline holds besides the decoder: it never runs when an embedding is given, but must be there.
+# The parts of the PyTorch pipeline that encode images. They do not run when an embedding is given, but must exist.
 IMAGE_SIDE = ("image_encoder", "feature_extractor")
-_CLASSES = {
+_COMPONENT_CLASSES = {
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
     "feature_extractor": ("transformers", "CLIPImageProcessor"),
     "image_noising_scheduler": ("diffusers", "DDPMScheduler"),
@@ -32,6 +33,30 @@ _CLASSES = {
 
 
 def export_unclip(
+    model: str | Path, out: str | Path, *, dtype: str | None = None, image_side: str | Path | None = None
+) -> None:
+    """Export an unCLIP decoder as a diffusers folder, one tensor at a time.
+
+        export_unclip("runs/decoder", "unclip", image_side="stable-diffusion-2-1-unclip")
+        diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained("unclip")
+
+    Args:
+        model: model directory or training workdir.
+        out: folder to write, atomically; must be missing or empty.
+        dtype: float32, bfloat16 or float16; default: that of each part.
+        image_side: a diffusers folder whose image encoder and feature extractor are copied. Without it the folder loads
+            with `image_encoder=None, feature_extractor=None`.
+
+    Raises:
+        UserError: the model is not an unCLIP decoder, `image_side` is incomplete, or `dtype` cannot represent a value.
+    """
+    decoder = model_dir.open_lazily(model, ModelKind.UNCLIP)
+    config = UnclipConfig.from_dict(decoder.config.get("sizes", {}), decoder.config_path)
+    vocabulary = ClipVocabulary.load(decoder.directory)
+    write_unclip(config, decoder.params, vocabulary, out, dtype=dtype, image_side=image_side)
+
+
+def write_unclip(
     config: UnclipConfig,
     params: Mapping[str, Any],
     vocabulary: ClipVocabulary,
@@ -40,42 +65,38 @@ def export_unclip(
     dtype: str | None = None,
     image_side: str | Path | None = None,
 ) -> None:
-    """Write a diffusers folder, a tensor at a time; it appears whole or not at all.
+    """Write a diffusers folder from parameters in memory or lazy arrays; see `export_unclip`.
 
     Args:
-        params: arrays, lazy ones too.
-        dtype: number format of the weights, by default each part's own.
-        image_side: a diffusers folder whose image encoder and feature extractor are copied along. Without them the
-            folder loads with `image_encoder=None, feature_extractor=None`.
+        params: part -> tree of arrays or lazy arrays.
     """
     copied = [] if image_side is None else [Path(image_side) / name for name in IMAGE_SIDE]
     for source in copied:
         if not source.is_dir():
             raise UserError(f"{source} does not exist: --image-encoder must be a diffusers folder that has it.")
-    with files.new_directory(out) as folder:
+    with new_directory(out) as folder:
         for name, content in folder_files(config).items():
-            _write_json(folder / name, content)
-        for part, tensors in as_files(params, "the model").items():
-            name, stem = FOLDERS[part]
-            stored = as_dtype(dtype) if dtype else widest(tensor.dtype for tensor in tensors.values())
-            shapes = {key: tensor.shape for key, tensor in tensors.items()}
-            values = ((key, tensor.read()) for key, tensor in tensors.items())
-            write_safetensors(folder / name / f"{stem}.safetensors", shapes, stored, values)
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_json(folder / name, content)
+        for part, tensors in to_diffusers_tensors(params, "the model").items():
+            name, stem = WEIGHT_FOLDERS[part]
+            stored = as_dtype(dtype) if dtype else promoted_dtype(tensor.dtype for tensor in tensors.values())
+            write_lazy_tensors(folder / name / f"{stem}.safetensors", tensors, stored)
         (folder / "tokenizer").mkdir()
         vocabulary.save(folder / "tokenizer")
         for source in copied:
             shutil.copytree(source, folder / source.name)
-        _write_json(folder / "model_index.json", _index(config, with_image_side=bool(copied)))
+        write_json(folder / "model_index.json", _model_index(config, with_image_side=bool(copied)))
 
 
 def folder_files(config: UnclipConfig) -> dict[str, dict[str, Any]]:
-    """Return the JSON files of the folder but for the index: name -> content."""
+    """Return the JSON files of the folder except the index: path -> content."""
     scheduler = _scheduler(config)
     cross = config.unet.cross_attention
     unet = {
         "_class_name": "UNet2DConditionModel",
-        **_theirs(config.unet, configs.UNET_KEYS),
-        **configs.UNET_FIXED,
+        **_diffusers_keys(config.unet, folder_config.UNET_KEYS),
+        **folder_config.UNET_FIXED,
         "attention_head_dim": list(config.unet.num_heads),
         "transformer_layers_per_block": config.unet.transformer_layers,
         "upcast_attention": config.unet.upcast_attention,
@@ -85,18 +106,18 @@ def folder_files(config: UnclipConfig) -> dict[str, dict[str, Any]]:
     levels = len(config.vae.block_channels)
     vae = {
         "_class_name": "AutoencoderKL",
-        **_theirs(config.vae, configs.VAE_KEYS),
-        **configs.VAE_FIXED,
+        **_diffusers_keys(config.vae, folder_config.VAE_KEYS),
+        **folder_config.VAE_FIXED,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
     text = {
         "model_type": "clip_text_model",
         "architectures": ["CLIPTextModel"],
-        **_theirs(config.text, configs.TEXT_KEYS),
+        **_diffusers_keys(config.text, folder_config.TEXT_KEYS),
     }
     text |= {f"{name}_token_id": getattr(config.prompt, name) for name in ("bos", "eos", "pad")}
-    same = {key: key for key in configs.NOISE_KEYS}
+    same = {key: key for key in folder_config.NOISE_KEYS}
     return {
         "unet/config.json": unet,
         "vae/config.json": vae,
@@ -106,30 +127,29 @@ def folder_files(config: UnclipConfig) -> dict[str, dict[str, Any]]:
             "embedding_dim": config.embedding_width,
         },
         "scheduler/scheduler_config.json": {
-            "_class_name": scheduler, **_theirs(config.noise, same), **configs.SCHEDULER_FIXED[scheduler],
+            "_class_name": scheduler, **_diffusers_keys(config.noise, same), **folder_config.SCHEDULER_FIXED[scheduler],
         },
         "image_noising_scheduler/scheduler_config.json": {
-            "_class_name": "DDPMScheduler", **_theirs(config.embedding_noise, same),
+            "_class_name": "DDPMScheduler", **_diffusers_keys(config.embedding_noise, same),
         },
     }  # fmt: skip
 
 
 def _scheduler(config: UnclipConfig) -> str:
-    return next(name for name, sampler in configs.SCHEDULERS.items() if sampler == config.sampler)
+    return next(name for name, sampler in folder_config.SCHEDULERS.items() if sampler == config.sampler)
 
 
-def _theirs(sizes: Any, keys: dict[str, str]) -> dict[str, Any]:
-    found = {theirs: getattr(sizes, ours) for ours, theirs in keys.items()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+def _diffusers_keys(config: Any, keys: dict[str, str]) -> dict[str, Any]:
+    """Return diffusers' key -> value of our fields; tuples become lists."""
+    values = {key: getattr(config, field) for field, key in keys.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def _index(config: UnclipConfig, *, with_image_side: bool) -> dict[str, Any]:
-    parts = {**_CLASSES, "scheduler": ("diffusers", _scheduler(config))}
+def _model_index(config: UnclipConfig, *, with_image_side: bool) -> dict[str, Any]:
+    parts: dict[str, tuple[str | None, str | None]] = {
+        **_COMPONENT_CLASSES,
+        "scheduler": ("diffusers", _scheduler(config)),
+    }
     if not with_image_side:
         parts |= dict.fromkeys(IMAGE_SIDE, (None, None))
     return {"_class_name": PIPELINE, **{name: list(parts[name]) for name in sorted(parts)}}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

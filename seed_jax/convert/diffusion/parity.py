@@ -1,4 +1,4 @@
-"""Compare a diffusers folder with our parameters: tensors, and what PyTorch and we compute from them."""
+"""Parity reports of the decoder: compare a diffusers folder with our parameters, and the outputs of both models."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seed_jax.checkpoint.lazy import on_device
-from seed_jax.convert.diffusion.diffusers_import import FOLDERS, as_files, open_unclip
-from seed_jax.convert.key_table import widest
-from seed_jax.convert.merging import converted
-from seed_jax.convert.parity import Check, Report, make_report
-from seed_jax.convert.tensors import Tensors
-from seed_jax.models.diffusion import Condition, Unclip, UnclipConfig
+from seed_jax.checkpoint.lazy import load_on_device
+from seed_jax.convert.diffusion.diffusers_import import WEIGHT_FOLDERS, open_unclip, to_diffusers_tensors
+from seed_jax.convert.key_table import promoted_dtype
+from seed_jax.convert.merging import cast_params
+from seed_jax.convert.parity import Check, ParityReport, make_report
+from seed_jax.convert.tensors import TensorDict
+from seed_jax.models.diffusion import Unclip, UnclipCondition, UnclipConfig
 
-LATENT_SIDE = 16  # small, so that the comparison takes seconds; it uses every weight all the same
+LATENT_SIDE = 16  # small, so that the comparison takes seconds; every weight is used
 TIMESTEP = 501
-# Of the largest value. Float32 sums in another order move the UNet by about 5e-6 of it, a tanh GELU by 1e-4.
+# Relative to the largest value. Float32 sums in another order change the UNet's output by 5e-6, a tanh GELU by 1e-4.
 _LIMIT = 5e-5
 
 
-def report(
+def parity_report(
     title: str,
     folder: str | Path,
     params: Mapping[str, Any],
@@ -31,25 +31,26 @@ def report(
     forward: bool = True,
     variant: str | None = None,
     facts: Mapping[str, str],
-) -> Report:
-    """Return the parity report of a conversion between a diffusers folder and our parameters.
+) -> ParityReport:
+    """Compare a diffusers folder with our parameters.
 
     Args:
-        params: of each part, arrays, lazy ones too.
-        importing: whether the folder came first.
-        forward: run the networks on both sides, one after the other; needs PyTorch.
-        variant: the folder's weight files that were used.
+        title, facts: of the report.
+        params: part -> tree of arrays or lazy arrays.
+        importing: whether the folder is the source of the conversion.
+        forward: also compare the outputs of the networks; needs PyTorch.
+        variant: of the folder's weight files that were used.
     """
-    found = open_unclip(folder, variant=variant)
-    ours = as_files(params, "the model directory")
-    order = (lambda theirs, ours: (theirs, ours)) if importing else (lambda theirs, ours: (ours, theirs))
+    unclip = open_unclip(folder, variant=variant)
+    ours = to_diffusers_tensors(params, "the model directory")
+    before, after = (unclip.files, ours) if importing else (ours, unclip.files)
     pairs = [
-        order(*(side[part].with_prefix(f"{FOLDERS[part][0]}.") for side in (found.files, ours))) for part in FOLDERS
+        (before[part].with_prefix(f"{name}."), after[part].with_prefix(f"{name}."))
+        for part, (name, _) in WEIGHT_FOLDERS.items()
     ]
-    after = ours if importing else found.files
 
     def run() -> tuple[Check, ...]:
-        return forward_checks(Path(folder), found.config, params, after, variant=variant)
+        return forward_checks(Path(folder), unclip.config, params, after, variant=variant)
 
     return make_report(
         title,
@@ -65,55 +66,60 @@ def forward_checks(
     folder: Path,
     config: UnclipConfig,
     params: Mapping[str, Any],
-    after: Mapping[str, Tensors],
+    after: Mapping[str, TensorDict],
     *,
     variant: str | None = None,
 ) -> tuple[Check, ...]:
-    """Compare one float32 forward pass of UNet, autoencoder and text encoder, whose weights are rounded as in `after`.
+    """Compare one float32 forward pass of UNet, autoencoder and text encoder.
 
     Args:
-        params: of each part, arrays, lazy ones too.
+        params: part -> tree of arrays or lazy arrays.
+        after: the tensors after the conversion; the weights of both sides are rounded to their dtypes first.
     """
-    x = _inputs(config)
-    unclip, condition = Unclip(config), Condition(x["text_states"], x["class_labels"])
+    x = _random_inputs(config)
+    unclip = Unclip(config)
+    condition = UnclipCondition(x["text_states"], x["class_labels"])
     runs: dict[str, tuple[Callable, Callable]] = {
         "unet": (_torch_unet, lambda p: unclip.denoise(p, x["latents"], jnp.array([TIMESTEP]), condition)),
         "vae": (_torch_vae, lambda p: unclip.vae.decode(p["vae"], x["latents"])),
-        "text": (_torch_text, lambda p: unclip.text_states(p, x["tokens"])),
+        "text": (_torch_text, lambda p: unclip.encode_text(p, x["tokens"])),
     }
     checks = []
-    for part, (theirs, compute) in runs.items():
-        stored = widest(tensor.dtype for tensor in after[part].values())
-        expected = theirs(_Loader(folder / FOLDERS[part][0], stored, variant), x)
-        weights = on_device(converted(converted(params[part], stored), np.dtype(np.float32)))
-        apart = np.abs(np.asarray(jax.jit(compute)({part: weights})) - expected).max() / np.abs(expected).max()
-        meaning = "greatest difference from PyTorch's output, of its largest value"
-        checks.append(Check(FOLDERS[part][0], float(apart), _LIMIT, meaning))
+    for part, (run_torch, compute) in runs.items():
+        stored = promoted_dtype(tensor.dtype for tensor in after[part].values())
+        expected = run_torch(_TorchNetwork(folder / WEIGHT_FOLDERS[part][0], stored, variant), x)
+        weights = load_on_device(cast_params(cast_params(params[part], stored), np.dtype(np.float32)))
+        output = np.asarray(jax.jit(compute)({part: weights}))
+        difference = float(np.abs(output - expected).max() / np.abs(expected).max())
+        meaning = "greatest difference from PyTorch's output, relative to its largest value"
+        checks.append(Check(WEIGHT_FOLDERS[part][0], difference, _LIMIT, meaning))
     return tuple(checks)
 
 
-def _inputs(config: UnclipConfig) -> dict[str, jax.Array]:
-    rng, length = np.random.default_rng(0), config.text.max_length
+def _random_inputs(config: UnclipConfig) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    length = config.text.max_length
 
-    def normal(*shape):
+    def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal((1, *shape)), jnp.float32)
 
     return {
         "latents": normal(LATENT_SIDE, LATENT_SIDE, config.unet.in_channels),
         "text_states": normal(length, config.unet.text_width),
-        "class_labels": normal(config.unet.class_width),
+        "class_labels": normal(config.class_width),
         "tokens": jnp.asarray(rng.integers(0, config.text.vocab_size, (1, length)), jnp.int32),
     }
 
 
-class _Loader:
-    """Loads a PyTorch network, its weights rounded to a number format, and runs it on our inputs."""
+class _TorchNetwork:
+    """A PyTorch network from a subfolder, its weights rounded to a dtype."""
 
     def __init__(self, folder: Path, stored: np.dtype, variant: str | None):
         self._folder, self._stored = folder, stored
         self._variant = variant if variant and any(folder.glob(f"*.{variant}*")) else None
 
     def run(self, cls: Any, call: Callable) -> np.ndarray:
+        """Load the network of class `cls` and return `call(network, to_torch)` as NumPy."""
         import torch
 
         network = cls.from_pretrained(self._folder, variant=self._variant, torch_dtype=torch.float32).eval()
@@ -123,27 +129,27 @@ class _Loader:
             return call(network, lambda value: torch.from_numpy(np.array(value))).numpy()
 
 
-def _torch_unet(loader: _Loader, x: Mapping[str, jax.Array]) -> np.ndarray:
-    from diffusers import UNet2DConditionModel
+def _torch_unet(network: _TorchNetwork, x: Mapping[str, jax.Array]) -> np.ndarray:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    def call(network, tensor):
+    def call(model: Any, tensor: Callable) -> Any:
         latents = tensor(x["latents"].transpose(0, 3, 1, 2))
         labels = tensor(x["class_labels"])
-        return network(latents, TIMESTEP, tensor(x["text_states"]), class_labels=labels).sample.permute(0, 2, 3, 1)
+        return model(latents, TIMESTEP, tensor(x["text_states"]), class_labels=labels).sample.permute(0, 2, 3, 1)
 
-    return loader.run(UNet2DConditionModel, call)
-
-
-def _torch_vae(loader: _Loader, x: Mapping[str, jax.Array]) -> np.ndarray:
-    from diffusers import AutoencoderKL
-
-    def call(network, tensor):
-        return network.decode(tensor(x["latents"].transpose(0, 3, 1, 2))).sample.permute(0, 2, 3, 1)
-
-    return loader.run(AutoencoderKL, call)
+    return network.run(UNet2DConditionModel, call)
 
 
-def _torch_text(loader: _Loader, x: Mapping[str, jax.Array]) -> np.ndarray:
+def _torch_vae(network: _TorchNetwork, x: Mapping[str, jax.Array]) -> np.ndarray:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    def call(model: Any, tensor: Callable) -> Any:
+        return model.decode(tensor(x["latents"].transpose(0, 3, 1, 2))).sample.permute(0, 2, 3, 1)
+
+    return network.run(AutoencoderKL, call)
+
+
+def _torch_text(network: _TorchNetwork, x: Mapping[str, jax.Array]) -> np.ndarray:
     from transformers import CLIPTextModel
 
-    return loader.run(CLIPTextModel, lambda network, tensor: network(tensor(x["tokens"]).long()).last_hidden_state)
+    return network.run(CLIPTextModel, lambda model, tensor: model(tensor(x["tokens"]).long()).last_hidden_state)

@@ -1,4 +1,4 @@
-"""A language model to export: a model directory or a training workdir, opened without reading its weights."""
+"""A language model of ours to export: a model directory or a training workdir, opened without reading its weights."""
 
 import dataclasses
 from pathlib import Path
@@ -8,60 +8,72 @@ import jax
 import numpy as np
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.convert.key_table import widest
+from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.key_table import promoted_dtype
 from seed_jax.convert.llama.key_table import abstract_params
-from seed_jax.convert.merging import converted, merged
+from seed_jax.convert.merging import cast_params, merge_lora
 from seed_jax.errors import UserError
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.nn.lora import LoraSpec
+from seed_jax.typing import Tree
 
-KIND = "llama"
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaSource:
-    """Parameters as lazy arrays, and adapters where training left them apart."""
+    """A language model whose parameters are lazy arrays.
+
+    Args:
+        adapters: LoRA parameters that training kept separate; empty where there are none.
+        spec: of the adapters.
+        files: name -> path of the text tokenizer's files.
+    """
 
     config: LlamaConfig
-    params: dict[str, Any]
-    adapters: dict[str, Any]  # empty where there are none
+    params: Tree
+    adapters: Tree
     spec: LoraSpec | None
-    files: dict[str, Path]  # of the text tokenizer
+    files: dict[str, Path]
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "LlamaSource":
+        """Open a model directory or workdir.
+
+        Raises:
+            UserError: it is not a language model, or its parameters do not fit its config.
+        """
+        model = model_dir.open_lazily(directory, ModelKind.LLAMA)
+        config = LlamaConfig.from_dict(model.config.get("sizes", {}), model.config_path)
+        params = model.variables["params"]
+        adapters = model.variables.get("lora") or {}
+        settings = model.config.get("lora")
+        if adapters and not settings:
+            raise UserError(f"{model.config_path} lacks 'lora', the rank and scale of the checkpoint's adapters.")
+        model_dir.check_tree(params, abstract_params(config), str(directory))
+        return cls(
+            config=config,
+            params=params,
+            adapters=adapters,
+            spec=_lora_spec(settings, adapters) if settings and adapters else None,
+            files={name: path for name in TOKENIZER_FILES if (path := model.directory / name).is_file()},
+        )
 
     @property
     def dtype(self) -> np.dtype:
-        """The widest number format of what is stored."""
-        return widest(np.dtype(leaf.dtype) for leaf in jax.tree.leaves((self.params, self.adapters)))
+        """The narrowest dtype that represents everything that is stored."""
+        return promoted_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves((self.params, self.adapters)))
 
-    def merged(self) -> dict[str, Any]:
-        """Return the parameters of one model without adapters: lazy arrays, sums in float32."""
-        return merged(self.params, self.adapters, self.spec) if self.adapters else self.params
+    def merged_params(self) -> Tree:
+        """Return the parameters with the adapters merged in: lazy arrays, merged kernels in float32."""
+        return self.params if self.spec is None else merge_lora(self.params, self.adapters, self.spec)
 
-    def rounded(self, dtype: np.dtype) -> "LlamaSource":
-        """Return the same with everything stored in another number format."""
-        return dataclasses.replace(self, params=converted(self.params, dtype), adapters=converted(self.adapters, dtype))
-
-
-def open_source(directory: str | Path) -> LlamaSource:
-    """Open a language model and check its parameters' names and shapes."""
-    found = model_dir.open_lazily(directory, KIND)
-    where = str(found.directory / model_dir.CONFIG)
-    config = LlamaConfig.from_dict(found.config.get("sizes", {}), where)
-    variables = found.params if "params" in found.params else {"params": found.params}
-    adapters, settings = variables.get("lora") or {}, found.config.get("lora")
-    if adapters and not settings:
-        raise UserError(f"{where} does not say how the checkpoint's adapters are scaled: it has no 'lora'.")
-    model_dir.check_tree(variables["params"], abstract_params(config), str(directory))
-    return LlamaSource(
-        config=config,
-        params=variables["params"],
-        adapters=adapters,
-        spec=_spec(settings, adapters) if adapters else None,
-        files={name: path for name in TOKENIZER_FILES if (path := found.directory / name).is_file()},
-    )
+    def cast(self, dtype: np.dtype) -> "LlamaSource":
+        """Return the same model with parameters and adapters cast to another dtype."""
+        params = cast_params(self.params, dtype)
+        return dataclasses.replace(self, params=params, adapters=cast_params(self.adapters, dtype))
 
 
-def _spec(settings: dict[str, Any], adapters: dict[str, Any]) -> LoraSpec:
+def _lora_spec(settings: dict[str, Any], adapters: Tree) -> LoraSpec:
     targets = sorted(name for group in adapters["layers"].values() for name in group)
     return LoraSpec(**{**settings, "targets": tuple(targets)})

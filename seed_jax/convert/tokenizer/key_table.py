@@ -1,11 +1,11 @@
-"""Official names of the tokenizer's tensors (spec A.8.1) beside ours, read in both directions."""
+"""Key tables of the image tokenizer: official tensor names (spec A.8.1) and our parameter paths."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from seed_jax.convert.key_table import CONV, MATRIX, SAME, Entry, Layout, dense_entries, norm_entries
+from seed_jax.convert.key_table import CONV, IDENTITY, LINEAR, Entry, Layout, dense_entries, norm_entries
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.qformer import QFormerConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
@@ -18,7 +18,7 @@ REVERSE = "Reverse_Qformer.bert."
 
 
 def key_table(config: SeedTokenizerConfig) -> list[Entry]:
-    """Return the entry of every parameter of the tokenizer."""
+    """Return an entry for every parameter of the tokenizer."""
     entries = [
         Entry("vit/cls_token", f"{VIT}cls_token", Layout(lead=2)),
         Entry("vit/pos_embed", f"{VIT}pos_embed", Layout(lead=1)),
@@ -40,21 +40,21 @@ def key_table(config: SeedTokenizerConfig) -> list[Entry]:
         *dense_entries("image_proj", "distill_image_proj"),
     ]
     if config.head == "mlp":
-        # Activations without weights stand between the layers of the official Sequential.
+        # The official Sequential has activations without weights between its layers.
         indices = range(len(config.image_down))
-        entries += [Entry(f"image_down_{i}/kernel", f"image_down.{2 * i}.weight", MATRIX) for i in indices]
-    else:
+        entries += [Entry(f"image_down_{i}/kernel", f"image_down.{2 * i}.weight", LINEAR) for i in indices]
+    if config.reverse is not None:
         entries.append(Entry("reverse_qformer/query_tokens", "reverse_tokens", Layout(lead=1)))
         entries += qformer_entries("reverse_qformer", REVERSE, config.reverse)
     return entries
 
 
-def buffers(config: SeedTokenizerConfig) -> dict[str, np.ndarray]:
-    """Return the tensors of the official files that count positions and that nothing uses."""
-    found = {f"{QFORMER}embeddings.position_ids": np.arange(config.qformer.max_positions)[None]}
-    if config.head == "reverse_qformer":
-        found[f"{REVERSE}embeddings.position_ids"] = np.arange(config.reverse.max_positions)[None]
-    return found
+def position_buffers(config: SeedTokenizerConfig) -> dict[str, np.ndarray]:
+    """Return the constant position indices that the official files hold, unused, as name -> array."""
+    buffers = {f"{QFORMER}embeddings.position_ids": np.arange(config.qformer.max_positions)[None]}
+    if config.reverse is not None:
+        buffers[f"{REVERSE}embeddings.position_ids"] = np.arange(config.reverse.max_positions)[None]
+    return buffers
 
 
 def blocks_entries(path: str, name: str, config: BlockConfig) -> list[Entry]:
@@ -71,28 +71,28 @@ def blocks_entries(path: str, name: str, config: BlockConfig) -> list[Entry]:
         return entries + dense_entries(f"{path}/attn/qkv", f"{name}.attn.qkv", layers)
     return [
         *entries,
-        Entry(f"{path}/attn/qkv/kernel", f"{name}.attn.qkv.weight", MATRIX, layers),
-        Entry(f"{path}/attn/q_bias", f"{name}.attn.q_bias", SAME, layers),
-        Entry(f"{path}/attn/v_bias", f"{name}.attn.v_bias", SAME, layers),
+        Entry(f"{path}/attn/qkv/kernel", f"{name}.attn.qkv.weight", LINEAR, layers),
+        Entry(f"{path}/attn/q_bias", f"{name}.attn.q_bias", IDENTITY, layers),
+        Entry(f"{path}/attn/v_bias", f"{name}.attn.v_bias", IDENTITY, layers),
     ]
 
 
 def qformer_entries(path: str, name: str, config: QFormerConfig) -> list[Entry]:
-    """Return the entries of a BERT with cross-attention, without its query tokens, which stand elsewhere."""
+    """Return the entries of a BERT with cross-attention, without its query tokens, which are stored elsewhere."""
     entries = norm_entries(f"{path}/embed_norm", f"{name}embeddings.LayerNorm")
     if config.vocab_size:
         for kind in ("word", "position"):
             entries.append(Entry(f"{path}/{kind}_embeddings", f"{name}embeddings.{kind}_embeddings.weight"))
     for member in range(config.cross_attention_every):
-        # Our layers are stacked group by group: member m of every group is one stack.
+        # Our layers are scanned in groups: member m of every group is one stack.
         layers = range(member, config.depth, config.cross_attention_every)
-        ours, theirs = f"{path}/layers/layer_{member}", f"{name}encoder.layer.{{}}"
-        entries += _attention(f"{ours}/self_attention", f"{theirs}.attention", layers)
+        layer_path, layer_name = f"{path}/layers/layer_{member}", f"{name}encoder.layer.{{}}"
+        entries += _attention(f"{layer_path}/self_attention", f"{layer_name}.attention", layers)
         if member == 0:
-            entries += _attention(f"{ours}/cross_attention", f"{theirs}.crossattention", layers)
-        entries += _feed_forward(f"{ours}/query_ffn", f"{theirs}.{{}}_query", layers)
+            entries += _attention(f"{layer_path}/cross_attention", f"{layer_name}.crossattention", layers)
+        entries += _feed_forward(f"{layer_path}/query_ffn", f"{layer_name}.{{}}_query", layers)
         if config.vocab_size:
-            entries += _feed_forward(f"{ours}/text_ffn", f"{theirs}.{{}}", layers)
+            entries += _feed_forward(f"{layer_path}/text_ffn", f"{layer_name}.{{}}", layers)
     return entries
 
 
@@ -105,29 +105,29 @@ def _attention(path: str, name: str, layers: Sequence[int]) -> list[Entry]:
 
 
 def _feed_forward(path: str, name: str, layers: Sequence[int]) -> list[Entry]:
-    widen, narrow = (name.format("{}", part) for part in ("intermediate", "output"))
+    intermediate, output = name.format("{}", "intermediate"), name.format("{}", "output")
     return [
-        *dense_entries(f"{path}/mlp/fc1", f"{widen}.dense", layers),
-        *dense_entries(f"{path}/mlp/fc2", f"{narrow}.dense", layers),
-        *norm_entries(f"{path}/norm", f"{narrow}.LayerNorm", layers),
+        *dense_entries(f"{path}/mlp/fc1", f"{intermediate}.dense", layers),
+        *dense_entries(f"{path}/mlp/fc2", f"{output}.dense", layers),
+        *norm_entries(f"{path}/norm", f"{output}.LayerNorm", layers),
     ]
 
 
-SHARED = ("vit", "ln_vision", "qformer")  # of the image-text model and the image tokenizer
+SHARED_MODULES = ("vit", "ln_vision", "qformer")  # by the image-text model and the image tokenizer
 TEXT_REVERSE = "Reverse_Qformer_text.bert."
 
 
 def image_text_table(config: ImageTextConfig) -> list[Entry]:
-    """Return the entry of every parameter of the image-text model."""
+    """Return an entry for every parameter of the image-text model (stage I)."""
     width = config.qformer.width
     decoder = BlockConfig(width=width, heads=config.qformer.heads)
     tokenizer = SeedTokenizerConfig(vit=config.vit, qformer=config.qformer, decoder=decoder)
-    shared = [entry for entry in key_table(tokenizer) if entry.path.split("/")[0] in SHARED]
+    shared = [entry for entry in key_table(tokenizer) if entry.path.split("/")[0] in SHARED_MODULES]
     return shared + retrieval_table()
 
 
 def retrieval_table() -> list[Entry]:
-    """Return the entries of what turns embeddings into the vectors that are compared."""
+    """Return the entries of the projections and temperature of image-text retrieval."""
     return [
         *dense_entries("vision_proj", "vision_proj"),
         *dense_entries("text_proj", "text_proj"),
@@ -136,7 +136,7 @@ def retrieval_table() -> list[Entry]:
 
 
 def text_branch_table(config: TextBranchConfig) -> list[Entry]:
-    """Return the entry of every parameter of the branch that estimates text states."""
+    """Return an entry for every parameter of the branch that predicts Stable Diffusion's text states."""
     return [
         Entry("pos_embed", "pos_embed_text", Layout(lead=1)),
         *blocks_entries("blocks", "blocks_text", config.decoder),
@@ -147,10 +147,10 @@ def text_branch_table(config: TextBranchConfig) -> list[Entry]:
 
 
 def text_branch_buffers(config: TextBranchConfig) -> dict[str, np.ndarray]:
-    """Return the tensor of the official file that counts positions and that nothing uses."""
+    """Return the constant position indices of the text branch, as `position_buffers` does."""
     return {f"{TEXT_REVERSE}embeddings.position_ids": np.arange(config.reverse.max_positions)[None]}
 
 
-def below(path: str, entries: list[Entry]) -> list[Entry]:
-    """Return the entries of parameters that lie below `path` in a larger tree."""
+def with_path_prefix(path: str, entries: list[Entry]) -> list[Entry]:
+    """Return the entries of a subtree, for use in the larger tree that has it at `path`."""
     return [dataclasses.replace(entry, path=f"{path}/{entry.path}") for entry in entries]

@@ -1,100 +1,148 @@
-"""Write the image tokenizer under the original's names: `seed_quantizer`, and the image encoder inside or beside it."""
+"""Export the image tokenizer under the original's names: `seed_quantizer`, with the ViT inside or beside it."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.convert.key_table import Entry, open_ours
-from seed_jax.convert.safetensors_writer import write_safetensors
-from seed_jax.convert.tensors import Tensor, Tensors, natural, open_tensors, write_torch
+from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.key_table import Entry, to_torch_tensors
+from seed_jax.convert.safetensors_writer import write_lazy_tensors
+from seed_jax.convert.tensors import LazyTensor, TensorDict, open_tensors, write_torch
 from seed_jax.convert.tokenizer.key_table import (
     VIT,
-    below,
-    buffers,
     image_text_table,
     key_table,
+    position_buffers,
     retrieval_table,
     text_branch_table,
+    with_path_prefix,
 )
+from seed_jax.convert.tokenizer.official_import import EXTRAS, with_vit
 from seed_jax.errors import UserError
+from seed_jax.files import new_directory
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.models.tokenizer.text_branch import TextBranchConfig
+from seed_jax.precision import as_dtype
+from seed_jax.typing import Tree
 
-KIND, STAGE1_KIND = "seed_tokenizer", "seed_qformer"
-EXTRAS = "extras.safetensors"  # of a model directory: what `seed-jax import tokenizer` set aside
-FORMATS = ("safetensors", "pt")
+VitPlace = Literal["inside", "beside", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
 class OfficialTokenizer:
-    """A tokenizer's tensors under official names, read when they are asked for.
+    """A tokenizer's tensors under official names.
 
-    `config` and `params` (lazy arrays) are None for a model of stage I, which has no codes yet.
+    Args:
+        tensors: parameters, what training kept beside them, and extras.
+        config: None for a stage I model, which has no codes yet.
+        params: tree of lazy arrays; None for a stage I model.
     """
 
-    tensors: Tensors
+    tensors: TensorDict
     config: SeedTokenizerConfig | None
-    params: dict[str, Any] | None
+    params: Tree | None
+
+
+def export_tokenizer(
+    model: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    vit: VitPlace = "inside",
+    formats: Sequence[str] = ("safetensors", "pt"),
+) -> dict[str, list[Path]]:
+    """Export an image tokenizer for the original code, one tensor at a time.
+
+        export_tokenizer("runs/tokenizer", "official", formats=["pt"])
+        torch.load("official/seed_quantizer.pt")
+
+    Args:
+        model: model directory or training workdir of either stage.
+        out: directory to write, atomically; must be missing or empty.
+        dtype: float32, bfloat16 or float16.
+        vit: write the ViT "inside" the quantizer's file, "beside" it as eva_vit_g, or not at all ("none").
+        formats: "safetensors" and "pt", which needs PyTorch.
+
+    Returns:
+        format -> paths, the quantizer's file first.
+
+    Raises:
+        UserError: the model is not an image tokenizer, or `dtype` cannot represent a value.
+    """
+    official = open_official(model)
+    with new_directory(out) as folder:
+        written = _write_files(folder, official, as_dtype(dtype), vit, formats)
+    return {name: [Path(out) / path.name for path in paths] for name, paths in written.items()}
+
+
+def open_exported(paths: Sequence[Path]) -> TensorDict:
+    """Open the files of one format that `export_tokenizer` wrote."""
+    return with_vit(open_tensors(paths[0]), open_tensors(paths[1]) if len(paths) > 1 else None)
 
 
 def open_official(directory: str | Path) -> OfficialTokenizer:
-    """Open a model directory or workdir of either stage: parameters, what training kept beside them, and extras."""
-    found = model_dir.open_lazily(directory)
-    if found.kind not in (KIND, STAGE1_KIND):
-        raise UserError(f"{directory} holds a model of kind {found.kind!r}, expected {KIND!r} or {STAGE1_KIND!r}.")
-    where = str(found.directory / model_dir.CONFIG)
-    variables = found.params if "params" in found.params else {"params": found.params}
-    if found.kind == STAGE1_KIND:
-        config = ImageTextConfig.from_dict(found.config["sizes"], where)
-        return OfficialTokenizer(open_ours(image_text_table(config), variables["params"], str(directory)), None, None)
-    config = SeedTokenizerConfig.from_dict(found.config.get("sizes", {}), where)
-    model_dir.check_tree(variables["params"], abstract_params(config), str(directory))
-    kept = {name: variables[name] for name in ("params", "retrieval", "text_branch") if name in variables}
-    ours = open_ours(_table(config, kept, found.config, where), kept, str(directory))
-    constants = {name: Tensor(array.shape, array.dtype, lambda a=array: a) for name, array in buffers(config).items()}
-    aside = found.directory / EXTRAS
-    extras = open_tensors(aside) if aside.is_file() else {}
-    everything = {**constants, **extras, **ours}
-    return OfficialTokenizer(Tensors(everything, str(directory)), config, variables["params"])
+    """Open a model directory or workdir of either stage under official names.
+
+    Raises:
+        UserError: it is not an image tokenizer, or its parameters do not fit its config.
+    """
+    model = model_dir.open_lazily(directory)
+    if model.kind not in (ModelKind.IMAGE_TOKENIZER, ModelKind.QFORMER):
+        raise UserError(
+            f"{directory} holds a model of kind {model.kind!r}, expected {str(ModelKind.IMAGE_TOKENIZER)!r} or "
+            f"{str(ModelKind.QFORMER)!r}."
+        )
+    params = model.variables["params"]
+    if model.kind == ModelKind.QFORMER:
+        table = image_text_table(ImageTextConfig.from_dict(model.config.get("sizes", {}), model.config_path))
+        return OfficialTokenizer(to_torch_tensors(table, params, str(directory)), None, None)
+    config = SeedTokenizerConfig.from_dict(model.config.get("sizes", {}), model.config_path)
+    model_dir.check_tree(params, abstract_params(config), str(directory))
+    collections = ("params", "retrieval", "text_branch")
+    variables = {name: model.variables[name] for name in collections if name in model.variables}
+    table = _variables_table(config, variables, model.config, model.config_path)
+    tensors = {
+        name: LazyTensor(array.shape, array.dtype, lambda a=array: a)
+        for name, array in position_buffers(config).items()
+    }
+    if (model.directory / EXTRAS).is_file():
+        tensors |= open_tensors(model.directory / EXTRAS)
+    tensors |= to_torch_tensors(table, variables, str(directory))
+    return OfficialTokenizer(TensorDict(tensors, str(directory)), config, params)
 
 
-def _table(config: SeedTokenizerConfig, kept: dict[str, Any], stored: dict[str, Any], where: str) -> list[Entry]:
-    entries = below("params", key_table(config))
-    if "retrieval" in kept:
-        entries += below("retrieval", retrieval_table())
-    if "text_branch" in kept:
-        branch = TextBranchConfig.from_dict(stored["text_branch"], f"{where}, text_branch,")
-        entries += below("text_branch", text_branch_table(branch))
+def _variables_table(
+    config: SeedTokenizerConfig, variables: Tree, stored: dict[str, Any], config_path: str
+) -> list[Entry]:
+    entries = with_path_prefix("params", key_table(config))
+    if "retrieval" in variables:
+        entries += with_path_prefix("retrieval", retrieval_table())
+    if "text_branch" in variables:
+        branch = TextBranchConfig.from_dict(stored["text_branch"], f"{config_path}, text_branch,")
+        entries += with_path_prefix("text_branch", text_branch_table(branch))
     return entries
 
 
-def write_tokenizer(
-    directory: Path,
-    official: OfficialTokenizer,
-    dtype: np.dtype,
-    *,
-    vit: str = "inside",
-    formats: tuple[str, ...] = FORMATS,
+def _write_files(
+    directory: Path, official: OfficialTokenizer, dtype: np.dtype, vit: VitPlace, formats: Sequence[str]
 ) -> dict[str, list[Path]]:
-    """Write official files into an empty folder, a tensor at a time; return them by format, the quantizer's first.
-
-    Args:
-        dtype: of floating tensors; positions stay whole numbers.
-        vit: "inside" the quantizer's file, "beside" it as eva_vit_g, or "none".
-        formats: "safetensors" and "pt" (PyTorch's, made from the former, which is removed if it is not asked for).
-    """
+    """Write safetensors first; PyTorch files are made from them, and they are deleted if not asked for."""
+    tensors = official.tensors
     stem = "seed_quantizer" if official.config is not None else "causal_qformer"
-    files = {stem: {name: name for name in official.tensors if vit == "inside" or not name.startswith(VIT)}}
+    files = {stem: {name: tensors[name] for name in tensors if vit == "inside" or not name.startswith(VIT)}}
     if vit == "beside":
-        files["eva_vit_g"] = {name.removeprefix(VIT): name for name in official.tensors if name.startswith(VIT)}
-    written = {kind: [] for kind in formats}
-    for name, names in files.items():
+        files["eva_vit_g"] = {n.removeprefix(VIT): tensors[n] for n in tensors if n.startswith(VIT)}
+    written: dict[str, list[Path]] = {name: [] for name in formats}
+    for name, contents in files.items():
         path = directory / f"{name}.safetensors"
-        _write(path, {theirs: official.tensors[ours] for theirs, ours in names.items()}, dtype)
+        # Positions stay integers.
+        dtypes = {n: t.dtype if np.issubdtype(t.dtype, np.integer) else dtype for n, t in contents.items()}
+        write_lazy_tensors(path, contents, dtypes)
         if "pt" in formats:
             written["pt"].append(write_torch(path.with_suffix(".pth" if name == "eva_vit_g" else ".pt"), path))
         if "safetensors" in formats:
@@ -102,11 +150,3 @@ def write_tokenizer(
         else:
             path.unlink()
     return written
-
-
-def _write(path: Path, tensors: dict[str, Tensor], dtype: np.dtype) -> None:
-    names = sorted(tensors, key=natural)
-    shapes = {name: tensors[name].shape for name in names}
-    whole = {name: np.issubdtype(tensors[name].dtype, np.integer) for name in names}
-    dtypes = {name: tensors[name].dtype if whole[name] else dtype for name in names}
-    write_safetensors(path, shapes, dtypes, ((name, tensors[name].read()) for name in names))

@@ -1,6 +1,6 @@
-"""SEED's image tokenizer restated in PyTorch, from tensors with official names: the other side of a parity report.
+"""A PyTorch implementation of SEED's image tokenizer (spec A), the reference of parity reports.
 
-Written for comparison, not for speed: plain operations, float32, a weight read from its file when it is used (spec A).
+Written for comparison, not for speed: plain operations in float32, weights read from their file when they are used.
 """
 
 import dataclasses
@@ -8,43 +8,54 @@ from typing import Any
 
 import numpy as np
 
-from seed_jax.convert.tensors import Tensors
+from seed_jax.convert.tensors import TensorDict
 from seed_jax.convert.tokenizer.key_table import QFORMER, REVERSE, VIT
 from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 
-_MASKED = -10000.0  # what the original adds to the scores of keys that a query must not see
+_MASKED = -10000.0  # the original adds this to the attention scores of masked keys
 
 
 @dataclasses.dataclass(frozen=True)
-class Codes:
-    """Codes of pictures, what they were chosen from, and how close the choice was."""
+class TorchCodes:
+    """Codes of images and the values they follow from.
 
-    features: np.ndarray  # [B, N, V], the memory of the Q-Former
-    embeddings: np.ndarray  # [B, Q, D], causal embeddings
-    codes: np.ndarray  # [B, Q]
-    distance: np.ndarray  # [B, Q], squared, to the nearest code
-    margin: np.ndarray  # [B, Q], by which the second nearest is further away
+    Args:
+        features: [B, N, V], what the Q-Former cross-attends to.
+        embeddings: [B, Q, D], causal embeddings.
+        codes: [B, Q].
+        distance: [B, Q], squared distance to the nearest code.
+        margin: [B, Q], squared distance to the second-nearest code minus `distance`.
+    """
+
+    features: np.ndarray
+    embeddings: np.ndarray
+    codes: np.ndarray
+    distance: np.ndarray
+    margin: np.ndarray
 
 
 class TorchTokenizer:
     """The tokenizer of `seed_quantizer.pt` and `eva_vit_g.pth`.
 
     Args:
-        config: tells the numbers of heads and layers; everything else follows from the tensors.
-        tensors: by official names, the image encoder's with their prefix.
+        config: numbers of heads and layers; all else follows from the tensors.
+        tensors: by official names, the ViT's with their prefix.
+
+    Raises:
+        UserError: PyTorch is not installed.
     """
 
-    def __init__(self, config: SeedTokenizerConfig, tensors: Tensors):
+    def __init__(self, config: SeedTokenizerConfig, tensors: TensorDict):
         try:
             import torch
         except ImportError:
-            raise UserError("Comparing with PyTorch needs it: pip install 'seed-jax[torch]'.") from None
+            raise UserError("Comparing with PyTorch needs the extra `torch`: pip install 'seed-jax[torch]'.") from None
         self._torch, self._f = torch, torch.nn.functional
         self._config, self._tensors = config, tensors
 
-    def encode(self, image: np.ndarray) -> Codes:
-        """Turn normalised pictures [B, H, W, 3] into codes."""
+    def encode(self, image: np.ndarray) -> TorchCodes:
+        """Encode normalised images [B, H, W, 3]."""
         torch = self._torch
         with torch.no_grad():
             x = self._vit(torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2), np.float32)))
@@ -56,7 +67,8 @@ class TorchTokenizer:
             nearest = distances.topk(2, dim=-1, largest=False).values
             codes = distances.argmin(-1)
         best, second = nearest[..., 0], nearest[..., 1]
-        return Codes(*(part.numpy() for part in (features, hidden, codes, best, second - best)))
+        margin = second - best
+        return TorchCodes(features.numpy(), hidden.numpy(), codes.numpy(), best.numpy(), margin.numpy())
 
     def embed_codes(self, codes: np.ndarray) -> np.ndarray:
         """Return the generation embeddings [B, E] of codes [B, Q]."""
@@ -89,7 +101,7 @@ class TorchTokenizer:
         return x
 
     def _block(self, x: Any, name: str, config: Any) -> Any:
-        """Run a pre-LN block; the image encoder's has biases for queries and values only."""
+        """Apply a pre-LN block; the ViT's has biases for queries and values only."""
         torch = self._torch
         if config.key_bias:
             bias = self._weight(f"{name}.attn.qkv.bias")
@@ -98,19 +110,20 @@ class TorchTokenizer:
             bias = torch.cat([query, torch.zeros_like(query), value])
         normed = self._norm(x, f"{name}.norm1", config.epsilon)
         qkv = self._f.linear(normed, self._weight(f"{name}.attn.qkv.weight"), bias)
-        x = x + self._linear(self._attend(*qkv.chunk(3, dim=-1), config.heads), f"{name}.attn.proj")
+        q, k, v = qkv.chunk(3, dim=-1)
+        x = x + self._linear(self._attend(q, k, v, config.heads), f"{name}.attn.proj")
         normed = self._norm(x, f"{name}.norm2", config.epsilon)
         return x + self._linear(self._f.gelu(self._linear(normed, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
 
     def _bert(self, name: str, config: Any, queries: Any, memory: Any) -> Any:
-        """Run the queries' side of a Q-Former: post-LN layers, every second of which looks at the memory."""
+        """Apply the query side of a Q-Former: post-LN layers, every second one with cross-attention to `memory`."""
         torch = self._torch
         x = self._norm(queries.expand(len(memory), -1, -1), f"{name}embeddings.LayerNorm", config.epsilon)
         length = x.shape[1]
-        hidden = torch.triu(torch.ones(length, length), diagonal=1) if config.causal else torch.zeros(length, length)
+        masked = torch.triu(torch.ones(length, length), diagonal=1) if config.causal else torch.zeros(length, length)
         for layer in range(config.depth):
             prefix = f"{name}encoder.layer.{layer}"
-            x = self._bert_attention(x, x, f"{prefix}.attention", config, hidden * _MASKED)
+            x = self._bert_attention(x, x, f"{prefix}.attention", config, masked * _MASKED)
             if layer % config.cross_attention_every == 0:
                 x = self._bert_attention(x, memory, f"{prefix}.crossattention", config, 0.0)
             y = self._f.gelu(self._linear(x, f"{prefix}.intermediate_query.dense"))

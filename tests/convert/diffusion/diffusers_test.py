@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seed_jax.convert.diffusion.diffusers_export import export_unclip
+from seed_jax.convert.diffusion.diffusers_export import write_unclip
 from seed_jax.convert.diffusion.diffusers_import import import_unclip
-from seed_jax.convert.diffusion.parity import report
+from seed_jax.convert.diffusion.parity import parity_report
 from seed_jax.errors import UserError
 from tests.models.diffusion.cases import FOLDER, error, imported
 from tests.support import golden
@@ -47,7 +47,7 @@ def test_round_trip_through_pytorch(tmp_path):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     model, inputs = imported(), golden.tensors("unclip_tiny/inputs.safetensors")
     out = tmp_path / "out"
-    export_unclip(model.config, model.params, model.vocabulary, out, image_side=golden.path(FOLDER))
+    write_unclip(model.config, model.params, model.vocabulary, out, image_side=golden.path(FOLDER))
     pipeline = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(out)
     pipeline.set_progress_bar_config(disable=True)
     drawing = "diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img.randn_tensor"
@@ -68,14 +68,14 @@ def test_round_trip_through_pytorch(tmp_path):
 def test_without_image_encoder_pytorch_still_loads(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     model, out = imported(), tmp_path / "out"
-    export_unclip(model.config, model.params, model.vocabulary, out)
+    write_unclip(model.config, model.params, model.vocabulary, out)
     nothing = {"image_encoder": None, "feature_extractor": None}
     assert diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(out, **nothing).unet.config.sample_size == 16
 
 
 def test_report_finds_nothing_in_a_good_folder():
     pytest.importorskip("torch")
-    found = report("Import", golden.path(FOLDER), imported().params, importing=True, facts={})
+    found = parity_report("Import", golden.path(FOLDER), imported().params, importing=True, facts={})
     assert found.passed
     assert {check.name for check in found.checks} == {"unet", "vae", "text_encoder"}
     assert max(check.value for check in found.checks) < 2e-5  # float32, of the largest value
@@ -85,13 +85,13 @@ def test_report_finds_nothing_in_a_good_folder():
 def test_report_allows_rounding_and_nothing_else(folder, tmp_path):
     pytest.importorskip("torch")
     out, decoder = tmp_path / "out", imported()
-    export_unclip(decoder.config, decoder.params, decoder.vocabulary, out, dtype="float16")
-    assert report("Export", out, decoder.params, importing=False, facts={}).passed
+    write_unclip(decoder.config, decoder.params, decoder.vocabulary, out, dtype="float16")
+    assert parity_report("Export", out, decoder.params, importing=False, facts={}).passed
     retensor(
         folder / "vae/diffusion_pytorch_model.safetensors",
         lambda state: {**state, "decoder.conv_in.bias": state["decoder.conv_in.bias"] + np.float32(0.01)},
     )
-    found = report("Import", folder, decoder.params, importing=True, facts={})
+    found = parity_report("Import", folder, decoder.params, importing=True, facts={})
     assert not found.passed
     assert [difference.name for difference in found.differences if not difference.exact] == ["vae.decoder.conv_in.bias"]
     assert [check.name for check in found.checks if not check.passed] == ["vae"]
@@ -130,7 +130,7 @@ def test_older_names_bin_files_and_half_variants(folder):
 @pytest.mark.parametrize(("file", "changes", "message"), [
     ("unet", {"act_fn": "gelu"}, "act_fn is 'gelu', only 'silu'"),
     ("unet", {"class_embed_type": None}, "class_embed_type is None"),
-    ("unet", {"encoder_hid_dim": 7}, "encoder_hid_dim is 7, which is not known"),
+    ("unet", {"encoder_hid_dim": 7}, "encoder_hid_dim is 7, which is unknown"),
     ("unet", {"up_block_types": ["UpBlock2D"] * 4}, "up_block_types"),
     ("vae", {"use_quant_conv": False}, "use_quant_conv is False"),
     ("text_encoder", {"hidden_act": "relu"}, "'relu'"),
@@ -162,7 +162,7 @@ def test_missing_parts_and_tensors_are_all_named(folder):
     )
     with pytest.raises(UserError) as caught:
         import_unclip(folder)
-    for part in ("conv_in.bias", "conv_in.weight", "stray", r"time_embedding.linear_1.bias is (3,)"):
+    for part in ("conv_in.bias", "conv_in.weight", "stray", r"time_embedding.linear_1.bias has shape (3,)"):
         assert part in str(caught.value)
     shutil.rmtree(folder / "vae")
     shutil.rmtree(folder / "tokenizer")

@@ -52,7 +52,7 @@ def workdir(directory: Path, hf: Path, adapter: Path) -> Path:
     files = {name: hf / name for name in ("tokenizer.model", "added_tokens.json")}
     config = {"sizes": GOLDEN.to_dict(), "lora": settings, "image_tokenizer": None}
     model_dir.save(directory / "model", "llama", config, None, files=files)
-    variables = {"params": lora.adapt(found.params), "lora": lora.adapters}
+    variables = {"params": lora.replace_params(found.params), "lora": lora.adapters}
     store = Store(directory)
     optimizer = {"count": jnp.zeros(())}
     for step, scale in ((1, 0), (2, 1)):  # the newest counts

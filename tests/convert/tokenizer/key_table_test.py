@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from seed_jax import sharding
-from seed_jax.convert.key_table import assemble, disassemble, expected_shapes, open_ours
+from seed_jax.convert.key_table import assemble, disassemble, expected_shapes, to_torch_tensors
 from seed_jax.convert.tokenizer import key_table as tables
 from seed_jax.convert.tokenizer.key_table import key_table
-from seed_jax.convert.tokenizer.official_import import EXTRAS
+from seed_jax.convert.tokenizer.official_import import EXTRA_NAMES
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.qformer import QFormerConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
@@ -47,10 +47,10 @@ def test_released_sizes_and_counts():
     assert len([name for name in text_ffn if "attention" not in name]) == 72
 
 
-def test_what_the_tokenizer_does_not_use_is_known_to_it_as_extras():
+def test_other_official_tensors_are_known_as_extras():
     tokenizer = {name for entry in key_table(SeedTokenizerConfig()) for name in entry.names}
     for name in full_shapes().keys() | branch_shapes().keys():
-        assert name in tokenizer or EXTRAS.fullmatch(name), name
+        assert name in tokenizer or EXTRA_NAMES.fullmatch(name), name
 
 
 def test_there_and_back_is_the_same():
@@ -61,7 +61,7 @@ def test_there_and_back_is_the_same():
     empty = shapes(TextBranch(config), jnp.zeros((1, 8, 16)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), empty)
-    again = assemble(table, open_ours(table, params, "test"), empty)
+    again = assemble(table, to_torch_tensors(table, params, "test"), empty)
     jax.tree.map(np.testing.assert_array_equal, params, again)
     official = dict(disassemble(table, params))
     np.testing.assert_array_equal(

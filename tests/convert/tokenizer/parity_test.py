@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from seed_jax.convert.tensors import Tensors, open_tensors
+from seed_jax.convert.tensors import TensorDict, open_tensors
 from seed_jax.convert.tokenizer.parity import forward_checks
 from tests.models.tokenizer.cases import imported
 from tests.support import golden
@@ -34,5 +34,5 @@ def test_a_different_tensor_is_seen(name):
     files = dict(open_tensors(golden.path("tokenizer_tiny/release.weights.safetensors")))
     changed = np.roll(files[name].read(), 1)
     files[name] = dataclasses.replace(files[name], read=lambda: changed)
-    checks = forward_checks(tokenizer.config, tokenizer.params, Tensors(files, "spoiled"))
+    checks = forward_checks(tokenizer.config, tokenizer.params, TensorDict(files, "spoiled"))
     assert {check.name for check in checks if not check.passed} == SPOILED[name]

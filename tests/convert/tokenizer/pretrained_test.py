@@ -40,7 +40,7 @@ def official() -> dict[str, np.ndarray]:
 
 
 def read(kind, path):
-    return flatten_dict(pretrained.read(kind, path, TABLE, abstract()), sep="/")
+    return flatten_dict(pretrained.load_pretrained(kind, path, TABLE, abstract()), sep="/")
 
 
 def stored(tmp_path, tensors, name="weights.safetensors"):
@@ -98,12 +98,12 @@ def test_blip2_is_wrapped_and_brings_the_temperature(tmp_path):
     np.testing.assert_array_equal(found["qformer/query_tokens"], official()["query_tokens"][0])
 
 
-def test_what_is_missing_or_misshapen_is_named(tmp_path):
+def test_missing_and_wrongly_shaped_tensors_are_named(tmp_path):
     tensors = {k: v for k, v in official().items() if not k.startswith("visual_encoder.")}
     del tensors["Qformer.bert.encoder.layer.0.crossattention.self.key.weight"]
     tensors["query_tokens"] = np.zeros((1, 9, 16), np.float32)
     with pytest.raises(
-        UserError, match=r"missing: .*layer\.0\.crossattention.*misshapen: query_tokens is \(1, 9, 16\)"
+        UserError, match=r"missing: .*layer\.0\.crossattention.*wrong shape: query_tokens has shape \(1, 9, 16\)"
     ):
         read("blip2", stored(tmp_path, tensors))
 

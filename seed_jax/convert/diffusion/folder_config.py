@@ -1,21 +1,23 @@
-"""The JSON files of a diffusers folder to and from our sizes (spec B.3, B.4).
+"""Read the JSON files of a diffusers folder into model configs (spec B.3, B.4).
 
-What our computation fixes must be what the files say: another value, and a switch nobody here has heard of, is refused
-by its name, because ignoring it would draw other pictures.
+Every key is either a field of a config, required to have the one value that is implemented, or known to have no effect.
+Any other key or value is refused by name: ignoring it would change the images.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
-from seed_jax.models.clip.text import ClipTextConfig
-from seed_jax.models.diffusion.unclip_config import NoiseConfig, PromptTokens, UNetConfig, VAEConfig
+from seed_jax.files import read_json
+from seed_jax.models.clip.text import ClipTextConfig, PromptTokens
+from seed_jax.models.diffusion.noise_schedule import NoiseScheduleConfig
+from seed_jax.models.diffusion.unet import UNetConfig
+from seed_jax.models.diffusion.vae import VAEConfig
 
 SCHEDULERS = {"PNDMScheduler": "pndm", "DDIMScheduler": "ddim", "DPMSolverMultistepScheduler": "dpmpp"}
 
-# Ours -> theirs, with diffusers' default where the file may leave the key out.
+# Our fields -> diffusers' keys, with diffusers' default where the file may omit the key.
 UNET_KEYS = {
     "sample_size": "sample_size", "in_channels": "in_channels", "out_channels": "out_channels",
     "block_channels": "block_out_channels", "layers_per_block": "layers_per_block", "text_width": "cross_attention_dim",
@@ -30,6 +32,8 @@ UNET_FIXED = {
     "resnet_time_scale_shift": "default", "time_embedding_type": "positional",
 }  # fmt: skip
 UNET_IGNORED = {"addition_embed_type_num_heads", "attention_type", "dropout"}
+# Keys that `read_unet` converts itself.
+_UNET_CONVERTED = {"num_attention_heads", "attention_head_dim", "transformer_layers_per_block", "upcast_attention"}
 
 VAE_KEYS = {
     "sample_size": "sample_size", "in_channels": "in_channels", "out_channels": "out_channels",
@@ -38,7 +42,7 @@ VAE_KEYS = {
 }  # fmt: skip
 VAE_DEFAULTS = {"norm_num_groups": 32, "scaling_factor": 0.18215}
 VAE_FIXED = {"act_fn": "silu"}
-# `force_upcast` concerns float16, which is not used for the autoencoder here; the other three are true if present.
+# `force_upcast` concerns float16, which the autoencoder never uses here. Those in VAE_TRUE must be true if present.
 VAE_IGNORED = {"force_upcast"}
 VAE_TRUE = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
 
@@ -55,7 +59,7 @@ NOISE_DEFAULTS = {
     "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02,
     "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": False,
 }  # fmt: skip
-# Per class: its own defaults, what it must say, and what has no effect once that is so.
+# Per class: its own defaults, its required values, and the keys that have no effect given those.
 SCHEDULER_DEFAULTS = {
     "PNDMScheduler": {},
     "DDIMScheduler": {"set_alpha_to_one": True},
@@ -70,119 +74,122 @@ SCHEDULER_IGNORED = {
     "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps",
     "variance_type", "lower_order_final", "lambda_min_clipped", "final_sigmas_type", "flow_shift", "time_shift_type",
 }  # fmt: skip
-# Where leaving the key out means another value than the one we need.
+# Keys whose default in diffusers is not the required value.
 DEFAULT_DIFFERS = {"class_embed_type", "skip_prk_steps", "clip_sample"}
 META = {"_class_name", "_diffusers_version", "_name_or_path"}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, or say which file is missing or broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: give a whole diffusers folder of an unCLIP Stable Diffusion.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download it again.") from error
-    return content
+_REMEDY = "give a complete diffusers folder of an unCLIP Stable Diffusion"
 
 
 def read_unet(path: Path) -> UNetConfig:
-    """Read `unet/config.json`."""
-    file = read_json(path)
+    """Read `unet/config.json`.
+
+    Raises:
+        UserError: names every key whose value is not supported; the same holds for the other readers.
+    """
+    file = read_json(path, _REMEDY)
     values = _values(path, file, UNET_KEYS, UNET_DEFAULTS)
     down = file.get("down_block_types", ())
     cross = tuple(kind == "CrossAttnDownBlock2D" for kind in down)
-    wanted = {
+    required = {
         **UNET_FIXED,
         "down_block_types": ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in cross],
         "up_block_types": ["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(cross)],
     }
-    _refuse(path, file, wanted, {*UNET_KEYS.values(), *UNET_IGNORED, *_OWN})
-    heads = file.get("num_attention_heads") or file.get("attention_head_dim")  # historic: both count heads
+    _check_supported(path, file, required, {*UNET_KEYS.values(), *UNET_IGNORED, *_UNET_CONVERTED})
+    heads = file.get("num_attention_heads") or file.get(
+        "attention_head_dim"
+    )  # a misnomer of old files: both count heads
     return UNetConfig(
         **values,
         cross_attention=cross,
         num_heads=_per_level(heads, len(cross)),
-        transformer_layers=_one(path, "transformer_layers_per_block", file.get("transformer_layers_per_block", 1)),
+        transformer_layers=_single_value(
+            path, "transformer_layers_per_block", file.get("transformer_layers_per_block", 1)
+        ),
         upcast_attention=bool(file.get("upcast_attention")),
     )
 
 
-_OWN = {"num_attention_heads", "attention_head_dim", "transformer_layers_per_block", "upcast_attention"}
-
-
 def read_vae(path: Path) -> VAEConfig:
     """Read `vae/config.json`."""
-    file = read_json(path)
+    file = read_json(path, _REMEDY)
     levels = len(file.get("block_out_channels", ()))
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
     true = {key: True for key in VAE_TRUE if key in file}
-    _refuse(path, file, {**VAE_FIXED, **blocks, **true}, {*VAE_KEYS.values(), *VAE_IGNORED})
+    _check_supported(path, file, {**VAE_FIXED, **blocks, **true}, {*VAE_KEYS.values(), *VAE_IGNORED})
     return VAEConfig(**_values(path, file, VAE_KEYS, VAE_DEFAULTS))
 
 
 def read_text(path: Path) -> ClipTextConfig:
-    """Read `text_encoder/config.json`; its special ids are not used, they are wrong in the released one."""
-    file = read_json(path)
+    """Read `text_encoder/config.json`; its special token ids are not used, they are wrong in the released file."""
+    file = read_json(path, _REMEDY)
     if file.get("model_type") != "clip_text_model":
         raise UserError(f"{path}: model_type is {file.get('model_type')!r}, only 'clip_text_model' is supported.")
     return ClipTextConfig(**_values(path, file, TEXT_KEYS, TEXT_DEFAULTS))
 
 
 def read_prompt(vocabulary: ClipVocabulary) -> PromptTokens:
-    """Return the ids that frame a prompt."""
+    """Return the special token ids of a prompt."""
     return PromptTokens(*(vocabulary.ids[symbol] for symbol in (vocabulary.bos, vocabulary.eos, vocabulary.pad)))
 
 
-def read_scheduler(path: Path) -> tuple[str, NoiseConfig]:
-    """Read `scheduler/scheduler_config.json`: the sampler the checkpoint names, and its noise schedule."""
-    file = read_json(path)
+def read_scheduler(path: Path) -> tuple[str, NoiseScheduleConfig]:
+    """Read the sampler and its noise schedule from `scheduler/scheduler_config.json`."""
+    file = read_json(path, _REMEDY)
     kind = file.get("_class_name")
     if kind not in SCHEDULERS:
         raise UserError(f"{path}: the scheduler {kind!r} is not supported, only {', '.join(SCHEDULERS)}.")
-    _refuse(path, file, SCHEDULER_FIXED[kind], {*NOISE_KEYS, *SCHEDULER_IGNORED})
+    _check_supported(path, file, SCHEDULER_FIXED[kind], {*NOISE_KEYS, *SCHEDULER_IGNORED})
     return SCHEDULERS[kind], _noise(path, {**SCHEDULER_DEFAULTS[kind], **file})
 
 
-def read_embedding_noise(path: Path) -> NoiseConfig:
-    """Read `image_noising_scheduler/scheduler_config.json`, of which only the noise schedule is used."""
-    file = read_json(path)
-    _refuse(path, file, {}, {*NOISE_KEYS, *SCHEDULER_IGNORED})
+def read_embedding_noise(path: Path) -> NoiseScheduleConfig:
+    """Read the noise schedule from `image_noising_scheduler/scheduler_config.json`."""
+    file = read_json(path, _REMEDY)
+    _check_supported(path, file, {}, {*NOISE_KEYS, *SCHEDULER_IGNORED})
     return _noise(path, file)
 
 
-def _noise(path: Path, file: dict[str, Any]) -> NoiseConfig:
-    return NoiseConfig(**_values(path, file, {key: key for key in NOISE_KEYS}, NOISE_DEFAULTS))
+def _noise(path: Path, file: dict[str, Any]) -> NoiseScheduleConfig:
+    return NoiseScheduleConfig(**_values(path, file, {key: key for key in NOISE_KEYS}, NOISE_DEFAULTS))
 
 
-def _values(path: Path, file: dict, keys: dict[str, str], defaults: dict[str, Any]) -> dict[str, Any]:
-    missing = [theirs for theirs in keys.values() if theirs not in file and theirs not in defaults]
+def _values(path: Path, file: dict[str, Any], keys: dict[str, str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return field -> value; lists become tuples."""
+    missing = [key for key in keys.values() if key not in file and key not in defaults]
     if missing:
-        raise UserError(f"{path} does not say {', '.join(missing)}: it is not the file of an unCLIP Stable Diffusion.")
-    found = {ours: file.get(theirs, defaults.get(theirs)) for ours, theirs in keys.items()}
-    return {ours: tuple(value) if isinstance(value, list) else value for ours, value in found.items()}
+        raise UserError(f"{path} lacks {', '.join(missing)}: it is not the file of an unCLIP Stable Diffusion.")
+    values = {field: file.get(key, defaults.get(key)) for field, key in keys.items()}
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in values.items()}
 
 
-def _refuse(path: Path, file: dict[str, Any], wanted: dict[str, Any], known: set[str]) -> None:
-    """Name every key whose value would change the computation in a way that is not built here."""
-    wrong = [
+def _check_supported(path: Path, file: dict[str, Any], required: dict[str, Any], known: set[str]) -> None:
+    """Refuse every key whose value would change the computation in a way that is not implemented.
+
+    Args:
+        required: key -> the only supported value.
+        known: keys that are read elsewhere or have no effect.
+    """
+    problems = [
         f"{key} is {file.get(key)!r}, only {value!r} is supported"
-        for key, value in wanted.items()
+        for key, value in required.items()
         if file.get(key, None if key in DEFAULT_DIFFERS else value) != value
     ]
-    strange = set(file) - known - set(wanted) - META
-    wrong += [
-        f"{key} is {file[key]!r}, which is not known here" for key in sorted(strange) if file[key] not in (None, False)
+    unknown = set(file) - known - set(required) - META
+    problems += [
+        f"{key} is {file[key]!r}, which is unknown" for key in sorted(unknown) if file[key] not in (None, False)
     ]
-    if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong)}.")
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}.")
 
 
 def _per_level(value: int | list[int] | None, levels: int) -> tuple[int, ...]:
     return (value,) * levels if isinstance(value, int) else tuple(value or ())
 
 
-def _one(path: Path, key: str, value: int | list[int]) -> int:
+def _single_value(path: Path, key: str, value: int | list[int]) -> int:
     values = {value} if isinstance(value, int) else set(value)
     if len(values) != 1:
         raise UserError(f"{path}: {key} is {value}, only one number for all blocks is supported.")

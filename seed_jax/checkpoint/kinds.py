@@ -1,0 +1,29 @@
+"""The kinds of models: the value of `kind` in a model directory's config.json."""
+
+import enum
+
+
+class ModelKind(enum.StrEnum):
+    """What a model directory holds; the values are stored in `config.json` and never change."""
+
+    IMAGE_TOKENIZER = "seed_tokenizer"
+    QFORMER = "seed_qformer"
+    LLAMA = "llama"
+    SEED_LLAMA = "seed_llama"
+    UNCLIP = "unclip"
+    CLIP_VISION = "clip_vision"
+
+    @property
+    def description(self) -> str:
+        """Name the kind in messages and reports."""
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS = {
+    ModelKind.IMAGE_TOKENIZER: "an image tokenizer",
+    ModelKind.QFORMER: "a causal Q-Former (stage I of the image tokenizer)",
+    ModelKind.LLAMA: "a language model",
+    ModelKind.SEED_LLAMA: "a bundle of language model, image tokenizer and decoder",
+    ModelKind.UNCLIP: "an unCLIP image decoder",
+    ModelKind.CLIP_VISION: "a CLIP vision encoder",
+}

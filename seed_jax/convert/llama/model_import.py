@@ -1,0 +1,100 @@
+"""Convert a Hugging Face LLaMA, with a peft adapter and a text tokenizer, to a model directory."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.llama.hf_import import open_llama
+from seed_jax.convert.llama.peft import import_adapter
+from seed_jax.convert.llama.source import TOKENIZER_FILES
+from seed_jax.convert.merging import cast_params
+from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.errors import UserError
+from seed_jax.files import check_vacant, read_json
+from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.precision import as_dtype
+
+
+def import_to_model_dir(
+    source: str | Path,
+    out: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    unmerged: bool = False,
+    vocabulary: str | Path | None = None,
+    image_tokenizer: str | Path | None = None,
+    dtype: str | None = None,
+) -> LlamaConfig:
+    """Convert a language model, one tensor at a time.
+
+        import_to_model_dir("seed_llama_8b_hf", "weights/seed_llama_8b", image_tokenizer="weights/tokenizer")
+
+    Args:
+        source: Hugging Face directory.
+        out: model directory to write, atomically; must be missing or empty.
+        adapter: peft folder to merge into the model.
+        unmerged: keep the adapter separate, as training does.
+        vocabulary: directory of the text tokenizer's files; default: `source`.
+        image_tokenizer: model directory of the image tokenizer that belongs to the model.
+        dtype: float32, bfloat16 or float16; default: as in the files.
+
+    Returns:
+        The config of the model that was written.
+
+    Raises:
+        UserError: the files are damaged, or the model, adapter and text tokenizer do not fit together.
+    """
+    source, out = Path(source), Path(out)
+    check_vacant(out)
+    if unmerged and adapter is None:
+        raise UserError("--unmerged keeps an adapter separate from its base model: give one with --adapter.")
+    # With an adapter, casting is the last step: sums are computed in float32.
+    llama = open_llama(source, None if adapter else dtype)
+    config, params = llama.config, llama.params
+    keys: dict[str, Any] = {}
+    provenance = {"from": str(source)}
+    if adapter is not None:
+        lora = import_adapter(adapter, config)
+        config = lora.config
+        provenance["adapter"] = str(adapter)
+        if unmerged:
+            params = {"params": lora.replace_params(params), "lora": lora.adapters}
+            params = cast_params(params, as_dtype(dtype)) if dtype else params
+            keys["lora"] = {name: getattr(lora.spec, name) for name in ("rank", "alpha", "dropout")}
+        else:
+            params = lora.merge(params, dtype)
+    files = vocabulary_files(Path(vocabulary or source), config)
+    keys["sizes"] = config.to_dict()
+    # Relative to the model directory, so that both directories can be moved together.
+    keys["image_tokenizer"] = image_tokenizer and os.path.relpath(Path(image_tokenizer).resolve(), out.resolve())
+    model_dir.save(out, ModelKind.LLAMA, keys, params, files=files, provenance=provenance)
+    return config
+
+
+def vocabulary_files(directory: Path, config: LlamaConfig) -> dict[str, Path]:
+    """Find the text tokenizer's files to copy into the model directory.
+
+    Returns:
+        name -> path; empty for a base model, whose vocabulary has no image tokens.
+
+    Raises:
+        UserError: the vocabulary and the model have different sizes.
+    """
+    added = directory / "added_tokens.json"
+    if not added.exists() or not any(name.startswith("<img") for name in read_json(added, "copy the file again")):
+        logging.warning(
+            "%s has no image tokens in an added_tokens.json: a model without them can start a training run "
+            "(model.init), but not generate. If this is a SEED-LLaMA, give its text tokenizer with --vocabulary.",
+            directory,
+        )
+        return {}
+    vocabulary = Vocabulary.load(directory)
+    if vocabulary.size != config.vocab_size:
+        raise UserError(
+            f"{directory} has a vocabulary of {vocabulary.size} tokens but the model has {config.vocab_size}: give the "
+            "model's own text tokenizer with --vocabulary."
+        )
+    return {name: directory / name for name in TOKENIZER_FILES if (directory / name).exists()}
