@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from etils import epath
 from ml_collections import config_flags
 
-from seed_jax import distributed
+from seed_jax import backends, distributed
 from seed_jax.errors import UserError
 from seed_jax.train.config import loading
 
@@ -116,6 +116,7 @@ def _overridden(argv: list[str], key: str) -> str:
 
 def cli() -> None:
     """Run `main`, with one sentence and exit code 2 for bad input."""
+    backends.skip_absent_tpus()
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:

@@ -5,8 +5,8 @@ import hashlib
 import logging
 from pathlib import Path
 
-from seed_jax.hub.lfs import parse_pointer
 from seed_jax.hub.manifest import SIZE_TOLERANCE, SMALL, Artefact, File, format_size
+from seed_jax.lfs import parse_pointer
 
 START = 1024  # bytes that `kind_of` looks at
 _PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")

@@ -16,8 +16,8 @@ import pytest
 from huggingface_hub import constants
 
 from seed_jax.errors import UserError
+from seed_jax.files import locked
 from seed_jax.hub.download import RECORD, Options, fetch
-from seed_jax.hub.files import locked
 from seed_jax.hub.manifest import load_manifest
 from tests.hub.servers import COMMIT, POINTER, Server
 

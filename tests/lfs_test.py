@@ -1,7 +1,7 @@
 import pytest
 
 from seed_jax.errors import UserError
-from seed_jax.hub.lfs import LfsPointer, check_not_pointer, lfs_pointer
+from seed_jax.lfs import LfsPointer, check_not_pointer, lfs_pointer
 from tests.hub.servers import POINTER
 
 SHA256 = "322a9fba55cb0e97e1a633981fbbdff20577af69146a0f23fa7b14201459a13f"
