@@ -34,9 +34,7 @@ def main() -> None:
         measure = with_transformers if args.formats[0].startswith("torch") else with_ours
         print(json.dumps(measure(args, args.formats[0].removeprefix("torch-"), args.batch[0])))
         return
-    print(
-        "| batch | format | prefill tok/s | first token ms | decode tok/s | ms/step | GB/s | of the device's bandwidth |"
-    )
+    print("| batch | format | prefill tok/s | first token ms | decode tok/s | ms/step | GB/s | fraction |")
     print("|---:|---|---:|---:|---:|---:|---:|---:|")
     for batch in args.batch:
         for name in args.formats:

@@ -120,8 +120,8 @@ class SeedLlama:
         """
         config = LoadConfig(
             model=Path(model),
-            tokenizer=None if tokenizer is None else Path(tokenizer),
-            decoder=None if decoder is None else Path(decoder),
+            tokenizer=Path(tokenizer) if tokenizer else None,
+            decoder=Path(decoder) if decoder else None,
             style=style,
             dtype=dtype,
             quantize=quantize,

@@ -13,11 +13,12 @@ from PIL import Image
 
 from seed_jax import images
 from seed_jax.checkpoint import model_dir
-from seed_jax.cli import generation_options, main
+from seed_jax.cli import generate_batch, generation_options, main
 from seed_jax.convert.llama.key_table import abstract_params as abstract_llama_params
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.inference.chat.prompts import STYLES, USER, Message, build_prompt, interleave
 from seed_jax.inference.generation.generator import Generator
+from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.inference.seed_llama import SeedLlama
@@ -27,7 +28,7 @@ from seed_jax.models.nn.quantized import SCHEMES
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.models.diffusion.cases import random_decoder
 from tests.models.tokenizer.cases import random_like
-from tests.support import golden, philox
+from tests.support import golden, pages, philox
 
 TOKENIZER = SeedTokenizerConfig.tiny()
 SIZES = dataclasses.replace(LlamaConfig.tiny(830), hidden_size=32, intermediate_size=48, max_length=256)
@@ -123,19 +124,16 @@ def test_a_bundle_needs_no_further_option(models, tmp_path, capsys, caplog, monk
     monkeypatch.setattr(SeedLlama, "draw", draw)
     caplog.set_level(logging.INFO)
     words = ["--prompt", "What?", "--image", models / "0.png", "--max-new-tokens", "34", "--force-image", "--json"]
-    answers = []
-    for model in ("bundle", "named"):
-        assert run(models, *words, "--out", tmp_path / model, model=model) == 0
-        answers.append(json.loads(capsys.readouterr().out))
-        assert answers[-1]["segments"][0].pop("path") == str(tmp_path / model / "image_1.png")
+    assert run(models, *words, "--out", tmp_path, model="bundle") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["segments"][0].pop("path") == str(tmp_path / "image_1.png")
     assert "shown as codes" not in caplog.text
     assert "Memory plan" not in caplog.text
     explicit = ["--style", "vicuna", "--tokenizer", models / "tokenizer"]
     assert run(models, *words, *explicit, model="blind") == 0
-    answers.append(json.loads(capsys.readouterr().out))
-    assert answers[0] == answers[1] == answers[2]
+    assert json.loads(capsys.readouterr().out) == answer
     assert run(models, *words, "--style", "base", model="bundle") == 0
-    assert json.loads(capsys.readouterr().out)["ids"] != answers[0]["ids"]
+    assert json.loads(capsys.readouterr().out)["ids"] != answer["ids"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +182,29 @@ except SystemExit:
     assert output.splitlines()[-1] == "False False"
     groups = [line for line in output.splitlines() if line in ("model:", "decoding:", "images:", "output:")]
     assert groups == ["model:", "decoding:", "images:", "output:"]
+
+
+def test_the_page_names_only_options_that_exist(capsys):
+    page = (pages.ROOT / "docs/generation.md").read_text(encoding="utf-8")
+    known = {}
+    for command in ("generate", "chat"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known[command] = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z][a-z-]*", page)) <= known["generate"] | known["chat"]
+    lines = re.findall(r"^seed-jax (generate|chat) (.*)$", page, re.MULTILINE)
+    assert len(lines) == 3
+    for command, options in lines:
+        assert set(re.findall(r"--[a-z][a-z-]*", options)) <= known[command]
+
+
+def test_the_example_line_of_the_page_is_valid(tmp_path):
+    page = (pages.ROOT / "docs/generation.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r'^\{"prompt".*\}$', page, re.MULTILINE)
+    (tmp_path / "batch.jsonl").write_text(line)
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.jpg")
+    (record,) = generate_batch.read_records(tmp_path / "batch.jsonl", SamplingParams())
+    assert record.params == SamplingParams(seed=3, temperature=0.7, num_images=0)
 
 
 def test_choices_are_those_of_the_package():

@@ -12,7 +12,7 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
-from seed_jax.inference.image_tokenizer import ImageTokenizer, Preprocessing
+from seed_jax.inference.image_tokenizer import ImageTokenizer, Preprocessing, map_in_groups
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 from tests.models.tokenizer.cases import imported, random_like, recorded
@@ -21,7 +21,7 @@ CONFIG = SeedTokenizerConfig.tiny()
 PARAMS = random_like(abstract_params(CONFIG))
 
 
-def pictures(count: int) -> list[Image.Image]:
+def sample_images(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     # Coarse noise: fine noise would average out in the resize and leave the same grey for all.
     return [Image.fromarray(rng.integers(0, 255, (4, 5, 3), np.uint8)).resize((70, 60), 0) for _ in range(count)]
@@ -34,8 +34,8 @@ def tokenizer() -> ImageTokenizer:
 
 @pytest.fixture(scope="module")
 def codes() -> np.ndarray:
-    """Codes of seven pictures by the model itself."""
-    batch = jnp.stack([images.preprocess(picture, CONFIG.image_size) for picture in pictures(7)])
+    """Codes of seven images by the model itself."""
+    batch = jnp.stack([images.preprocess(image, CONFIG.image_size) for image in sample_images(7)])
     encode = jax.jit(lambda x: SeedTokenizer(CONFIG).apply({"params": PARAMS}, x, method="encode").codes)
     found = np.asarray(encode(batch))
     assert len(np.unique(found, axis=0)) == 7
@@ -43,20 +43,20 @@ def codes() -> np.ndarray:
 
 
 def test_batches_are_padded_and_compiled_once(tokenizer, codes):
-    np.testing.assert_array_equal(tokenizer.encode(pictures(7)), codes)  # 3 + 3 + 1
-    np.testing.assert_array_equal(tokenizer.encode(pictures(7)[:2]), codes[:2])
+    np.testing.assert_array_equal(tokenizer.encode(sample_images(7)), codes)  # 3 + 3 + 1
+    np.testing.assert_array_equal(tokenizer.encode(sample_images(7)[:2]), codes[:2])
     assert tokenizer.encode([]).shape == (0, 32)
     assert tokenizer.encode([]).dtype == np.int32
     assert tokenizer.encode_program._cache_size() == 1
 
 
-def test_stream_keeps_order_and_reports_bad_pictures(tokenizer, codes, tmp_path):
+def test_stream_keeps_order_and_reports_bad_images(tokenizer, codes, tmp_path):
     items = []
-    for index, picture in enumerate(pictures(7)):
-        picture.save(tmp_path / f"{index}.png")
+    for index, image in enumerate(sample_images(7)):
+        image.save(tmp_path / f"{index}.png")
         items.append((f"key {index}", tmp_path / f"{index}.png"))
     buffer = io.BytesIO()
-    pictures(7)[6].save(buffer, "PNG")
+    sample_images(7)[6].save(buffer, "PNG")
     items[6] = ("key 6", buffer.getvalue())
     items[4] = ("key 4", tmp_path / "absent.png")
     coded = list(tokenizer.encode_stream(iter(items), workers=2))
@@ -74,7 +74,7 @@ def test_stream_reads_only_a_little_ahead(tokenizer):
 
     def endless():
         buffer = io.BytesIO()
-        pictures(1)[0].save(buffer, "PNG")
+        sample_images(1)[0].save(buffer, "PNG")
         while True:
             taken.append(None)
             yield len(taken), buffer.getvalue()
@@ -89,7 +89,7 @@ def test_mesh_gives_the_same_codes(codes):
     mesh = jax.make_mesh((4, 2), ("replica", "fsdp"), (AxisType.Auto,) * 2)
     spread = ImageTokenizer(CONFIG, PARAMS, batch_size=3, mesh=mesh)
     assert spread.batch_size == 8
-    np.testing.assert_array_equal(spread.encode(pictures(7)), codes)
+    np.testing.assert_array_equal(spread.encode(sample_images(7)), codes)
     assert len(spread.put_batch([np.zeros(32, np.int32)]).sharding.device_set) == 8
 
 
@@ -115,10 +115,10 @@ def test_bfloat16_stores_matrices_once_and_gives_what_the_model_gives():
     stored = {name: str(leaf.dtype) for name, leaf in flatten_dict(tokenizer.params, sep="/").items()}
     assert stored["vit/blocks/layers/attn/qkv/kernel"] == "bfloat16"
     assert {stored[name] for name in ("codebook", "encode_task/fc2/kernel", "ln_vision/scale")} == {"float32"}
-    pixels = jnp.asarray(np.stack([tokenizer.pixels(picture) for picture in pictures(7)]))
+    pixels = jnp.asarray(np.stack([tokenizer.pixels(image) for image in sample_images(7)]))
     model = SeedTokenizer(CONFIG, precision)
     encode = jax.jit(lambda x: model.apply({"params": PARAMS}, images.normalize(x), method="encode").codes)
-    np.testing.assert_array_equal(tokenizer.encode(pictures(7)), encode(pixels))
+    np.testing.assert_array_equal(tokenizer.encode(sample_images(7)), encode(pixels))
 
 
 def test_fingerprint_depends_on_weights_sizes_and_preprocessing(tokenizer):
@@ -141,7 +141,7 @@ def test_load_reads_a_model_directory(tokenizer, codes, tmp_path):
     directory = model_dir.save(tmp_path / "model", "seed_tokenizer", {"sizes": CONFIG.to_dict()}, PARAMS)
     loaded = ImageTokenizer.load(directory, batch_size=4)
     assert loaded.fingerprint == tokenizer.fingerprint
-    np.testing.assert_array_equal(loaded.encode(pictures(7)), codes)
+    np.testing.assert_array_equal(loaded.encode(sample_images(7)), codes)
 
 
 def test_weights_and_sizes_that_disagree_are_refused(tmp_path):
@@ -154,3 +154,16 @@ def test_weights_and_sizes_that_disagree_are_refused(tmp_path):
         ImageTokenizer(CONFIG, PARAMS, batch_size=0)
     with pytest.raises(UserError, match="'lanczos'"):
         ImageTokenizer(CONFIG, PARAMS, preprocessing=Preprocessing("lanczos"))
+
+
+@pytest.mark.parametrize(("count", "size"), [(16, 4), (6, 3), (7, 1), (3, 3), (4, 4)])
+def test_every_row_is_computed_in_groups_that_divide_the_batch(count, size):
+    seen = []
+
+    def function(params, batch):
+        seen.append(batch.shape)
+        return params * batch.sum(-1)
+
+    batch = jnp.arange(count * 10.0).reshape(count, 2, 5)
+    np.testing.assert_allclose(map_in_groups(function)(2.0, batch), 2 * batch.sum(-1))
+    assert set(seen) == {(size, 2, 5)}

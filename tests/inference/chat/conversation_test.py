@@ -1,4 +1,4 @@
-"""Turns: what a prompt repeats, what is dropped, what an interruption leaves."""
+"""Conversations: which messages a prompt contains, which are dropped, what a refused message leaves."""
 
 import pytest
 
@@ -32,49 +32,53 @@ def say(text: str) -> list:
 
 
 @pytest.mark.parametrize("as_one", [False, True])
-def test_a_prompt_repeats_the_turns_before(as_one):
+def test_a_prompt_contains_the_earlier_messages(as_one):
     model = Recorder([TextSegment("a dog"), IMAGE], say("yes"))
-    talk = Conversation(model, "vicuna", SamplingParams(20), as_one=as_one)
+    conversation = Conversation(model, "vicuna", SamplingParams(20), as_one=as_one)
     for words in ("what", "sure"):
-        assert isinstance(list(talk.ask(say(words)))[-1], Generation)
-    turns = [Message(USER, say("what")), Message(ASSISTANT, [TextSegment("a dog"), IMAGE]), Message(USER, say("sure"))]
-    assert model.prompts[1] == build_prompt(turns, "vicuna", vocabulary(), as_one=as_one)
-    assert talk.num_dropped == 0
+        assert isinstance(list(conversation.ask(say(words)))[-1], Generation)
+    messages = [
+        Message(USER, say("what")),
+        Message(ASSISTANT, [TextSegment("a dog"), IMAGE]),
+        Message(USER, say("sure")),
+    ]
+    assert model.prompts[1] == build_prompt(messages, "vicuna", vocabulary(), as_one=as_one)
+    assert conversation.num_dropped == 0
 
 
 def test_what_does_not_fit_and_what_history_leaves_out_is_dropped():
     model = Recorder([IMAGE], [IMAGE], say("c"), say("d"))
-    talk = Conversation(model, "vicuna", SamplingParams(20))
+    conversation = Conversation(model, "vicuna", SamplingParams(20))
     for words in ("one", "two", "three"):
-        list(talk.ask(say(words)))
-    assert talk.num_dropped == 2
-    talk.max_history = 1
-    list(talk.ask(say("four")))
-    turns = [Message(USER, say("three")), Message(ASSISTANT, say("c")), Message(USER, say("four"))]
-    assert model.prompts[3] == build_prompt(turns, "vicuna", vocabulary())
-    assert talk.num_dropped == 4
-    talk.reset()
-    assert talk.messages == []
+        list(conversation.ask(say(words)))
+    assert conversation.num_dropped == 2
+    conversation.max_history = 1
+    list(conversation.ask(say("four")))
+    messages = [Message(USER, say("three")), Message(ASSISTANT, say("c")), Message(USER, say("four"))]
+    assert model.prompts[3] == build_prompt(messages, "vicuna", vocabulary())
+    assert conversation.num_dropped == 4
+    conversation.reset()
+    assert conversation.messages == []
 
 
-def test_refused_turns_leave_no_trace_and_malformed_images_are_not_repeated():
+def test_refused_messages_leave_no_trace_and_malformed_images_are_not_repeated():
     model = Recorder([TextSegment("a"), MalformedSegment((364, 310))], say("b"))
-    talk = Conversation(model, "vicuna", SamplingParams(20))
+    conversation = Conversation(model, "vicuna", SamplingParams(20))
     with pytest.raises(UserError, match="The last message alone has"):
-        list(talk.ask([IMAGE] * 4))
-    list(talk.ask(say("one")))
-    list(talk.ask(say("two")))
-    turns = [Message(USER, say("one")), Message(ASSISTANT, say("a")), Message(USER, say("two"))]
+        list(conversation.ask([IMAGE] * 4))
+    list(conversation.ask(say("one")))
+    list(conversation.ask(say("two")))
+    messages = [Message(USER, say("one")), Message(ASSISTANT, say("a")), Message(USER, say("two"))]
     assert model.prompts == [
-        build_prompt(turns[:1], "vicuna", vocabulary()),
-        build_prompt(turns, "vicuna", vocabulary()),
+        build_prompt(messages[:1], "vicuna", vocabulary()),
+        build_prompt(messages, "vicuna", vocabulary()),
     ]
 
 
-def test_a_real_model_draws_when_asked_to_and_talks_on(tmp_path):
-    talk = Conversation(small(), "llama2", SamplingParams(40))
-    *pieces, answer = talk.ask(say("cat"), mode="image")
+def test_a_real_model_draws_when_asked_to_and_conversations_on(tmp_path):
+    conversation = Conversation(small(), "llama2", SamplingParams(40))
+    *pieces, answer = conversation.ask(say("cat"), mode="image")
     assert isinstance(pieces[0], ImageSegment)
-    assert talk.messages[1].segments == answer.segments
+    assert conversation.messages[1].segments == answer.segments
     with pytest.raises(UserError, match="does not exist: create"):
-        talk.save(tmp_path / "none" / "x.json")
+        conversation.save(tmp_path / "none" / "x.json")

@@ -33,7 +33,7 @@ def drawer(params):
 
 
 @pytest.fixture(scope="module")
-def pictures(drawer):
+def images(drawer):
     drawn = drawer.draw(EMBEDDINGS, range(5), FAST, batch_size=2)
     assert drawn.shape == (5, 64, 64, 3)
     assert drawn.dtype == np.uint8
@@ -46,7 +46,7 @@ def difference(a, b) -> int:
 
 
 @pytest.mark.parametrize("case", ["negative", "prompt"])
-def test_pictures_equal_the_originals(case):
+def test_images_equal_the_originals(case):
     inputs = tensors("inputs")
     drawer = Drawer(imported().config, imported().params, vocabulary=imported().vocabulary, mesh=mesh(replica=1))
     more = {"prompts": "the cat of dog photo"}
@@ -59,16 +59,16 @@ def test_pictures_equal_the_originals(case):
     assert np.abs(drawn / 255 - recorded).max() <= 1 / 255
 
 
-def test_a_picture_does_not_depend_on_its_batch(drawer, pictures):
+def test_a_image_does_not_depend_on_its_batch(drawer, images):
     for i in (0, 3):
-        assert difference(drawer.draw(EMBEDDINGS[i : i + 1], [i], FAST)[0], pictures[i]) <= LEVEL
+        assert difference(drawer.draw(EMBEDDINGS[i : i + 1], [i], FAST)[0], images[i]) <= LEVEL
     order = [4, 2, 2, 0]
-    assert difference(drawer.draw(EMBEDDINGS[order], order, FAST, batch_size=2), pictures[order]) <= LEVEL
+    assert difference(drawer.draw(EMBEDDINGS[order], order, FAST, batch_size=2), images[order]) <= LEVEL
 
 
-def test_pictures_do_not_depend_on_the_number_of_devices(params, pictures):
+def test_images_do_not_depend_on_the_number_of_devices(params, images):
     spread = Drawer(CONFIG, params, mesh=mesh(replica=4, fsdp=2))
-    assert difference(spread.draw(EMBEDDINGS, range(5), FAST), pictures) <= LEVEL
+    assert difference(spread.draw(EMBEDDINGS, range(5), FAST), images) <= LEVEL
 
 
 def test_seeds_and_purposes_give_different_noise():
@@ -81,10 +81,10 @@ def test_seeds_and_purposes_give_different_noise():
     assert noise.std() == pytest.approx(1, abs=0.04)
 
 
-def test_another_seed_or_noise_level_draws_another_picture(drawer, pictures):
-    assert difference(drawer.draw(EMBEDDINGS[:1], [99], FAST)[0], pictures[0]) > 50
+def test_another_seed_or_noise_level_draws_another_image(drawer, images):
+    assert difference(drawer.draw(EMBEDDINGS[:1], [99], FAST)[0], images[0]) > 50
     noised = DrawOptions(sampler="dpmpp", steps=2, noise_level=900)
-    assert difference(drawer.draw(EMBEDDINGS[:1], [0], noised)[0], pictures[0]) > 5
+    assert difference(drawer.draw(EMBEDDINGS[:1], [0], noised)[0], images[0]) > 5
 
 
 def test_weak_guidance_skips_the_unconditional_half(drawer):
@@ -96,9 +96,9 @@ def test_weak_guidance_skips_the_unconditional_half(drawer):
     assert difference(short, long) <= LEVEL
 
 
-def test_negatives_pull_away(drawer, pictures):
+def test_negatives_pull_away(drawer, images):
     away = drawer.draw(EMBEDDINGS[:1], [0], FAST, negative_embeddings=EMBEDDINGS[4:])
-    assert difference(away, pictures[:1]) > 50
+    assert difference(away, images[:1]) > 50
 
 
 def test_loads_from_a_directory(tmp_path, params):
@@ -110,9 +110,9 @@ def test_loads_from_a_directory(tmp_path, params):
         loaded.draw(EMBEDDINGS[:1], [0], FAST, prompts="a dog")
 
 
-def test_bfloat16_draws_nearly_the_same(params, pictures):
+def test_bfloat16_draws_nearly_the_same(params, images):
     rounded = Drawer(CONFIG, params, mesh=mesh(replica=1), dtype="bfloat16", vae_dtype="bfloat16")
-    off = np.abs(rounded.draw(EMBEDDINGS[:1], [0], FAST).astype(int) - pictures[:1])
+    off = np.abs(rounded.draw(EMBEDDINGS[:1], [0], FAST).astype(int) - images[:1])
     assert 0 < off.mean() < 12  # guidance multiplies the rounding by ten
 
 
