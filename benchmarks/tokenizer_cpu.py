@@ -1,11 +1,12 @@
-"""Compare the image tokenizer's speed on a CPU with PyTorch: same weights, same pictures, same threads, float32.
+"""Compare the image tokenizer's throughput on a CPU with PyTorch: same weights, images and threads, float32.
 
     python benchmarks/tokenizer_cpu.py [--threads 2] [--batch 8] [--batches 3] [--rounds 2] [--blocks 39] [--onednn]
 
-Each side runs in a process of its own, in turns, because other load comes and goes; every process makes the same random
-weights (4.3 GiB) and must find the same codes. The PyTorch side is the released architecture in eager mode with fused
-attention (`scaled_dot_product_attention`); with --onednn a third side has its matrices in oneDNN's packed layout.
-Pictures a second are of the fastest and of the middle batch; CPU seconds a picture leave out waiting for a busy core.
+Each implementation runs in its own process, alternating, because the load of the machine varies. Every process creates
+the same random weights (4.3 GiB) and must produce the same codes. The PyTorch implementation is the released
+architecture in eager mode with fused attention (`scaled_dot_product_attention`); with --onednn a third one has its
+matrices in oneDNN's packed layout. Images per second are given for the fastest and the median batch; CPU seconds per
+image exclude waiting for a busy core.
 """
 
 import argparse
@@ -18,57 +19,59 @@ import time
 
 import numpy as np
 
-SIDES = ("seed_jax", "torch", "torch-onednn")
+IMPLEMENTATIONS = ("seed_jax", "torch", "torch-onednn")
 
 
 def main() -> None:
-    """Run the sides in turns and print a table."""
+    """Run the implementations alternately and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=3, help="timed, after one that is not")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
-    parser.add_argument("--blocks", type=int, default=39, help="of the image encoder")
-    parser.add_argument("--onednn", action="store_true", help="also PyTorch with its matrices packed for oneDNN")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--batches", type=int, default=3, help="timed batches, after one warm-up batch")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each implementation")
+    parser.add_argument("--blocks", type=int, default=39, help="blocks of the ViT")
+    parser.add_argument("--onednn", action="store_true", help="also run PyTorch with matrices packed for oneDNN")
+    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.side:
-        print(json.dumps(run_side(args)))
+    if args.implementation:
+        print(json.dumps(run(args)))
         return
-    sides = SIDES if args.onednn else SIDES[:2]
-    results = {side: [] for side in sides}
+    names = IMPLEMENTATIONS if args.onednn else IMPLEMENTATIONS[:2]
+    results = {name: [] for name in names}
     for _ in range(args.rounds):
-        for side in sides:
-            results[side].append(start_side(side, args))
+        for name in names:
+            results[name].append(start(name, args))
     report(results, args)
 
 
-def start_side(side: str, args: argparse.Namespace) -> dict:
-    """Run one side on the first cores."""
+def start(name: str, args: argparse.Namespace) -> dict:
+    """Run one implementation in a subprocess, pinned to the first cores."""
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
     threads = {f"{name}_NUM_THREADS": str(args.threads) for name in ("OMP", "MKL", "OPENBLAS")}
     environment = {**os.environ, **threads, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, *sys.argv, "--side", side]
+    command = [sys.executable, *sys.argv, "--implementation", name]
     process = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, check=True, preexec_fn=lambda: os.sched_setaffinity(0, cores)
     )
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def run_side(args: argparse.Namespace) -> dict:
-    """Make weights and pictures, warm up, and time batches."""
+def run(args: argparse.Namespace) -> dict:
+    """Create weights and images, warm up, and time batches."""
     from seed_jax.convert.key_table import expected_shapes
-    from seed_jax.convert.tensors import Tensor, Tensors
+    from seed_jax.convert.tensors import LazyTensor, TensorDict
     from seed_jax.convert.tokenizer.key_table import key_table
     from seed_jax.models.tokenizer.seed_tokenizer import abstract_params
 
     config = sizes(args.blocks)
     shapes = expected_shapes(key_table(config), abstract_params(config))
-    tensors = Tensors(
-        {n: Tensor(s, np.dtype(np.float32), weight(i, n, s)) for i, (n, s) in enumerate(shapes.items())}, ""
+    tensors = TensorDict(
+        {n: LazyTensor(s, np.dtype(np.float32), weight(i, n, s)) for i, (n, s) in enumerate(shapes.items())}, ""
     )
     pixels = np.random.default_rng(0).integers(0, 256, (args.batch, 224, 224, 3), np.uint8)
-    encode = {"seed_jax": make_jax, "torch": make_torch, "torch-onednn": make_onednn}[args.side](config, tensors, args)
+    encode = {"seed_jax": make_jax, "torch": make_torch, "torch-onednn": make_onednn}[args.implementation](
+        config, tensors, args
+    )
     codes, walls, cpus = encode(pixels), [], []
     for _ in range(args.batches):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -79,7 +82,7 @@ def run_side(args: argparse.Namespace) -> dict:
 
 
 def sizes(blocks: int):
-    """Return the released sizes with some blocks fewer."""
+    """Return the released config with this many ViT blocks."""
     import dataclasses
 
     from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
@@ -91,7 +94,7 @@ def sizes(blocks: int):
 
 
 def weight(seed: int, name: str, shape: tuple[int, ...]):
-    """Return a function that makes a tensor whose values keep signals in range."""
+    """Return a function that creates a tensor whose scale keeps activations in range."""
     scale = 0.3 if name.startswith("quantize") else 0.04
 
     def read() -> np.ndarray:
@@ -102,19 +105,19 @@ def weight(seed: int, name: str, shape: tuple[int, ...]):
 
 
 def make_jax(config, tensors, args):
-    """Return our encoder as the command `tokenize` runs it."""
-    from seed_jax.checkpoint.lazy import on_device
+    """Create our encoder as the command `tokenize` runs it."""
+    from seed_jax.checkpoint.lazy import load_on_device
     from seed_jax.convert.key_table import assemble_lazily
     from seed_jax.convert.tokenizer.key_table import key_table
     from seed_jax.inference.image_tokenizer import ImageTokenizer
     from seed_jax.models.tokenizer.seed_tokenizer import abstract_params
 
-    params = on_device(assemble_lazily(key_table(config), tensors, abstract_params(config)))
+    params = load_on_device(assemble_lazily(key_table(config), tensors, abstract_params(config)))
     return ImageTokenizer(config, params, batch_size=args.batch).encode_pixels
 
 
 def make_torch(config, tensors, args):
-    """Return PyTorch's encoder in eager mode."""
+    """Create PyTorch's encoder in eager mode."""
     import torch
 
     from seed_jax.convert.tokenizer.torch_reference import TorchTokenizer
@@ -137,7 +140,7 @@ def make_torch(config, tensors, args):
 
 
 def make_onednn(config, tensors, args):
-    """Return PyTorch's encoder with its matrices in the layout that oneDNN multiplies fastest."""
+    """Create PyTorch's encoder with matrices in oneDNN's packed layout."""
     import torch
 
     from seed_jax.convert.tokenizer.torch_reference import TorchTokenizer
@@ -163,7 +166,7 @@ def make_onednn(config, tensors, args):
 
 
 def encoder(model):
-    """Return pixels -> codes."""
+    """Wrap a PyTorch tokenizer as a function from pixels to codes."""
     from seed_jax.images import normalize
 
     def encode(pixels):
@@ -173,29 +176,29 @@ def encoder(model):
 
 
 def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
-    """Print pictures a second, CPU seconds a picture, and how we compare."""
+    """Print images per second, CPU seconds per image, and our speedup over each implementation."""
     print(f"{cpu_name()}, {args.threads} threads, batches of {args.batch}, {args.blocks} blocks, float32")
-    ours = summary(results["seed_jax"])
-    for side, runs in results.items():
-        best, middle, cpu = found = summary(runs)
-        ratios = ", ".join(f"{b / o:.2f}" for o, b in zip(ours, found, strict=True))
+    ours = summarize(results["seed_jax"])
+    for name, runs in results.items():
+        best, median, cpu = times = summarize(runs)
+        speedups = ", ".join(f"{other / own:.2f}" for own, other in zip(ours, times, strict=True))
         print(
-            f"{side:<13} {1 / best:6.3f} pictures/s best, {1 / middle:6.3f} median, {cpu:6.2f} CPU s a picture; "
-            f"ours is quicker by {ratios}"
+            f"{name:<13} {1 / best:6.3f} images/s best, {1 / median:6.3f} median, {cpu:6.2f} CPU s per image; "
+            f"our speedup {speedups}"
         )
-    first = results["seed_jax"][0]["codes"]
-    equal = {side: float(np.mean(np.equal(runs[0]["codes"], first))) for side, runs in results.items()}
-    print(f"codes equal to ours: {equal}")
+    codes = results["seed_jax"][0]["codes"]
+    equal = {name: float(np.mean(np.equal(runs[0]["codes"], codes))) for name, runs in results.items()}
+    print(f"fraction of codes equal to ours: {equal}")
 
 
-def summary(runs: list[dict]) -> tuple[float, float, float]:
-    """Return best and median wall seconds, and the least CPU seconds, a picture."""
+def summarize(runs: list[dict]) -> tuple[float, float, float]:
+    """Return the best and median wall seconds and the least CPU seconds per image."""
     walls = [wall for run in runs for wall in run["walls"]]
     return min(walls), float(np.median(walls)), min(cpu for run in runs for cpu in run["cpus"])
 
 
 def cpu_name() -> str:
-    """Return what the kernel calls the processor."""
+    """Return the processor's model name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))

@@ -1,11 +1,11 @@
-"""Time and memory of drawing at the released sizes, with random weights, and the UNet against PyTorch diffusers'.
+"""Measure time and memory of drawing at the released size with random weights, and compare the UNet with PyTorch.
 
     python benchmarks/unclip.py             # both parts, on the CPU: about ten minutes on two cores, 12 GiB
     python benchmarks/unclip.py step        # one guided UNet step, here and in PyTorch, same weights and threads
-    python benchmarks/unclip.py picture     # one 768-pixel picture with 20 PNDM steps
-    python benchmarks/unclip.py --tiny      # a few seconds, to see that it runs
+    python benchmarks/unclip.py image       # one 768-pixel image with 20 PNDM steps
+    python benchmarks/unclip.py --tiny      # a few seconds, to check that the script runs
 
-Each part runs in a process of its own, so that its peak memory is its own.
+Each part runs in its own process, so that its peak memory is measured alone.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-PARTS = ("step", "picture")
+PARTS = ("step", "image")
 TIMESTEP = 501
 
 
@@ -24,30 +24,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=PARTS, help="default: both")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes")
-    parser.add_argument("--steps", type=int, default=20, help="of the picture's sampler (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="of the image's sampler (default %(default)s)")
     parser.add_argument("--sampler", default="pndm", choices=("pndm", "ddim", "dpmpp"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the picture's UNet")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the image's UNet")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps; the fastest counts (default %(default)s)")
     args = parser.parse_args()
     if args.part is None:
         for part in PARTS:
             subprocess.run([sys.executable, __file__, part, *sys.argv[1:]], check=True)
         return
-    result = {"part": args.part, "cores": os.cpu_count(), **(step if args.part == "step" else picture)(args)}
+    result = {"part": args.part, "cores": os.cpu_count(), **(step if args.part == "step" else draw_image)(args)}
     result["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     print(json.dumps(result, indent=1))
 
 
 def step(args: argparse.Namespace) -> dict:
-    """Time one guided step (two rows) of the same weights in PyTorch and here, and compare the results."""
+    """Time one guided step (batch size 2) with the same weights in PyTorch and here, and compare the outputs."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from seed_jax.convert.diffusion.diffusers_import import abstract_params, key_table
     from seed_jax.convert.key_table import assemble
-    from seed_jax.convert.tensors import Tensor, Tensors
-    from seed_jax.models.diffusion import Condition, Unclip
+    from seed_jax.convert.tensors import LazyTensor, TensorDict
+    from seed_jax.models.diffusion import Unclip, UnclipCondition
 
     config = _config(args)
     rng, c = np.random.default_rng(0), config.unet
@@ -58,15 +58,15 @@ def step(args: argparse.Namespace) -> dict:
     theirs, theirs_s, state = _pytorch_step(config, args.repeats, latents, text, labels)
 
     abstract = abstract_params(config)["unet"]
-    # Popped as they are read, so that the weights exist once and a bit.
+    # Popped as they are read, so that the weights are in memory little more than once.
     float32 = np.dtype(np.float32)
-    found = {n: Tensor(tuple(v.shape), float32, lambda n=n: state.pop(n).numpy()) for n, v in state.items()}
-    params = jax.tree.map(jnp.asarray, assemble(key_table("unet", abstract), Tensors(found, "PyTorch"), abstract))
-    unclip, condition = Unclip(config), Condition(jnp.asarray(text), jnp.asarray(labels))
+    found = {n: LazyTensor(tuple(v.shape), float32, lambda n=n: state.pop(n).numpy()) for n, v in state.items()}
+    params = jax.tree.map(jnp.asarray, assemble(key_table("unet", abstract), TensorDict(found, "PyTorch"), abstract))
+    unclip, condition = Unclip(config), UnclipCondition(jnp.asarray(text), jnp.asarray(labels))
     denoise = jax.jit(lambda p, x: unclip.denoise({"unet": p}, x, jnp.full((2,), TIMESTEP), condition))
     ours, ours_s = _timed(lambda: np.asarray(denoise(params, latents)), args.repeats)
     return {
-        "rows": 2,
+        "batch_size": 2,
         "pytorch_seconds": theirs_s[0],
         "seconds": ours_s[0],
         "pytorch_processor_seconds": theirs_s[1],
@@ -96,8 +96,8 @@ def _pytorch_step(config, repeats: int, latents, text, labels):
     )
 
 
-def picture(args: argparse.Namespace) -> dict:
-    """Draw one picture from a random embedding with random weights."""
+def draw_image(args: argparse.Namespace) -> dict:
+    """Draw one image from a random embedding with random weights."""
     import jax
     import numpy as np
     from flax.core import meta
@@ -119,7 +119,7 @@ def picture(args: argparse.Namespace) -> dict:
         "dtype": args.dtype,
         "pixels": drawn.shape[1],
         "start_seconds": round(ready - began, 1),
-        "picture_seconds": round(time.perf_counter() - ready, 1),
+        "image_seconds": round(time.perf_counter() - ready, 1),
     }
 
 
@@ -130,9 +130,9 @@ def _config(args: argparse.Namespace):
 
 
 def _timed(call, repeats: int):
-    """Return the result of `call` and the least wall and processor time of it after a first, warming run.
+    """Return the result of `call` and its least wall and processor times after a warm-up run.
 
-    On a machine that others use too, processor time is the one to compare.
+    On a shared machine, processor time is the more reliable of the two.
     """
     result, times = call(), []
     for _ in range(repeats):
