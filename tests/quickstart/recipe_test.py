@@ -138,7 +138,7 @@ def test_a_tokenizer_may_start_with_fewer_bilateral_codes(teacher, tmp_path):
 
 
 def test_a_missing_teacher_names_its_training(tmp_path):
-    with pytest.raises(UserError, match="quickstart.py:teacher"):
+    with pytest.raises(UserError, match=r"quickstart\.py:teacher"):
         teacher_files.unpack(tmp_path / "out", tmp_path / "missing.safetensors")
 
 

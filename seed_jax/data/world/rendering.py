@@ -1,7 +1,7 @@
 """Render scenes: antialiased shapes with shading on a textured, noisy background."""
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Complex, Float, UInt8
 
 from seed_jax.data.world.scenes import BACKGROUNDS, COLORS, Scene
 
@@ -76,16 +76,18 @@ def _inside(shape: str, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]
         return abs(x) * 1.35 + abs(y) <= 1.05
     if shape == "cross":
         return (np.minimum(abs(x), abs(y)) <= 0.3) & (np.maximum(abs(x), abs(y)) <= 0.98)
-    return _inside_polygon(_STAR if shape == "star" else _TRIANGLE, x + 1j * y)
+    return _inside_polygon(_STAR if shape == "star" else _TRIANGLE, x, y)
 
 
-def _inside_polygon(corners: np.ndarray, points: np.ndarray) -> Bool[np.ndarray, "H W"]:
-    """Even-odd rule; points and corners are complex numbers."""
-    inside = np.zeros(points.shape, bool)
+def _inside_polygon(
+    corners: Complex[np.ndarray, " N"], x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]
+) -> Bool[np.ndarray, "H W"]:
+    """Even-odd rule; a corner is x + iy."""
+    inside = np.zeros((len(y), x.shape[1]), bool)
     for a, b in zip(corners, np.roll(corners, -1), strict=True):
-        crosses = (a.imag > points.imag) != (b.imag > points.imag)
+        crosses = (a.imag > y) != (b.imag > y)
         height = b.imag - a.imag or 1.0
-        inside ^= crosses & (points.real < (b.real - a.real) * (points.imag - a.imag) / height + a.real)
+        inside ^= crosses & (x < (b.real - a.real) * (y - a.imag) / height + a.real)
     return inside
 
 
