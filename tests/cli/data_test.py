@@ -1,5 +1,8 @@
+import argparse
 import io
 import json
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -10,6 +13,8 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import main
+from seed_jax.cli.data import build, show
+from seed_jax.data.batches.mixture_config import WEIGHT_BY
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import SOURCES
 from seed_jax.data.text.vocabulary_files import train_small
@@ -29,12 +34,12 @@ def png(number):
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_folder(tmp_path / "pictures")
+    return write_folder(tmp_path / "images")
 
 
 def write_folder(directory):
     directory.mkdir()
-    lines = [{"image": f"{number}.png", "caption": f"Picture {number}."} for number in range(5)]
+    lines = [{"image": f"{number}.png", "caption": f"Image {number}."} for number in range(5)]
     for number in range(5):
         (directory / f"{number}.png").write_bytes(png(number))
     (directory / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -54,7 +59,7 @@ def run(*words):
     return main([*map(str, words)])
 
 
-def test_pictures_become_the_tokenizers_codes(folder, model, tmp_path, capsys):
+def test_images_become_the_tokenizers_codes(folder, model, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ("data", "build", "--source", "folder", "--from", folder, "--out", out, "--model", model)
     assert run(*arguments, "--batch-size", 2, "--shard-size", 3) == 0
@@ -71,8 +76,8 @@ def test_pictures_become_the_tokenizers_codes(folder, model, tmp_path, capsys):
     expected = tokenizer.encode([images.load(png(number)) for number in range(5)])
     assert len(np.unique(expected, axis=0)) == 5
     np.testing.assert_array_equal([record.items[0] for record in shards], expected)
-    assert [record.items[1] for record in shards] == [f"Picture {number}." for number in range(5)]
-    assert jax.local_device_count() == 8  # so the batches of 2 were rounded up to one picture a device
+    assert [record.items[1] for record in shards] == [f"Image {number}." for number in range(5)]
+    assert jax.local_device_count() == 8  # so the batches of 2 were rounded up to one image a device
 
 
 def test_show_prints_counts_and_samples(folder, tmp_path, capsys):
@@ -86,25 +91,25 @@ def test_show_prints_counts_and_samples(folder, tmp_path, capsys):
     assert [line for line in printed.splitlines() if line.startswith("record")] == ["record 3", "record 4"]
     assert "id: captions.jsonl:4" in printed
     assert "image: 70 x 60" in printed
-    assert "text: 'Picture 3.'" in printed
+    assert "text: 'Image 3.'" in printed
 
 
 def test_bad_records_are_counted_and_named(folder, tmp_path, capsys):
     (folder / "2.png").write_bytes(b"")
     out = tmp_path / "out"
-    build = ("data", "build", "--source", "folder", "--from", folder, "--out", out)
-    assert run(*build) == 2
-    assert "1 of 5 records are bad" in capsys.readouterr().err
-    assert run(*build, "--max-bad", "20%") == 0
-    assert "left out: 1 (1 unreadable picture)" in capsys.readouterr().out
+    command = ("data", "build", "--source", "folder", "--from", folder, "--out", out)
+    assert run(*command) == 2
+    assert "1 of 5 input samples are unusable" in capsys.readouterr().err
+    assert run(*command, "--max-bad", "20%") == 0
+    assert "dropped: 1 (1 unreadable image)" in capsys.readouterr().out
     assert "captions.jsonl:3" in (out / "bad.jsonl").read_text()
 
 
 def test_filters_and_their_counts(folder, tmp_path, capsys):
-    build = ("data", "build", "--source", "folder", "--from", folder, "--out", tmp_path / "out")
-    assert run(*build, "--min-size", 61, "--max-aspect", 1.1) == 0
+    command = ("data", "build", "--source", "folder", "--from", folder, "--out", tmp_path / "out")
+    assert run(*command, "--min-size", 61, "--max-aspect", 1.1) == 0
     printed = capsys.readouterr().out
-    assert "left out: 5 (5 side shorter than 61 pixels)" in printed
+    assert "dropped: 5 (5 side shorter than 61 pixels)" in printed
     assert "filters: max_aspect=1.1, min_size=61" in printed
 
 
@@ -114,20 +119,20 @@ def test_sources_are_described(capsys):
     assert {line.partition(":")[0] for line in printed.splitlines() if line[0] != " "} == set(SOURCES)
     assert run("data", "sources", "videos") == 0
     printed = capsys.readouterr().out
-    assert "each from the middle of an equal stretch" in printed
+    assert "each from the middle of an equal interval" in printed
     assert "options: --images --frames" in printed
     assert run("data", "sources", "zip") == 2
-    assert "no source of kind 'zip'" in capsys.readouterr().err
+    assert "'zip' is not a kind of source" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def captions(model, tmp_path_factory):
     """Shards with codes of the tiny tokenizer, and a vocabulary for them."""
     root = tmp_path_factory.mktemp("captions")
-    folder, out, vocabulary = write_folder(root / "pictures"), root / "captions", root / "vocabulary"
+    folder, out, vocabulary = write_folder(root / "images"), root / "captions", root / "vocabulary"
     assert run("data", "build", "--source", "folder", "--from", folder, "--out", out, "--model", model) == 0
     codes = SeedTokenizerConfig.tiny().num_codes
-    train_small(["Picture number one, two, three."], vocabulary, vocab_size=300, num_codes=codes)
+    train_small(["Image number one, two, three."], vocabulary, vocab_size=300, num_codes=codes)
     return out, vocabulary
 
 
@@ -141,7 +146,7 @@ def test_show_with_a_template_measures_and_writes_a_page(captions, tmp_path, cap
     assert "packed into rows of 256" in printed
     content = page.read_text()
     assert content.count('<article class="sample">') == 5
-    assert "Picture 4." in content
+    assert "Image 4." in content
     assert content.count("image, 34 tokens") == 5
 
 
@@ -149,9 +154,9 @@ def test_show_reads_a_mixture(captions, tmp_path, capsys):
     out, vocabulary = captions
     mixture = tmp_path / "mixture.py"
     mixture.write_text(
-        "def parts(root='nowhere'):\n"
-        "    part = {'path': f'{root}/captions', 'task': 'image_text_pair', 'weight': 3}\n"
-        "    return [part, {**part, 'weight': 1, 'task': 'sft.qa', 'question': 'What?', 'cycles': 1}]\n"
+        "def components(root='nowhere'):\n"
+        "    entry = {'path': f'{root}/captions', 'task': 'image_text_pair', 'weight': 3}\n"
+        "    return [entry, {**entry, 'weight': 1, 'task': 'sft.qa', 'question': 'What?', 'cycles': 1}]\n"
     )
     rows = ("--vocabulary", vocabulary, "--sequence-length", 256)
     assert run("data", "show", mixture, "--root", out.parent, *rows, "--samples", 4) == 0
@@ -159,10 +164,10 @@ def test_show_reads_a_mixture(captions, tmp_path, capsys):
     assert "75.0% of the samples" in printed
     assert "25.0% of the samples" in printed
     shown = [line for line in printed.splitlines() if line.startswith("record ")]
-    assert shown == ["record 0 of captions", "record 1 of captions"] * 2  # as many of each part
+    assert shown == ["record 0 of captions", "record 1 of captions"] * 2  # as many of each component
     assert run("data", "show", mixture, "--root", out.parent, "--samples", 1) == 0
     assert run("data", "show", mixture) == 2
-    assert "nowhere/captions has no manifest.json" in capsys.readouterr().err
+    assert "nowhere/captions does not exist" in capsys.readouterr().err
 
 
 def test_show_draws_codes_with_a_decoder(captions, model, tmp_path, monkeypatch):
@@ -182,9 +187,9 @@ def test_show_draws_codes_with_a_decoder(captions, model, tmp_path, monkeypatch)
     [
         (("--task", "image_text_pair"), "Give --vocabulary and --task together"),
         (("--unclip", "d", "--html", "p"), "Give --model and --unclip together"),
-        (("--samples", "-1"), "there are records 0 to 4"),
-        (("--records", "0"), "too small"),
-        (("gone.py",), "either directories of shards or one mixture"),
+        (("--samples", "-1"), "expected records from 0 to 4"),
+        (("--records", "0"), "--records must be at least 1"),
+        (("gone.py",), "either shard directories or one mixture"),
     ],
 )
 def test_show_bad_options(captions, capsys, words, message):
@@ -192,16 +197,43 @@ def test_show_bad_options(captions, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_choices_of_options_are_those_of_the_library():
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    build.add_parser(commands)
+    show.add_parser(commands)
+    required = ["--source", "folder", "--from", "x", "--out", "y"]
+    for name in images.INTERPOLATIONS:
+        assert parser.parse_args(["build", *required, "--interpolation", name]).interpolation == name
+    for unit in WEIGHT_BY:
+        assert parser.parse_args(["show", "x", "--weight-by", unit]).weight_by == unit
+
+
+@pytest.mark.parametrize("command", ["build", "show", "sources"])
+def test_help_does_not_import_heavy_packages(command):
+    program = (
+        "import sys\n"
+        "from seed_jax.cli import main\n"
+        "try:\n"
+        f"    main(['data', {command!r}, '--help'])\n"
+        "except SystemExit:\n"
+        "    heavy = {'jax', 'numpy', 'grain', 'pyarrow', 'PIL', 'tensorflow_datasets', 'av', 'msgpack'}\n"
+        "    print('imported', sorted(heavy & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported []"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--images": "x"}, "'folder' has no --images; it takes no options"),
+        ({"--images": "x"}, "'folder' has no --images: it takes no options"),
         ({"--max-aspect": "0.5"}, "--max-aspect 0.5 must be at least 1"),
-        ({"--source": "zip"}, "no source of kind 'zip'; there are captions, coco"),
+        ({"--source": "zip"}, "'zip' is not a kind of source: expected one of captions, coco"),
         ({"--from": "gone"}, "gone does not exist"),
-        ({"--max-bad": "lots"}, "--max-bad 'lots' is no limit"),
+        ({"--max-bad": "lots"}, "--max-bad 'lots' is not a limit"),
         ({"--share": "4/4"}, "Share 4 of 4 does not exist"),
-        ({"--share": "half"}, "--share 'half' is no share"),
+        ({"--share": "half"}, "--share 'half' is not a share"),
         ({"--workers": "0"}, "workers 0 must be at least 1"),
         ({"--model": "gone"}, "gone is neither a model directory"),
     ],
@@ -217,7 +249,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(folder, tmp_path, capsys, 
 
 def test_show_bad_input(tmp_path, folder, capsys):
     assert run("data", "show", tmp_path / "gone") == 2
-    assert "gone has no manifest.json; it is missing" in capsys.readouterr().err
+    assert "gone does not exist" in capsys.readouterr().err
     assert run("data", "build", "--source", "folder", "--from", folder, "--out", tmp_path / "out") == 0
     assert run("data", "show", tmp_path / "out", "--first", 5) == 2
-    assert "records 0 to 4" in capsys.readouterr().err
+    assert "records from 0 to 4" in capsys.readouterr().err

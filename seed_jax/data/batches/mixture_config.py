@@ -1,96 +1,111 @@
-"""The parts of a mixture as a config describes them, and what their weights mean.
+"""Mixtures as plain data, as in `config.data.mixture`.
 
-A part is a dict:
+A mixture is a list of components; a component is a dict:
 
 | key | meaning |
 |---|---|
-| path | directory of shards, or a list of directories that count as one |
-| task, params | template and its parameters (`templates.make`) |
-| weight | how often its batches come, relative to those of the others |
-| batch_size | samples of such a batch (default 1: weight is a share of samples) |
-| cycles | how often each record comes before the part is used up (default: no end) |
-| question | asked where records are captioned pictures or videos (`Renderer`) |
-| suffix | put behind the records' own questions |
+| path | shard directory, or a list of directories that count as one dataset |
+| task, params | template and its parameters (`templates.make_template`) |
+| weight | frequency of its batches relative to those of the others |
+| batch_size | samples per such batch (default 1: weight is a share of samples) |
+| cycles | epochs until the component is exhausted (default: no end) |
+| question | question for records that are captioned images or videos (`Renderer`) |
+| suffix | appended to the records' own questions |
 
-`weight_by` says what the weights are shares of:
+`weight_by` defines what the weights are shares of:
 
-- "samples": part i makes up weight_i * batch_size_i of the samples. With the original's weights and batch sizes this is
-  what the original trains on: it draws the pipe of the next whole batch by weight, and a batch has batch_size samples.
-- "tokens": part i makes up weight_i of the tokens. The original's batches all have about 23,000 padded positions, so
-  its weights are its shares of those. Samples are drawn in the proportion weight_i / (mean tokens of a sample), with
-  the mean taken over `MEASURED` records of the part, rendered with its template; those filtered out count as empty.
+- "samples": component i makes up weight_i * batch_size_i of the samples. With the original's weights and batch sizes
+  this reproduces the original, which draws the pipe of the next whole batch by weight.
+- "tokens": component i makes up weight_i of the tokens. The original's batches all have about 23,000 padded positions,
+  so its weights are shares of those. Samples are drawn in proportion to weight_i / (mean tokens per sample), with the
+  mean measured on `NUM_MEASURED` records of the component, rendered with its template; dropped samples count as empty.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from seed_jax.data import templates
-from seed_jax.data.batches.record_stream import Part, open_all
+from seed_jax.data.batches.record_stream import MixtureComponent, open_mixture
 from seed_jax.data.shards.shards import JoinedShards, Shards
 from seed_jax.data.templates.renderer import Renderer
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 
 WEIGHT_BY = ("samples", "tokens")
-MEASURED = 256
-_NEEDED, _OPTIONAL = ("path", "task", "weight"), ("params", "batch_size", "cycles", "question", "suffix")
+NUM_MEASURED = 256
+_REQUIRED = ("path", "task", "weight")
+_OPTIONAL = ("params", "batch_size", "cycles", "question", "suffix")
 
 
-def make_parts(
-    described: Sequence[Mapping[str, Any]], vocabulary: Vocabulary, weight_by: str = "samples"
-) -> list[Part]:
-    """Return the parts of a mixture; one UserError names everything that is wrong with their descriptions."""
+def make_mixture(
+    entries: Sequence[Mapping[str, Any]], vocabulary: Vocabulary, weight_by: str = "samples"
+) -> list[MixtureComponent]:
+    """Build the components of a mixture.
+
+        make_mixture([{"path": "shards/laion", "task": "image_text_pair", "weight": 1}], vocabulary)
+
+    Args:
+        entries: the components as dicts, see above.
+        vocabulary: the vocabulary to render with.
+        weight_by: "samples" or "tokens".
+
+    Raises:
+        UserError: one error lists all problems of all entries.
+    """
     if weight_by not in WEIGHT_BY:
         raise UserError(f"data.weight_by is {weight_by!r}, expected one of {', '.join(WEIGHT_BY)}.")
-    parts, problems = [], []
-    for number, each in enumerate(described):
+    components = []
+    problems = []
+    for number, entry in enumerate(entries):
         try:
-            parts.append(_part(each, vocabulary))
+            components.append(_component(entry, vocabulary))
         except UserError as error:
-            problems.append(f"part {number} ({each.get('path')}): {error}")
+            problems.append(f"component {number} ({entry.get('path')}): {error}")
     if problems:
         raise UserError(" ".join(problems))
     if weight_by == "samples":
-        return parts
-    opened = open_all([part.directory for part in parts])
-    weights = [
-        each["weight"] / mean_tokens(part, shards) for each, part, shards in zip(described, parts, opened, strict=True)
+        return components
+    opened = open_mixture([component.directory for component in components])
+    return [
+        dataclasses.replace(component, weight=entry["weight"] / mean_tokens(component, shards))
+        for entry, component, shards in zip(entries, components, opened, strict=True)
     ]
-    return [Part(part.directory, part.render, weight, part.cycles) for part, weight in zip(parts, weights, strict=True)]
 
 
-def mean_tokens(part: Part, shards: Shards | JoinedShards) -> float:
-    """Return the mean number of tokens that a record of a part gives, measured at evenly spaced records."""
-    numbers = np.unique(np.linspace(0, len(shards) - 1, min(MEASURED, len(shards))).astype(int)).tolist()
+def mean_tokens(component: MixtureComponent, shards: Shards | JoinedShards) -> float:
+    """Return the mean number of tokens that a record of a component gives, measured at evenly spaced records."""
+    assert component.render is not None
+    numbers = np.unique(np.linspace(0, len(shards) - 1, min(NUM_MEASURED, len(shards))).astype(int)).tolist()
     tokens = 0
     for number in numbers:
-        samples = part.render(shards[number], np.random.Generator(np.random.Philox(key=number)))
+        samples = component.render(shards[number], np.random.Generator(np.random.Philox(key=number)))
         tokens += sum(len(sample) for sample in samples if sample.kept)
     if not tokens:
-        raise UserError(f"None of {len(numbers)} records of {part.directory} gives a sample: is the task right for it?")
+        raise UserError(
+            f"None of {len(numbers)} records of {component.directory} gives a sample: check the task of this component."
+        )
     return tokens / len(numbers)
 
 
-def _part(described: Mapping[str, Any], vocabulary: Vocabulary) -> Part:
-    missing = [key for key in _NEEDED if key not in described]
-    unknown = [key for key in described if key not in (*_NEEDED, *_OPTIONAL)]
+def _component(entry: Mapping[str, Any], vocabulary: Vocabulary) -> MixtureComponent:
+    missing = [key for key in _REQUIRED if key not in entry]
+    unknown = [key for key in entry if key not in (*_REQUIRED, *_OPTIONAL)]
     if missing or unknown:
-        raise UserError(
-            f"it lacks {', '.join(missing) or 'nothing'} and has the unknown keys {', '.join(unknown) or '(none)'}."
-        )
-    batch_size = described.get("batch_size", 1)
+        raise UserError(f"missing keys: {', '.join(missing) or 'none'}; unknown keys: {', '.join(unknown) or 'none'}.")
+    batch_size = entry.get("batch_size", 1)
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"batch_size is {batch_size!r}, expected a whole number of at least 1.")
-    task = templates.make(described["task"], described.get("params") or {}, vocabulary)
-    render = Renderer(task, described.get("question"), described.get("suffix") or "")
-    return Part(_paths(described["path"]), render, described["weight"] * batch_size, described.get("cycles"))
+        raise UserError(f"batch_size is {batch_size!r}, expected an integer of at least 1.")
+    template = templates.make_template(entry["task"], entry.get("params") or {}, vocabulary)
+    render = Renderer(template, entry.get("question"), entry.get("suffix") or "")
+    return MixtureComponent(_directories(entry["path"]), render, entry["weight"] * batch_size, entry.get("cycles"))
 
 
-def _paths(path: Any) -> str | tuple[str, ...]:
-    if isinstance(path, list | tuple) and path and all(isinstance(each, str) for each in path):
+def _directories(path: Any) -> str | tuple[str, ...]:
+    if isinstance(path, list | tuple) and path and all(isinstance(directory, str) for directory in path):
         return tuple(path)
     if not isinstance(path, str) or not path:
-        raise UserError(f"path is {path!r}, expected a directory of shards or a list of them.")
+        raise UserError(f"path is {path!r}, expected a shard directory or a list of them.")
     return path

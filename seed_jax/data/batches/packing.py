@@ -1,7 +1,7 @@
-"""Packing: several samples in one row of fixed length, told apart by `segment_ids`.
+"""Packing: several samples in one row of fixed length, separated by `segment_ids`.
 
-A sample is never split, hence no image is. `targets` and `loss_mask` are shifted by one within a segment: the mask at
-a position says whether the *next* token, its target, is trained, and a segment's last token has no target.
+A sample is never split, hence neither is an image. `targets` and `loss_mask` are shifted by one within a segment: the
+mask at a position says whether the *next* token, its target, is trained; the last token of a segment has no target.
 """
 
 import dataclasses
@@ -10,40 +10,45 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from seed_jax.data.templates.sample import Sample
+from seed_jax.data.templates.sample import RenderedSample
 
 PAD = 0
-Batch = dict[str, np.ndarray]
-"""`tokens, targets, segment_ids, positions` (int32) and `loss_mask` (float32), each [rows, length]."""
+PackedBatch = dict[str, np.ndarray]
+"""`tokens, targets, segment_ids, positions` (int32) and `loss_mask` (float32), each [batch, sequence_length]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Numbered:
-    """A rendered sample and its number in the stream, by which it can be had again.
+class PendingSample:
+    """A rendered sample and its number in the stream, from which it can be rendered again.
 
     Attributes:
-        piece: which of the samples of that number it is, where a long document has given several.
+        number: sample number in the stream.
+        sample: the rendered sample.
+        piece: index among the samples of that number, if a long document gave several.
     """
 
     number: int
-    sample: Sample
+    sample: RenderedSample
     piece: int = 0
 
     def __len__(self) -> int:
         return len(self.sample.tokens)
 
 
-def take_row(
-    pending: list[Numbered], draw: Callable[[], Numbered | None], length: int, look_ahead: int
-) -> list[Numbered]:
-    """Choose the samples of one row: first fit among `pending`, oldest first, then among newly drawn ones.
+def next_row(
+    pending: list[PendingSample], draw: Callable[[], PendingSample | None], length: int, look_ahead: int
+) -> list[PendingSample]:
+    """Choose the samples of one row: first fit among `pending`, oldest first, then among newly drawn samples.
 
     Args:
-        pending: samples that earlier rows had no room for; those still without a row are left in it, in order.
-        draw: returns the next sample, of 1 to `length` tokens, or None when there are no more.
-        look_ahead: how many samples may wait for a later row while one that fits is looked for.
+        pending: samples that earlier rows had no room for; on return, the samples still without a row, in order.
+        draw: returns the next sample, of 1 to `length` tokens, or None if there are no more.
+        length: tokens of the row.
+        look_ahead: maximum number of samples that wait for a later row while the search for one that fits goes on.
     """
-    row, waiting, space = [], [], length
+    row: list[PendingSample] = []
+    waiting: list[PendingSample] = []
+    space = length
     candidates = iter(pending)
     while space:
         sample = next(candidates, None)
@@ -58,18 +63,21 @@ def take_row(
     return row
 
 
-def empty_batch(rows: int, length: int) -> Batch:
-    batch = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
-    return batch | {"loss_mask": np.zeros((rows, length), np.float32)}
+def empty_batch(batch_size: int, length: int) -> PackedBatch:
+    """Return a batch of zeros."""
+    names = ("tokens", "targets", "segment_ids", "positions")
+    batch = {name: np.zeros((batch_size, length), np.int32) for name in names}
+    return batch | {"loss_mask": np.zeros((batch_size, length), np.float32)}
 
 
-def fill_row(batch: Batch, row: int, samples: Sequence[Sample]) -> None:
-    """Write samples one after the other into a row of zeros."""
+def fill_row(batch: PackedBatch, row: int, samples: Sequence[RenderedSample]) -> None:
+    """Write samples consecutively into a row of zeros."""
     if not samples:
         return
     lengths = np.array([len(sample.tokens) for sample in samples])
     ends = np.cumsum(lengths)
-    starts, total = ends - lengths, ends[-1]
+    starts = ends - lengths
+    total = ends[-1]
     tokens = np.concatenate([sample.tokens for sample in samples])
     trained = np.concatenate([sample.loss_mask for sample in samples])
     batch["tokens"][row, :total] = tokens
@@ -81,10 +89,12 @@ def fill_row(batch: Batch, row: int, samples: Sequence[Sample]) -> None:
     batch["positions"][row, :total] = np.arange(total) - np.repeat(starts, lengths)
 
 
-def pack(samples: Sequence[Sample], length: int, *, look_ahead: int = 32) -> Batch:
-    """Pack a finite number of samples, none longer than `length`, into as many rows as it takes."""
-    rest, pending, rows = itertools.starmap(Numbered, enumerate(samples)), [], []
-    while row := take_row(pending, lambda: next(rest, None), length, look_ahead):
+def pack(samples: Sequence[RenderedSample], length: int, *, look_ahead: int = 32) -> PackedBatch:
+    """Pack samples of at most `length` tokens into as many rows as needed."""
+    rest = itertools.starmap(PendingSample, enumerate(samples))
+    pending: list[PendingSample] = []
+    rows = []
+    while row := next_row(pending, lambda: next(rest, None), length, look_ahead):
         rows.append(row)
     batch = empty_batch(len(rows), length)
     for index, row in enumerate(rows):
@@ -94,27 +104,27 @@ def pack(samples: Sequence[Sample], length: int, *, look_ahead: int = 32) -> Bat
 
 @dataclasses.dataclass(frozen=True)
 class PackingStats:
-    """How full a batch is.
+    """Utilization of a batch.
 
     Attributes:
-        tokens: positions that hold a token.
+        tokens: number of positions that hold a token.
         trained: sum of the loss mask.
         samples: number of segments.
-        useful_share: tokens / positions.
+        efficiency: tokens / positions.
     """
 
     tokens: int
     trained: float
     samples: int
-    useful_share: float
+    efficiency: float
 
 
-def packing_stats(batch: Batch) -> PackingStats:
-    """Count what a batch holds."""
+def packing_stats(batch: PackedBatch) -> PackingStats:
+    """Count the tokens, trained tokens and samples of a batch."""
     tokens = int(np.count_nonzero(batch["segment_ids"]))
     return PackingStats(
         tokens=tokens,
         trained=float(batch["loss_mask"].sum()),
         samples=int(batch["segment_ids"].max(-1).sum()),
-        useful_share=tokens / batch["segment_ids"].size,
+        efficiency=tokens / batch["segment_ids"].size,
     )

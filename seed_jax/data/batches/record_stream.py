@@ -1,7 +1,7 @@
-"""An endless stream of records from several shard directories, by sample number.
+"""An unbounded, shuffled stream of records from several shard directories, addressed by sample number.
 
-It is a random-access source: any process can ask for any sample, so the order depends on the seed and on nothing else.
-Packed batches (`pipeline.py`) draw from it, and so can a Grain pipeline that decodes pictures in worker processes.
+The stream is a random-access source: any process can read any sample, and the order depends on the seed only. Packed
+batches (`packed.py`) read from it, and so do the Grain pipelines that decode images in worker processes (`pairs.py`).
 """
 
 import dataclasses
@@ -11,24 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
-from seed_jax.data.batches.mixture import Mixture, hashed
-from seed_jax.data.batches.packing import Sample
+from seed_jax.data.batches.mixture import Mixture, hash64
+from seed_jax.data.batches.packing import RenderedSample
 from seed_jax.data.shards.records import Record
 from seed_jax.data.shards.shards import JoinedShards, Shards, open_shards
 from seed_jax.errors import UserError
 
-Render = Callable[[Record, np.random.Generator], Sequence[Sample]]
-"""A template: turns a record into one sample, or a long document into several, with random choices from the generator.
-"""
+Render = Callable[[Record, np.random.Generator], Sequence[RenderedSample]]
+"""Turns a record into one sample, or a long document into several; the generator makes the random choices."""
+
+_CHOICES_KEY = (1 << 62) + 1  # distinguishes these keys from those of the order
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A directory of shards in a mixture, or several that count as one.
+class MixtureComponent:
+    """A dataset of a mixture.
 
     Attributes:
-        weight: its share of the samples, in any unit.
-        cycles: how often each of its records comes; None for no end.
+        directory: a shard directory, or several that count as one dataset.
+        render: the template, or None for streams of plain records.
+        weight: share of the samples, in any unit.
+        cycles: epochs until the component is exhausted; None for no end.
     """
 
     directory: str | Path | Sequence[str | Path]
@@ -38,91 +41,114 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Drawn:
-    """Sample `number` of the stream: its record, and the part and place it comes from."""
+class StreamSample:
+    """A sample of the stream.
+
+    Attributes:
+        number: sample number.
+        component: index of the mixture component.
+        index: number of the record in the component.
+        record: the record.
+        key: seed of the sample's random choices.
+    """
 
     number: int
-    part: int
-    place: int
+    component: int
+    index: int
     record: Record
     key: int
 
     def rng(self) -> np.random.Generator:
-        """Return the generator for the random choices this sample needs: always the same for the same number."""
+        """Return the generator of the sample's random choices: a function of seed and sample number."""
         return np.random.Generator(np.random.Philox(key=self.key))
 
 
 class RecordStream:
-    """Mix parts by weight and shuffle each anew in every epoch; can be pickled.
+    """Mixes datasets by weight and shuffles each anew in every epoch; picklable.
 
     Args:
-        tokenizer: fingerprint of the image tokenizer whose codes are expected, or None to take any.
-        shuffle: without it, each part comes in its own order.
+        components: the datasets.
+        seed: seed of order, shuffling and random choices.
+        shuffle: whether to shuffle; without it each dataset keeps its own order.
+        tokenizer: fingerprint of the image tokenizer whose codes are expected, or None to accept any.
     """
 
-    def __init__(self, parts: Sequence[Part], seed: int, *, shuffle: bool = True, tokenizer: str | None = None):
-        self.parts, self.seed = tuple(parts), seed
-        self._shards = open_all([part.directory for part in self.parts], tokenizer)
+    def __init__(
+        self, components: Sequence[MixtureComponent], seed: int, *, shuffle: bool = True, tokenizer: str | None = None
+    ):
+        self.components = tuple(components)
+        self.seed = seed
+        self._shards = open_mixture([component.directory for component in self.components], tokenizer)
         self._mixture = Mixture(
-            [len(part) for part in self._shards],
-            [part.weight for part in self.parts],
+            [len(shards) for shards in self._shards],
+            [component.weight for component in self.components],
             seed,
             shuffle=shuffle,
-            cycles=[part.cycles for part in self.parts],
+            cycles=[component.cycles for component in self.components],
         )
-        self._described = {"seed": seed, "shuffle": shuffle, "parts": self._fingerprint()}
+        self._description: dict[str, int | bool | str] = {
+            "seed": seed,
+            "shuffle": shuffle,
+            "mixture": self._fingerprint(),
+        }
 
     def __len__(self) -> int:
-        """Return how many sample numbers there are: very many, unless all parts have an end."""
+        """Return the number of sample numbers: 2**42 unless all components end."""
         return self._mixture.length
 
-    def __getitem__(self, number: int) -> Drawn:
-        drawn = next(self.draw(np.array([number])), None)
-        if drawn is None:
-            raise IndexError(f"there is no sample {number}: the part that it would be of is used up")
-        return drawn
+    def __getitem__(self, number: int) -> StreamSample:
+        sample = next(self.read(np.array([number])), None)
+        if sample is None:
+            raise IndexError(f"sample {number} does not exist: its mixture component is exhausted")
+        return sample
 
-    def draw(self, numbers: np.ndarray) -> Iterator[Drawn]:
-        """Read the samples with these numbers (int64 [N]) one after the other; cheaper than one by one.
+    def read(self, numbers: np.ndarray) -> Iterator[StreamSample]:
+        """Read the samples with these numbers (int64 [N]) in order; faster than one by one.
 
-        Numbers without a sample, since a part is used up, are left out.
+        Empty sample numbers, whose component is exhausted, are skipped.
         """
-        places, keys = self._mixture.places(numbers), hashed(hashed(self.seed, _CHOICES), numbers)
-        columns = (numbers, places.part, places.record, keys)
-        for number, part, place, key in zip(*(column.tolist() for column in columns), strict=True):
-            if part >= 0:
-                yield Drawn(number, part, place, self._shards[part][place], key)
+        locations = self._mixture.locate(numbers)
+        keys = hash64(hash64(self.seed, _CHOICES_KEY), numbers)
+        columns = (numbers, locations.component, locations.record, keys)
+        for number, component, index, key in zip(*(column.tolist() for column in columns), strict=True):
+            if component >= 0:
+                yield StreamSample(number, component, index, self._shards[component][index], key)
 
-    def where(self, drawn: Drawn) -> str:
-        """Name the place of a sample, for error messages."""
-        shard, place = self._shards[drawn.part].locate(drawn.place)
-        return f"record {place} of {shard} (id {drawn.record.id!r})"
+    def describe_location(self, sample: StreamSample) -> str:
+        """Name the record, shard and id of a sample, for error messages."""
+        shard, index = self._shards[sample.component].locate(sample.index)
+        return f"record {index} of {shard} (id {sample.record.id!r})"
 
     def describe(self) -> dict[str, int | bool | str]:
         """Return what the order of samples depends on, for comparison with a saved position."""
-        return dict(self._described)
+        return dict(self._description)
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for part, shards in zip(self.parts, self._shards, strict=True):
-            digest.update(repr((part.weight, part.cycles, shards.hashes)).encode())
+        for component, shards in zip(self.components, self._shards, strict=True):
+            digest.update(repr((component.weight, component.cycles, shards.hashes)).encode())
         return digest.hexdigest()[:16]
 
 
-_CHOICES = (1 << 62) + 1  # tells these keys from those of the order
-
-
-def open_all(
+def open_mixture(
     directories: Sequence[str | Path | Sequence[str | Path]], tokenizer: str | None = None
 ) -> list[Shards | JoinedShards]:
-    """Open the shards of all parts of a mixture; one UserError names everything that is wrong with any of them."""
+    """Open the shards of all components of a mixture.
+
+    Args:
+        directories: per component, one shard directory or several.
+        tokenizer: fingerprint of the expected image tokenizer, or None to accept any.
+
+    Raises:
+        UserError: any directory is unusable; one error lists all problems.
+    """
     if not directories:
-        raise UserError("A mixture needs at least one part: name a directory of shards.")
-    opened, problems = [], []
-    for each in directories:
-        several = [each] if isinstance(each, str | Path) else list(each)
+        raise UserError("A mixture needs at least one component: name a shard directory.")
+    opened: list[Shards | JoinedShards] = []
+    problems = []
+    for component in directories:
         shards = []
-        for directory in several:
+        for directory in [component] if isinstance(component, str | Path) else component:
             try:
                 shards.append(open_shards(directory, tokenizer))
             except UserError as error:
@@ -130,7 +156,7 @@ def open_all(
         opened.append(shards[0] if len(shards) == 1 else JoinedShards(shards))
     if len(problems) > 1:
         raise UserError(
-            f"{len(problems)} of the directories of a mixture of {len(directories)} parts cannot be used: "
+            f"{len(problems)} shard directories of a mixture of {len(directories)} components cannot be used: "
             f"{' '.join(problems)}"
         )
     if problems:

@@ -1,7 +1,8 @@
-"""The saved position of packed batches, and how to move it to another number of hosts.
+"""The saved position of a data pipeline, and how to move it to another number of hosts.
 
-A state is plain JSON data: `{"format", "data": what the rows depend on, "step", "lanes": {"0": {...}, ...}}`. Every
-host saves its own lanes; merged, the states of all hosts let any number of hosts go on.
+A state is plain JSON data: `{"format", "data": what the rows depend on, "step", "rows": {"0": {...}, ...}}`, with one
+entry per row of the global batch. Every host saves the rows that it produces; the merged states of all hosts can be
+restored on any number of hosts.
 """
 
 from collections import Counter
@@ -10,13 +11,13 @@ from typing import Any
 
 from seed_jax.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the states that all hosts saved after the same step into one with every lane.
+    """Merge the states that all hosts saved after the same step into one with every row.
 
-    `set_state` of an iterator on any number of hosts takes it, and picks its lanes.
+    `set_state` of an iterator on any number of hosts accepts it and selects its own rows.
     """
     first = states[0]
     for state in states[1:]:
@@ -24,22 +25,20 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     steps = sorted({state["step"] for state in states})
     if len(steps) > 1:
         raise UserError(f"The data positions to merge are from different steps {steps}: use those of one checkpoint.")
-    lanes = {name: lane for state in states for name, lane in state["lanes"].items()}
-    if len(lanes) < sum(len(state["lanes"]) for state in states):
-        raise UserError("Two of the data positions to merge hold the same lane: give each host's position once.")
-    return {
-        **first,
-        "lanes": {str(number): lane for number, lane in enumerate(_in_order(lanes, first["data"]["rows"]))},
-    }
+    rows = {index: row for state in states for index, row in state["rows"].items()}
+    if len(rows) < sum(len(state["rows"]) for state in states):
+        raise UserError("Two of the data positions to merge hold the same row: give each host's position once.")
+    in_order = own_rows({"rows": rows}, range(first["data"]["batch_size"]))
+    return {**first, "rows": {str(index): row for index, row in enumerate(in_order)}}
 
 
 def dropped(state: dict[str, Any]) -> dict[str, int]:
-    """Return how many samples this state's lanes have left out so far, by part and reason."""
-    return dict(sum((Counter(lane["dropped"]) for lane in state["lanes"].values()), Counter()))
+    """Return how many samples the rows of this state have dropped so far, by component and reason."""
+    return dict(sum((Counter(row["dropped"]) for row in state["rows"].values()), Counter()))
 
 
 def check_same(state: dict[str, Any], data: dict[str, Any]) -> None:
-    """Refuse a position in other data, listing every difference."""
+    """Raise UserError, listing all differences, if a position belongs to other data."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"The saved data position is not of format {FORMAT}: it was saved by another version of seed_jax."
@@ -52,21 +51,18 @@ def check_same(state: dict[str, Any], data: dict[str, Any]) -> None:
             if saved.get(key) != data.get(key)
         ]
         raise UserError(
-            f"The saved data position does not fit the data of this run ({'; '.join(differences)}): "
-            "restore the data and settings, or start in a new workdir."
+            f"The saved data position does not match the data of this run ({'; '.join(differences)}): restore data and "
+            "settings, or start in a new workdir."
         )
 
 
-def own_lanes(state: dict[str, Any], lanes: Iterable[int]) -> list[dict[str, Any]]:
-    """Return the states of `lanes`, in order."""
-    missing = [number for number in lanes if str(number) not in state["lanes"]]
+def own_rows(state: dict[str, Any], batch_indices: Iterable[int]) -> list[dict[str, Any]]:
+    """Return the states of the rows at `batch_indices`, in order."""
+    indices = list(batch_indices)
+    missing = [index for index in indices if str(index) not in state["rows"]]
     if missing:
         raise UserError(
-            f"The saved data position lacks the lanes {missing} of this host: it is one of several hosts' positions; "
-            "merge those of all hosts first."
+            f"The saved data position lacks the rows {missing} of this host: it is the position of one of several "
+            "hosts; merge those of all hosts first."
         )
-    return [state["lanes"][str(number)] for number in lanes]
-
-
-def _in_order(lanes: dict[str, Any], rows: int) -> list[dict[str, Any]]:
-    return own_lanes({"lanes": lanes}, range(rows))
+    return [state["rows"][str(index)] for index in indices]

@@ -1,9 +1,9 @@
-"""Build shards from foreign formats: resumable, and byte for byte the same however it is interrupted or divided.
+"""Build shards from foreign formats: resumable, and byte-identical however the build is interrupted or divided.
 
 OUT/shard-000000.array_record ...   the records
 OUT/manifest.json                   written last: a directory with it is complete
-OUT/bad.jsonl                       what was left out, and why
-OUT/build/                          the plan, a lock, and while it runs a report for every finished shard
+OUT/bad.jsonl                       skipped samples with their reasons
+OUT/build/                          the plan, locks, and during the build one report per finished shard
 """
 
 import contextlib
@@ -20,197 +20,226 @@ from tqdm import tqdm
 
 from seed_jax.data.build import plan as plans
 from seed_jax.data.build import reports
-from seed_jax.data.build.encoding import Encoder, Prepared, to_records
-from seed_jax.data.build.filters import Filtered
-from seed_jax.data.build.plan import Plan
+from seed_jax.data.build.encoding import ImageEncoder, PreparedSample, to_records
+from seed_jax.data.build.filters import FilteredSample
+from seed_jax.data.build.options import BuildOptions
+from seed_jax.data.build.plan import BuildPlan
 from seed_jax.data.build.preprocess import prepare
-from seed_jax.data.build.reports import BAD_LOG, STATE, Report
-from seed_jax.data.build.settings import Settings
+from seed_jax.data.build.reports import SKIPPED_LOG, STATE_DIRECTORY, ShardReport
 from seed_jax.data.shards.manifest import MANIFEST, Manifest
 from seed_jax.data.shards.records import Item, Record, encode
 from seed_jax.data.shards.shards import shard_name, write_shard
-from seed_jax.data.sources import Bad, Raw, Source
+from seed_jax.data.sources import RawSample, SkippedSample, Source
 from seed_jax.errors import UserError
 from seed_jax.files import locked
 
 
 def build(
-    source: Source, out: str | Path, *, encoder: Encoder | None = None, settings: Settings | None = None
+    source: Source, out: str | Path, *, encoder: ImageEncoder | None = None, options: BuildOptions | None = None
 ) -> Manifest | None:
-    """Build, or go on building, the shards of `source` in `out`.
+    """Build the shards of `source` in `out`, or resume an interrupted build.
+
+        source = open_source("webdataset", ["laion/"])
+        manifest = build(source, "shards/laion", encoder=encoder)
 
     Args:
-        encoder: turns pictures into codes; without one the encoded pictures themselves are stored.
+        source: the input samples.
+        out: the shard directory; new, empty, or the directory of the same build.
+        encoder: tokenizes images; without one the encoded image files themselves are stored.
+        options: shard size, workers, filters, share; defaults to `BuildOptions()`.
 
     Returns:
-        The manifest; None where other shares are not finished yet.
+        The manifest, or None while the shards of other shares are missing.
 
     Raises:
-        UserError: another build is writing there, other settings were used before, or too many records are bad.
+        UserError: another build is writing to `out`, `out` was built with other options, or too many samples are
+            unusable.
     """
-    out, settings = Path(out), settings or Settings()
-    state, share = out / STATE, settings.share
+    out = Path(out)
+    options = options or BuildOptions()
+    state = out / STATE_DIRECTORY
+    share = options.share
     if out.exists() and not state.is_dir() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no build of shards: choose another --out, or remove it.")
+        raise UserError(f"{out} exists and is not a shard directory: choose another --out or delete it.")
     state.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as locks:
-        # Shares may be made at the same time, but not beside a build that makes everything.
+        # Several shares may be built at the same time, but not beside a build of all shards.
         locks.enter_context(locked(state / "lock", str(out), shared=share.count > 1))
         if share.count > 1:
             locks.enter_context(locked(state / f"lock-{share.index}-of-{share.count}", str(out)))
-        plan = _plan(source, out, encoder, settings)
+        plan = _load_or_make_plan(source, out, encoder, options)
         if not (out / MANIFEST).is_file():
-            _Builder(source, out, plan, encoder, settings).run()
+            _ShareBuilder(source, out, plan, encoder, options).run()
         return reports.finish(out, plan)
 
 
-def _plan(source: Source, out: Path, encoder: Encoder | None, settings: Settings) -> Plan:
-    """Return the plan in `out` if it fits; make a new one where nothing has been built yet."""
-    # One at a time, also of several shares: the first one counts the input and the others find the numbers.
-    with locked(out / STATE / "lock-plan", str(out), wait=True):
-        old = plans.load(out / STATE)
+def _load_or_make_plan(source: Source, out: Path, encoder: ImageEncoder | None, options: BuildOptions) -> BuildPlan:
+    """Return the plan stored in `out` after checking it, or store a new one if no shard is finished."""
+    # Exclusive over all shares: the first one counts the input, the others read its counts.
+    with locked(out / STATE_DIRECTORY / "lock-plan", str(out), wait=True):
+        old = plans.load(out / STATE_DIRECTORY)
         new = plans.make_plan(
             source,
             old,
-            shard_size=settings.shard_size,
+            shard_size=options.shard_size,
             batch_size=encoder.batch_size if encoder else 0,
             tokenizer=encoder.fingerprint if encoder else None,
             preprocessing=encoder.preprocessing if encoder else None,
-            filters=settings.filters.settings(),
+            filters=options.filters.as_dict(),
         )
-        if old and ((out / MANIFEST).is_file() or any((out / STATE).glob("shard-*.json"))):
+        if old and ((out / MANIFEST).is_file() or any((out / STATE_DIRECTORY).glob("shard-*.json"))):
             plans.check_same(old, new, out)
         elif old != new:
-            # Shards of the old plan that were written but not yet reported would stay for ever.
+            # Delete shards of the old plan that were written but not yet reported.
             for leftover in out.glob("*shard-*.array_record*") if old else ():
                 leftover.unlink()
-            plans.save(out / STATE, new)
+            plans.save(out / STATE_DIRECTORY, new)
         return new
 
 
-class _Builder:
-    """Makes the shards of one share."""
+class _ShareBuilder:
+    """Builds the unfinished shards of one share."""
 
-    def __init__(self, source: Source, out: Path, plan: Plan, encoder: Encoder | None, settings: Settings):
-        self.source, self.out, self.plan, self.encoder, self.settings = source, out, plan, encoder, settings
+    def __init__(self, source: Source, out: Path, plan: BuildPlan, encoder: ImageEncoder | None, options: BuildOptions):
+        self.source = source
+        self.out = out
+        self.plan = plan
+        self.encoder = encoder
+        self.options = options
         finished = reports.load_all(out, plan)
-        self.bad = sum(len(report.bad) for report in finished.values())
-        own = settings.share.of(plan.shards)
+        self.num_skipped = sum(len(report.skipped) for report in finished.values())
+        own = options.share.shards_of(plan.num_shards)
         self.todo = [shard for shard in own if shard not in finished]
-        units = [sum(len(plan.shard_range(shard)) for shard in shards) for shards in (own, self.todo)]
-        self.bar = tqdm(
-            total=units[0], initial=units[0] - units[1], unit=" records", disable=None if settings.progress else True
+        total = sum(len(plan.shard_range(shard)) for shard in own)
+        remaining = sum(len(plan.shard_range(shard)) for shard in self.todo)
+        self.progress = tqdm(
+            total=total, initial=total - remaining, unit=" samples", disable=None if options.progress else True
         )
 
     def run(self) -> None:
-        """Read in one thread, decode in several, and meanwhile encode in this one."""
-        pool, reader = ThreadPoolExecutor(self.settings.workers), ThreadPoolExecutor(1)
-        window = 2 * max(self.plan.batch_size, self.settings.workers)
+        """Read in one thread, decode in several, and encode in the calling thread at the same time."""
+        pool = ThreadPoolExecutor(self.options.workers)
+        reader = ThreadPoolExecutor(1)
+        window = 2 * max(self.plan.batch_size, self.options.workers)
         try:
-            with self.bar:
-                for run in _runs(self.todo):
-                    units = self._read(self.plan.shard_range(run[0]).start, self.plan.shard_range(run[-1]).stop)
-                    prepared = in_order(pool, self._prepare, read_ahead(reader, units, window), window)
+            with self.progress:
+                for run in _consecutive_runs(self.todo):
+                    start, stop = self.plan.shard_range(run[0]).start, self.plan.shard_range(run[-1]).stop
+                    samples = read_ahead(reader, self._read(start, stop), window)
+                    prepared = map_in_order(pool, self._prepare, samples, window)
                     for shard in run:
                         self._build_shard(shard, prepared)
         finally:
             reader.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, unit: Raw | Bad) -> Prepared | Bad | Filtered:
-        return prepare(unit, self.encoder, self.settings.filters)
+    def _prepare(self, sample: RawSample | SkippedSample) -> PreparedSample | SkippedSample | FilteredSample:
+        return prepare(sample, self.encoder, self.options.filters)
 
-    def _read(self, start: int, stop: int) -> Iterator[Raw | Bad]:
+    def _read(self, start: int, stop: int) -> Iterator[RawSample | SkippedSample]:
         files = {file.name: file for file in self.source.files}
-        for name, first, end in self.plan.stretches(start, stop):
+        for name, first, end in self.plan.file_ranges(start, stop):
             count = 0
             try:
-                for unit in self.source.read(files[name], first, end):
+                for sample in self.source.read(files[name], first, end):
                     count += 1
-                    yield unit
+                    yield sample
             except OSError as error:
                 raise UserError(f"Cannot read {files[name].path}: {error.strerror or error}.") from error
             if count != end - first:
-                raise UserError(f"{files[name].path} has changed during the build: remove {self.out} and build anew.")
+                raise UserError(
+                    f"{files[name].path} changed during the build: delete {self.out} and run the command again."
+                )
 
-    def _build_shard(self, shard: int, prepared: Iterator[Prepared | Bad | Filtered]) -> None:
-        left = _Left()
+    def _build_shard(self, shard: int, prepared: Iterator[PreparedSample | SkippedSample | FilteredSample]) -> None:
+        losses = _Losses()
         items: Counter[str] = Counter()
-        units = self._usable(itertools.islice(prepared, len(self.plan.shard_range(shard))), left)
-        records = to_records(units, self.encoder, self.source.kind)
-        file = write_shard(self.out / shard_name(shard), _counted(records, items))
-        report = Report(file, dict(items), tuple(left.bad), dict(left.filtered), dict(left.pictures))
+        samples = self._usable(itertools.islice(prepared, len(self.plan.shard_range(shard))), losses)
+        records = to_records(samples, self.encoder, self.source.kind)
+        file = write_shard(self.out / shard_name(shard), _encode_and_count(records, items))
+        report = ShardReport(
+            file, dict(items), tuple(losses.skipped), dict(losses.filtered), dict(losses.images_left_out)
+        )
         reports.save(self.out, shard, report)
 
-    def _usable(self, units: Iterable[Prepared | Bad | Filtered], left: "_Left") -> Iterator[Prepared]:
-        """Pass on what is neither bad nor filtered; stop the build when too much is bad."""
-        for unit in units:
-            self.bar.update()
-            if isinstance(unit, Prepared):
-                left.pictures.update(unit.left_out)
-                yield unit
-            elif isinstance(unit, Filtered):
-                left.filtered[unit.reason] += 1
+    def _usable(
+        self, samples: Iterable[PreparedSample | SkippedSample | FilteredSample], losses: "_Losses"
+    ) -> Iterator[PreparedSample]:
+        """Yield the usable samples and count the others; stop the build when too many are unusable."""
+        for sample in samples:
+            self.progress.update()
+            if isinstance(sample, PreparedSample):
+                losses.images_left_out.update(sample.left_out)
+                yield sample
+            elif isinstance(sample, FilteredSample):
+                losses.filtered[sample.reason] += 1
             else:
-                left.bad.append(unit)
-                self.bad += 1
-                if self.bad > self.settings.max_bad.allowed(self.plan.units):
-                    self._stop(left.bad)
+                losses.skipped.append(sample)
+                self.num_skipped += 1
+                if self.num_skipped > self.options.max_skipped.allowed(self.plan.num_samples):
+                    self._stop(losses.skipped)
 
-    def _stop(self, bad: list[Bad]) -> None:
-        log = [each for report in reports.load_all(self.out, self.plan).values() for each in report.bad] + bad
+    def _stop(self, skipped: list[SkippedSample]) -> None:
+        log = [sample for report in reports.load_all(self.out, self.plan).values() for sample in report.skipped]
+        log += skipped
         reports.write_log(self.out, log)
-        reason, count = Counter(each.reason for each in log).most_common(1)[0]
+        reason, count = Counter(sample.reason for sample in log).most_common(1)[0]
         raise UserError(
-            f"{self.bad} of {self.plan.units} records are bad, more than --max-bad allows (most often, {count} times: "
-            f"{reason}); see {self.out / BAD_LOG}, then repair the input or raise --max-bad and run again."
+            f"{self.num_skipped} of {self.plan.num_samples} input samples are unusable, more than --max-bad allows "
+            f"(most frequent reason, {count} times: {reason}): see {self.out / SKIPPED_LOG}, repair the input or "
+            "raise --max-bad, and run the command again."
         )
 
 
 @dataclasses.dataclass
-class _Left:
-    """What a shard is without."""
+class _Losses:
+    """Samples and images that are missing from a shard."""
 
-    bad: list[Bad] = dataclasses.field(default_factory=list)
+    skipped: list[SkippedSample] = dataclasses.field(default_factory=list)
     filtered: Counter[str] = dataclasses.field(default_factory=Counter)
-    pictures: Counter[str] = dataclasses.field(default_factory=Counter)
+    images_left_out: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-def _counted(records: Iterable[Record], items: Counter[str]) -> Iterator[bytes]:
+def _encode_and_count(records: Iterable[Record], items: Counter[str]) -> Iterator[bytes]:
     for record in records:
-        items.update(map(_kind, record.items))
+        items.update(map(_item_kind, record.items))
         yield encode(record)
 
 
-def _kind(item: Item) -> str:
+def _item_kind(item: Item) -> str:
     return "codes" if isinstance(item, np.ndarray) else "texts" if isinstance(item, str) else "images"
 
 
-def _runs(shards: list[int]) -> Iterator[list[int]]:
-    """Group consecutive numbers, so that an input file is read on and not from its beginning."""
-    for _, run in itertools.groupby(enumerate(shards), lambda place: place[1] - place[0]):
+def _consecutive_runs(shards: list[int]) -> Iterator[list[int]]:
+    """Group consecutive shard numbers, so that input files are read on instead of from their beginning."""
+    for _, run in itertools.groupby(enumerate(shards), lambda numbered: numbered[1] - numbered[0]):
         yield [shard for _, shard in run]
 
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _END: Any = object()
 
 
-def in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
-    """Map in parallel, results in order, never more than `window` of them ahead of the consumer."""
-    ahead: deque[Any] = deque()
+def map_in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
+    """Map in parallel and yield results in order, computing at most `window` items ahead of the consumer."""
+    pending: deque[Any] = deque()
     for item in items:
-        ahead.append(pool.submit(work, item))
-        if len(ahead) >= window:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+        pending.append(pool.submit(work, item))
+        if len(pending) >= window:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def read_ahead(reader: ThreadPoolExecutor, items: Iterable[T], window: int) -> Iterator[T]:
-    """Take items in the one thread of `reader`, up to `window` of them ahead of the consumer."""
+    """Iterate over `items` in the thread of `reader`, at most `window` items ahead of the consumer."""
     iterator = iter(items)
-    for item in in_order(reader, lambda _: next(iterator, _END), itertools.repeat(None), window):
+
+    def take_next(_: None) -> T:
+        return next(iterator, _END)
+
+    for item in map_in_order(reader, take_next, itertools.repeat(None), window):
         if item is _END:
             return
         yield item

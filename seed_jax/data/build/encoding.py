@@ -1,4 +1,4 @@
-"""Pictures to codes in full batches, and records from what comes back."""
+"""Tokenize images in full batches and assemble records from the codes."""
 
 import dataclasses
 import hashlib
@@ -15,13 +15,13 @@ from seed_jax.errors import UserError
 
 
 @runtime_checkable
-class Encoder(Protocol):
-    """Turns pictures into codes.
+class ImageEncoder(Protocol):
+    """Tokenizes images in batches.
 
     Attributes:
-        fingerprint: changes whenever codes could: with weights, sizes or preprocessing.
-        preprocessing: what is done to pictures, for the manifest.
-        batch_size: pictures encoded at once. No batch reaches across shards, so its content never depends on chance.
+        fingerprint: identifies weights, config and preprocessing: changes whenever the codes could change.
+        preprocessing: description of the image preprocessing, stored in the manifest.
+        batch_size: images per batch. No batch spans two shards, so batches do not depend on how a build was divided.
     """
 
     fingerprint: str
@@ -29,26 +29,28 @@ class Encoder(Protocol):
     batch_size: int
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Resize one picture to [S, S, 3]; called in several threads."""
+        """Resize one image to [S, S, 3]; called from several threads."""
         ...
 
-    def encode(self, pictures: np.ndarray) -> Any:
-        """Return the codes, int [N, 32], of up to `batch_size` prepared pictures, stacked.
+    def encode(self, images: np.ndarray) -> Any:
+        """Return the codes, int [N, 32], of up to `batch_size` prepared images [N, S, S, 3].
 
-        An array, or what `np.asarray` makes one of: with a device's array that is still being computed, the next batch
-        is gathered meanwhile.
+        The result is an array or convertible by `np.asarray`: an asynchronously computed device array lets the next
+        batch be gathered meanwhile.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
-    """A work unit with all its pictures decoded.
+class PreparedSample:
+    """An input sample with all its images decoded.
 
     Attributes:
-        items: texts, codes made earlier (uint16 [32]), and pictures: pixels [S, S, 3] if they are to be encoded, else
-            their bytes.
-        left_out: of a document, why pictures are missing.
+        id: identifies the sample in its source.
+        items: texts, existing codes (uint16 [32]), and images: pixels [S, S, 3] if they are to be tokenized, otherwise
+            the bytes of the image file.
+        meta: metadata to be stored.
+        left_out: for documents, one reason per image that was left out.
     """
 
     id: str
@@ -57,92 +59,95 @@ class Prepared:
     left_out: tuple[str, ...] = ()
 
 
-def to_records(units: Iterable[Prepared], encoder: Encoder | None, source: str) -> Iterator[Record]:
-    """Yield the records of a shard in order, encoding pictures in full batches (the last of a shard may be smaller).
+def to_records(samples: Iterable[PreparedSample], encoder: ImageEncoder | None, source: str) -> Iterator[Record]:
+    """Yield the records of a shard in order, tokenizing images in full batches (the last of a shard may be smaller).
 
-    A picture that comes again, as under several questions, is encoded once.
+    An image that occurs repeatedly, for example with several questions, is encoded once.
     """
-    waiting: deque[tuple[Prepared, list[Any]]] = deque()
-    codes = _Codes(encoder)
-    for unit in units:
-        waiting.append((unit, [codes.ask(item) for item in unit.items]))
-        yield from _complete(waiting, codes, source)
-    codes.finish()
-    yield from _complete(waiting, codes, source)
+    waiting: deque[tuple[PreparedSample, list[Any]]] = deque()
+    batcher = _EncodingBatcher(encoder)
+    for sample in samples:
+        waiting.append((sample, [batcher.submit(item) for item in sample.items]))
+        yield from _completed(waiting, batcher, source)
+    batcher.finish()
+    yield from _completed(waiting, batcher, source)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-    """Stands for a picture whose codes have been asked for."""
+class _PendingCodes:
+    """Placeholder for the codes of an image that was submitted."""
 
     digest: bytes
 
 
-class _Codes:
-    """The codes of a shard's pictures; a batch is fetched from the device when the next one has been given to it."""
+class _EncodingBatcher:
+    """Batches the images of a shard; the results of a batch are fetched after the next batch has been dispatched."""
 
-    def __init__(self, encoder: Encoder | None):
+    def __init__(self, encoder: ImageEncoder | None):
         self._encoder = encoder
-        self._known: dict[bytes, np.ndarray | None] = {}
+        self._codes: dict[bytes, np.ndarray | None] = {}
         self._gathered: list[tuple[bytes, np.ndarray]] = []
-        self._started: Any = None
-        self._names: list[bytes] = []
+        self._dispatched: Any = None
+        self._dispatched_digests: list[bytes] = []
 
-    def ask(self, item: Any) -> Any:
-        """Return what stands for `item` until its codes are there, if it is a picture to be encoded."""
-        if not _is_pixels(item):
+    def submit(self, item: Any) -> Any:
+        """Queue an image for encoding and return its placeholder; return any other item unchanged."""
+        if self._encoder is None or not _is_pixels(item):
             return item
         digest = hashlib.blake2b(np.ascontiguousarray(item), digest_size=16).digest()
-        if digest not in self._known:
-            self._known[digest] = None
+        if digest not in self._codes:
+            self._codes[digest] = None
             self._gathered.append((digest, item))
             if len(self._gathered) == self._encoder.batch_size:
-                self._start()
-        return _Asked(digest)
+                self._dispatch(self._encoder)
+        return _PendingCodes(digest)
 
-    def of(self, item: Any) -> Any:
-        """Return the item of a record, or None while its codes are not there."""
-        return self._known[item.digest] if isinstance(item, _Asked) else item
+    def resolve(self, item: Any) -> Any:
+        """Return the final item of a record, or None while its codes are not available."""
+        return self._codes[item.digest] if isinstance(item, _PendingCodes) else item
 
     def finish(self) -> None:
-        if self._gathered:
-            self._start()
+        if self._gathered and self._encoder is not None:
+            self._dispatch(self._encoder)
         self._fetch()
 
-    def _start(self) -> None:
-        started = self._encoder.encode(np.stack([pixels for _, pixels in self._gathered]))
+    def _dispatch(self, encoder: ImageEncoder) -> None:
+        dispatched = encoder.encode(np.stack([pixels for _, pixels in self._gathered]))
         self._fetch()
-        self._started, self._names = started, [digest for digest, _ in self._gathered]
+        self._dispatched = dispatched
+        self._dispatched_digests = [digest for digest, _ in self._gathered]
         self._gathered = []
 
     def _fetch(self) -> None:
-        if self._started is not None:
-            codes = _checked(np.asarray(self._started), len(self._names))
-            self._known |= dict(zip(self._names, codes, strict=True))
-            self._started = None
+        if self._dispatched is not None:
+            codes = _checked_codes(np.asarray(self._dispatched), len(self._dispatched_digests))
+            self._codes |= dict(zip(self._dispatched_digests, codes, strict=True))
+            self._dispatched = None
 
 
 def _is_pixels(item: Any) -> bool:
     return isinstance(item, np.ndarray) and item.ndim == 3
 
 
-def _checked(codes: np.ndarray, count: int) -> np.ndarray:
+def _checked_codes(codes: np.ndarray, count: int) -> np.ndarray:
     if codes.shape != (count, CODES_PER_IMAGE) or codes.dtype.kind not in "iu":
         raise UserError(
-            f"The tokenizer gave codes of type {codes.dtype} and shape {codes.shape}, expected whole numbers of shape "
-            f"{(count, CODES_PER_IMAGE)}: records hold {CODES_PER_IMAGE} codes a picture."
+            f"The image tokenizer returned codes of dtype {codes.dtype} and shape {codes.shape}, expected integers of "
+            f"shape {(count, CODES_PER_IMAGE)}: records hold {CODES_PER_IMAGE} codes per image."
         )
     if codes.min() < 0 or codes.max() > np.iinfo(np.uint16).max:
-        raise UserError(f"The tokenizer gave codes from {codes.min()} to {codes.max()}, expected 0 to 65535.")
+        raise UserError(f"The image tokenizer returned codes from {codes.min()} to {codes.max()}, expected 0 to 65535.")
     return codes.astype(np.uint16)
 
 
-def _complete(waiting: deque[tuple[Prepared, list[Any]]], codes: _Codes, source: str) -> Iterator[Record]:
-    """Yield the units at the front that have all their codes."""
+def _completed(
+    waiting: deque[tuple[PreparedSample, list[Any]]], batcher: _EncodingBatcher, source: str
+) -> Iterator[Record]:
+    """Yield the records at the front of the queue whose codes are all available."""
     while waiting:
-        unit, asked = waiting[0]
-        items = tuple(map(codes.of, asked))
+        sample, submitted = waiting[0]
+        items = tuple(map(batcher.resolve, submitted))
         if any(item is None for item in items):
             return
         waiting.popleft()
-        yield Record(unit.id, source, items, unit.meta)
+        yield Record(sample.id, source, items, sample.meta)

@@ -1,4 +1,4 @@
-"""Filters of pictures: similarity to the text, size and shape, as the original's tools have them (spec D.5)."""
+"""Image filters: image-text similarity, size and aspect ratio, as in the original's preprocessing tools (spec D.5)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,26 +6,26 @@ from typing import Any
 
 from seed_jax.errors import UserError
 
-# What the original made its corpora with.
-ORIGINAL = {"min_similarity": 0.25, "min_size": 180, "max_aspect": 1 / 0.55}
-_KEYS = ("all_similarities", "similarity", "score")
+# The thresholds that the original's corpora were made with.
+ORIGINAL_FILTERS: dict[str, Any] = {"min_similarity": 0.25, "min_size": 180, "max_aspect": 1 / 0.55}
+_SIMILARITY_KEYS = ("all_similarities", "similarity", "score")
 
 
 @dataclasses.dataclass(frozen=True)
-class Filtered:
-    """A sample that a filter leaves out; `reason` is for counting."""
+class FilteredSample:
+    """A sample that a filter removed; `reason` is the key under which it is counted."""
 
     id: str
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Filters:
-    """What a picture must have; None lets everything pass.
+class ImageFilters:
+    """Thresholds for images; None disables a filter.
 
     Attributes:
-        min_similarity: of picture and text, from the metadata (the largest of `all_similarities`, else `similarity`,
-            else `score`); samples that do not state it pass.
+        min_similarity: image-text similarity from the metadata (the largest of `all_similarities`, else `similarity`,
+            else `score`); samples without any of them pass.
         min_size: pixels of the shorter side.
         max_aspect: longer side divided by shorter side.
     """
@@ -40,18 +40,18 @@ class Filters:
         if self.min_size is not None and self.min_size < 1:
             raise UserError(f"--min-size {self.min_size} must be at least 1 pixel.")
 
-    def settings(self) -> dict[str, Any]:
-        """Return the filters that are set, for plan and manifest."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the enabled filters, for plan and manifest."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def refuse_similarity(self, value: float | None) -> str | None:
-        """Return why a picture of this similarity is left out, or None."""
+        """Return the reason for removing an image with this similarity, or None if it passes."""
         if self.min_similarity is None or value is None or value >= self.min_similarity:
             return None
         return f"similarity below {self.min_similarity:g}"
 
     def refuse_size(self, width: int, height: int) -> str | None:
-        """Return why a picture of this size is left out, or None."""
+        """Return the reason for removing an image of this size in pixels, or None if it passes."""
         short, long = sorted((width, height))
         if self.min_size is not None and short < self.min_size:
             return f"side shorter than {self.min_size} pixels"
@@ -61,10 +61,10 @@ class Filters:
 
 
 def similarity(meta: Mapping[str, Any]) -> float | None:
-    """Return the similarity that a sample's metadata state, or None."""
-    for key in _KEYS:
+    """Return the image-text similarity stated in a sample's metadata, or None."""
+    for key in _SIMILARITY_KEYS:
         value = meta.get(key)
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        if values and all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
+        if values and all(isinstance(number, int | float) and not isinstance(number, bool) for number in values):
             return float(max(values))
     return None

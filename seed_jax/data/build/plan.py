@@ -1,7 +1,7 @@
-"""The plan of a build: which work units make which shard, and with which settings.
+"""The plan of a build: the mapping from input samples to shards, and the options that determine the output.
 
-Shard s holds the usable records of work units [s * shard_size, (s + 1) * shard_size), counted over all input files. It
-follows that a shard can be made by anyone, at any time, again and again, and has the same bytes.
+Shard s holds the usable samples among input samples [s * shard_size, (s + 1) * shard_size), counted over all input
+files. Any process can therefore build any shard at any time and obtains the same bytes.
 """
 
 import dataclasses
@@ -20,8 +20,20 @@ PLAN = "plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Settings of a build, and the input files as name -> (bytes, work units)."""
+class BuildPlan:
+    """The inputs and options that determine the bytes of all shards.
+
+    Attributes:
+        source: kind of the source.
+        files: name of an input file -> (size in bytes, number of samples), in order.
+        shard_size: input samples per shard.
+        batch_size: images per encoder batch; 0 without an encoder.
+        tokenizer: fingerprint of the image tokenizer, or None.
+        preprocessing: image preprocessing of the tokenizer, or None.
+        options: options of the source.
+        filters: enabled image filters.
+        schema: version of this format.
+    """
 
     source: str
     files: dict[str, tuple[int, int]]
@@ -34,38 +46,46 @@ class Plan:
     schema: int = SCHEMA
 
     @property
-    def units(self) -> int:
-        return sum(units for _, units in self.files.values())
+    def num_samples(self) -> int:
+        return sum(count for _, count in self.files.values())
 
     @property
-    def shards(self) -> int:
-        return -(-self.units // self.shard_size)
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.shard_size)
 
     def shard_range(self, shard: int) -> range:
-        """Return the work units of a shard."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.units))
+        """Return the numbers of the input samples of a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_samples))
 
-    def stretches(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """Yield the parts of work units [start, stop) file by file: name, first, end."""
+    def file_ranges(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """Split input samples [start, stop) by file; yield (file name, start, stop) relative to each file."""
         first = 0
-        for name, (_, units) in self.files.items():
-            low, high = max(start, first), min(stop, first + units)
+        for name, (_, count) in self.files.items():
+            low = max(start, first)
+            high = min(stop, first + count)
             if low < high:
                 yield name, low - first, high - first
-            first += units
+            first += count
 
 
-def make_plan(source: Source, known: Plan | None = None, **settings: Any) -> Plan:
-    """Count the work units of all files, except those that `known` has already counted."""
+def make_plan(source: Source, known: BuildPlan | None = None, **options: Any) -> BuildPlan:
+    """Count the samples of all input files and make a plan.
+
+    Args:
+        source: the input.
+        known: an earlier plan, whose counts are reused for files of unchanged size.
+        options: the remaining fields of `BuildPlan`.
+    """
     counted = known.files if known and known.source == source.kind else {}
     files = {}
     for file in source.files:
         size = file.path.stat().st_size
-        known_size, units = counted.get(file.name, (None, None))
-        files[file.name] = (size, units if known_size == size else _count(source, file))
-    plan = Plan(source.kind, files, options=source.options, **settings)
-    if not plan.units:
-        raise UserError(f"There is nothing to build from in {', '.join(str(file.path) for file in source.files[:3])}.")
+        known_size, count = counted.get(file.name, (None, 0))
+        files[file.name] = (size, count if known_size == size else _count(source, file))
+    plan = BuildPlan(source.kind, files, options=source.options, **options)
+    if not plan.num_samples:
+        paths = ", ".join(str(file.path) for file in source.files[:3])
+        raise UserError(f"{paths} contains no samples of source {source.kind}: check --source and --from.")
     return plan
 
 
@@ -76,12 +96,13 @@ def _count(source: Source, file: InputFile) -> int:
         raise UserError(f"Cannot read {file.path}: {error.strerror or error}.") from error
 
 
-def save(directory: Path, plan: Plan) -> None:
+def save(directory: Path, plan: BuildPlan) -> None:
+    """Write `plan.json` atomically."""
     write_bytes(directory / PLAN, to_json(dataclasses.asdict(plan)))
 
 
-def load(directory: Path) -> Plan | None:
-    """Return the plan in a directory, or None where there is none."""
+def load(directory: Path) -> BuildPlan | None:
+    """Return the plan in a directory, or None if there is none."""
     path = directory / PLAN
     if not path.is_file():
         return None
@@ -89,17 +110,18 @@ def load(directory: Path) -> Plan | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
-        files = {name: (size, units) for name, (size, units) in content.pop("files").items()}
-        return Plan(files=files, **content)
+        files = {name: (size, count) for name, (size, count) in content.pop("files").items()}
+        return BuildPlan(files=files, **content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a plan of a build ({error}): remove {directory.parent} and build anew."
+            f"{path} is not a build plan ({error}): delete {directory.parent} and run the command again."
         ) from error
 
 
-def check_same(old: Plan, new: Plan, out: Path) -> None:
-    """Refuse to go on with other settings or inputs, listing what differs."""
-    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
+def check_same(old: BuildPlan, new: BuildPlan, out: Path) -> None:
+    """Raise UserError, listing all differences, if a build would resume with other inputs or options."""
+    before = dataclasses.asdict(old)
+    after = dataclasses.asdict(new)
     names = [key for key in before if key != "files" and before[key] != after[key]]
     differences = [f"{name} was {before[name]}, is {after[name]}" for name in names]
     changed = [name for name in {**old.files, **new.files} if old.files.get(name) != new.files.get(name)]
@@ -107,9 +129,9 @@ def check_same(old: Plan, new: Plan, out: Path) -> None:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         differences.append(f"input files changed: {', '.join(changed[:3])}{more}")
     elif list(old.files) != list(new.files):
-        differences.append("input files are in another order")
+        differences.append("the order of the input files differs")
     if differences:
         raise UserError(
-            f"{out} holds shards of a build with other inputs or settings ({'; '.join(differences)}): "
-            "repeat the command of that build, or choose another --out."
+            f"{out} holds shards of a build with other inputs or options ({'; '.join(differences)}): repeat the "
+            "command of that build or choose another --out."
         )

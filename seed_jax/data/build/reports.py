@@ -1,4 +1,4 @@
-"""What a build has finished: a report for every shard, and at the end the log of bad records and the manifest."""
+"""Progress of a build: one report per finished shard; at the end, the log of skipped samples and the manifest."""
 
 import dataclasses
 import json
@@ -7,96 +7,105 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from seed_jax.data.build.plan import Plan
+from seed_jax.data.build.plan import BuildPlan
 from seed_jax.data.shards import manifest as manifests
 from seed_jax.data.shards.manifest import Manifest, ShardFile, to_json, total
-from seed_jax.data.sources import Bad
-from seed_jax.files import locked, write_bytes
+from seed_jax.data.sources import SkippedSample
+from seed_jax.files import locked, write_bytes, write_text
 
-BAD_LOG = "bad.jsonl"
-STATE = "build"
+SKIPPED_LOG = "bad.jsonl"
+STATE_DIRECTORY = "build"
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """A finished shard: its file, how many items of each kind it holds, and what was left out.
+class ShardReport:
+    """A finished shard.
 
     Attributes:
-        bad: records that cannot be used.
-        filtered: reason -> number of records that a filter left out.
-        pictures_left_out: reason -> number of pictures that documents are without.
+        file: the shard file.
+        items: kind of item -> number of items.
+        skipped: samples that are unusable.
+        filtered: reason -> number of samples removed by a filter.
+        images_left_out: reason -> number of images left out of documents.
     """
 
     file: ShardFile
     items: dict[str, int]
-    bad: tuple[Bad, ...]
+    skipped: tuple[SkippedSample, ...]
     filtered: dict[str, int] = dataclasses.field(default_factory=dict)
-    pictures_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    images_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def save(out: Path, shard: int, report: Report) -> None:
-    """Record that a shard is finished; until then it would be made again."""
+def save(out: Path, shard: int, report: ShardReport) -> None:
+    """Record that a shard is finished; a shard without a report is built again."""
     write_bytes(_path(out, shard), to_json(dataclasses.asdict(report)))
 
 
-def load_all(out: Path, plan: Plan) -> dict[int, Report]:
-    """Return the reports of the finished shards that are still as they were written; the others are made again."""
-    reports = {shard: _load(_path(out, shard)) for shard in range(plan.shards) if _path(out, shard).is_file()}
-    return {shard: each for shard, each in reports.items() if each and _intact(out / each.file.name, each.file)}
+def load_all(out: Path, plan: BuildPlan) -> dict[int, ShardReport]:
+    """Return shard number -> report for the finished shards whose file still has its recorded size."""
+    reports = {}
+    for shard in range(plan.num_shards):
+        report = _load(_path(out, shard))
+        if report is not None and _is_intact(out / report.file.name, report.file):
+            reports[shard] = report
+    return reports
 
 
-def write_log(out: Path, bad: Iterable[Bad]) -> None:
-    lines = [json.dumps(dataclasses.asdict(each), ensure_ascii=False) + "\n" for each in bad]
-    write_bytes(out / BAD_LOG, "".join(lines).encode("utf-8", "backslashreplace"))
+def write_log(out: Path, skipped: Iterable[SkippedSample]) -> None:
+    """Write the log of skipped samples, one JSON object per line."""
+    lines = [json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n" for sample in skipped]
+    write_text(out / SKIPPED_LOG, "".join(lines))
 
 
-def finish(out: Path, plan: Plan) -> Manifest | None:
-    """Write log and manifest and clear up; None while a shard is missing. Doing it twice changes nothing."""
-    with locked(out / STATE / "lock-finish", str(out), wait=True):
+def finish(out: Path, plan: BuildPlan) -> Manifest | None:
+    """Write log and manifest and delete the reports; return None while a shard is missing. Idempotent."""
+    with locked(out / STATE_DIRECTORY / "lock-finish", str(out), wait=True):
         if not (out / manifests.MANIFEST).is_file():
             reports = load_all(out, plan)
-            if len(reports) < plan.shards:
+            if len(reports) < plan.num_shards:
                 return None
-            write_log(out, [each for report in reports.values() for each in report.bad])
+            write_log(out, [sample for report in reports.values() for sample in report.skipped])
             manifests.save(out, _manifest(plan, list(reports.values())))
-        for path in [*(out / STATE).glob("shard-*.json"), *(out / STATE).glob(".*.tmp"), *out.glob(".*.tmp")]:
+        state = out / STATE_DIRECTORY
+        for path in [*state.glob("shard-*.json"), *state.glob(".*.tmp"), *out.glob(".*.tmp")]:
             path.unlink(missing_ok=True)
         return manifests.load(out)
 
 
-def finished(out: Path) -> Manifest | None:
-    """Return the manifest of a build that other processes are finishing, or None while it is not there."""
+def finished_manifest(out: Path) -> Manifest | None:
+    """Return the manifest of a build that other processes are finishing, or None while it is missing."""
     return manifests.load(out) if (out / manifests.MANIFEST).is_file() else None
 
 
-def _manifest(plan: Plan, reports: list[Report]) -> Manifest:
+def _manifest(plan: BuildPlan, reports: list[ShardReport]) -> Manifest:
+    skipped = Counter(sample.reason for report in reports for sample in report.skipped)
     return Manifest(
         source=plan.source,
         shards=tuple(report.file for report in reports),
         items=total([report.items for report in reports]),
-        dropped=total(
-            [Counter(each.reason for report in reports for each in report.bad), *(each.filtered for each in reports)]
-        ),
+        dropped=total([skipped, *(report.filtered for report in reports)]),
         tokenizer=plan.tokenizer,
         preprocessing=plan.preprocessing,
         options=plan.options,
         filters=plan.filters,
-        pictures_left_out=total([each.pictures_left_out for each in reports]),
+        images_left_out=total([report.images_left_out for report in reports]),
     )
 
 
 def _path(out: Path, shard: int) -> Path:
-    return out / STATE / f"shard-{shard:06d}.json"
+    return out / STATE_DIRECTORY / f"shard-{shard:06d}.json"
 
 
-def _load(path: Path) -> Report | None:
+def _load(path: Path) -> ShardReport | None:
+    """Return a report, or None if it is missing, damaged or of another version."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        file, bad = ShardFile(**content.pop("file")), tuple(Bad(**each) for each in content.pop("bad"))
-        return Report(file=file, bad=bad, **content)
-    except (ValueError, TypeError, KeyError, AttributeError):  # of another version, or damaged
+        file = ShardFile(**content.pop("file"))
+        skipped = tuple(SkippedSample(**sample) for sample in content.pop("skipped"))
+        return ShardReport(file=file, skipped=skipped, **content)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _intact(path: Path, file: ShardFile) -> bool:
+def _is_intact(path: Path, file: ShardFile) -> bool:
     return path.is_file() and path.stat().st_size == file.bytes

@@ -1,11 +1,11 @@
-"""One HTML page that shows what is in shards or a mixture; it needs no other file and no network."""
+"""Self-contained HTML page about shards or a mixture: no other files, no network access."""
 
 import base64
 import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,20 @@ import numpy as np
 from PIL import Image
 
 from seed_jax import images
+from seed_jax.data.inspect.summary import truncate
 from seed_jax.data.shards.records import Item, Record
-from seed_jax.data.templates import Sample
+from seed_jax.data.templates import RenderedSample
 from seed_jax.data.text.vocabulary import Vocabulary
 
 CSS = Path(__file__).with_name("page.css")
 THUMBNAIL = 200  # pixels of the longer side
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 Decoder = Callable[[np.ndarray], Sequence[Image.Image]]
-"""Codes [N, 32] to pictures."""
+"""Renders codes [N, 32] as N images."""
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
-    """Return the page; sections are headings and their HTML."""
+    """Return the page; sections are (heading, HTML), those without HTML are omitted."""
     body = "".join(f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in sections if content)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -37,13 +38,14 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table; numbers stand on the right."""
+    """Return a table; numeric columns are right-aligned."""
     columns = [[str(row[column]) for row in rows] for column in range(len(names))]
     numeric = [any(column) and all(map(_is_number, column)) for column in columns]
-    kinds = [' class="number"' if each else "" for each in numeric]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, names, strict=True))
+    attributes = [' class="number"' if is_numeric else "" for is_numeric in numeric]
+    head = "".join(f"<th{attribute}>{escape(name)}</th>" for attribute, name in zip(attributes, names, strict=True))
     lines = [
-        "".join(f"<td{kind}>{escape(str(cell))}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows
+        "".join(f"<td{attribute}>{escape(str(cell))}</td>" for attribute, cell in zip(attributes, row, strict=True))
+        for row in rows
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
@@ -53,40 +55,50 @@ def _is_number(cell: str) -> bool:
     return cell.strip("% -").replace(",", "").replace(".", "").isdigit() or cell in ("", "-")
 
 
-def sample_card(record: Record, name: str, samples: Sequence[Sample], vocab: Vocabulary | None, decoded: list) -> str:
-    """Return a record as people see it, and below it the tokens that are made of it.
+def sample_card(
+    record: Record,
+    name: str,
+    samples: Sequence[RenderedSample],
+    vocab: Vocabulary | None,
+    decoded: Sequence[Image.Image],
+) -> str:
+    """Return a record as readers see it, followed by its tokens.
 
     Args:
-        decoded: pictures for the record's codes, in order; empty where there is no decoder.
+        record: the record.
+        name: heading of the card.
+        samples: the samples rendered from the record.
+        vocab: vocabulary of the samples, or None to omit tokens.
+        decoded: images of the record's codes, in order; empty without a decoder.
     """
-    pictures = iter(decoded)
+    images_of_codes = iter(decoded)
     items = "".join(
-        f'<div class="texts">{"".join(_item(item, pictures) for item in run)}</div>'
+        f'<div class="texts">{"".join(_item_html(item, images_of_codes) for item in run)}</div>'
         if texts
-        else "".join(_item(item, pictures) for item in run)
+        else "".join(_item_html(item, images_of_codes) for item in run)
         for texts, run in itertools.groupby(record.items, lambda item: isinstance(item, str))
     )
     head = f"<span>{escape(name)}</span><span>{escape(record.id)}</span><span>{escape(record.source)}</span>"
     meta = json.dumps(record.meta, ensure_ascii=False, sort_keys=True) if record.meta else ""
-    more = f'<p class="meta">{escape(_clipped(meta, 600))}</p>' if meta else ""
-    shown = "<hr>".join(tokens_html(sample, vocab) for sample in samples) if vocab else ""
-    tokens = f'<div class="tokens">{shown}</div>{_ids(samples)}' if shown else ""
+    more = f'<p class="meta">{escape(truncate(meta, 600))}</p>' if meta else ""
+    rendered = "<hr>".join(tokens_html(sample, vocab) for sample in samples) if vocab else ""
+    tokens = f'<div class="tokens">{rendered}</div>{_ids(samples)}' if rendered else ""
     return (
         f'<article class="sample"><div class="id">{head}</div><div class="items">{items}</div>{more}{tokens}</article>'
     )
 
 
-def _item(item: Item, decoded: Any) -> str:
+def _item_html(item: Item, images_of_codes: Iterator[Image.Image]) -> str:
     if isinstance(item, str):
-        return f"<p>{escape(_clipped(item, 1500))}</p>"
+        return f"<p>{escape(truncate(item, 1500))}</p>"
     if isinstance(item, bytes):
         image = images.load(item)
         size = f"{image.width} x {image.height}, {len(item):,} bytes"
-        return f'<figure class="picture">{_img(image)}<figcaption>{size}</figcaption></figure>'
-    picture = next(decoded, None)
-    drawn = _img(picture) if picture is not None else ""
+        return f'<figure class="image">{_img(image)}<figcaption>{size}</figcaption></figure>'
+    image = next(images_of_codes, None)
+    decoded = _img(image) if image is not None else ""
     cells = "".join(f'<i style="background:{_colour(code)}" title="{code}">{code}</i>' for code in item.tolist())
-    return f'<figure class="picture">{drawn}<div class="codes">{cells}</div><figcaption>32 codes</figcaption></figure>'
+    return f'<figure class="image">{decoded}<div class="codes">{cells}</div><figcaption>32 codes</figcaption></figure>'
 
 
 def _img(image: Image.Image) -> str:
@@ -98,40 +110,45 @@ def _img(image: Image.Image) -> str:
 
 
 def _colour(code: int) -> str:
-    """Return a colour of its own for every code: near codes need not look alike."""
+    """Return a distinct colour for every code: neighbouring codes are unrelated."""
     return f"hsl({code * 137.508 % 360:.0f} {45 + code % 7 * 5}% {72 + code % 5 * 3}%)"
 
 
-def tokens_html(sample: Sample, vocab: Vocabulary) -> str:
-    """Return the tokens of a sample, trained ones marked; an image is one box."""
+def tokens_html(sample: RenderedSample, vocab: Vocabulary) -> str:
+    """Return the tokens of a sample with trained ones marked; an image is one box."""
     if not len(sample):
-        return f'<p class="none">left out: {escape(sample.reason)}</p>'
-    pieces, out, place = vocab.pieces(sample.tokens), [], 0
-    while place < len(sample):
-        end = place + 1
-        if sample.tokens[place] == vocab.boi:
+        return f'<p class="none">dropped: {escape(sample.reason)}</p>'
+    pieces = vocab.pieces(sample.tokens)
+    spans = []
+    start = 0
+    while start < len(sample):
+        end = start + 1
+        if sample.tokens[start] == vocab.boi:
             while end < len(sample) and vocab.code_of(sample.tokens[end]) is not None:
                 end += 1
             end += end < len(sample) and sample.tokens[end] == vocab.eoi
-        trained = " on" if sample.loss_mask[place:end].any() and place else ""
-        ids = " ".join(map(str, sample.tokens[place:end].tolist()))
-        kind, text = ("image", f"image, {end - place} tokens") if end > place + 1 else ("", _shown(pieces[place]))
-        out.append(f'<span class="{kind}{trained}" title="{place}: {ids}">{escape(text)}</span>')
-        place = end
-    note = "" if sample.kept else f'<p class="none">left out: {escape(sample.reason)}</p>'
-    return "".join(out) + note
+        trained = " on" if sample.loss_mask[start:end].any() and start else ""
+        ids = " ".join(map(str, sample.tokens[start:end].tolist()))
+        kind, text = (
+            ("image", f"image, {end - start} tokens") if end > start + 1 else ("", visible_piece(pieces[start]))
+        )
+        spans.append(f'<span class="{kind}{trained}" title="{start}: {ids}">{escape(text)}</span>')
+        start = end
+    note = "" if sample.kept else f'<p class="none">dropped: {escape(sample.reason)}</p>'
+    return "".join(spans) + note
 
 
-def _shown(piece: str) -> str:
+def visible_piece(piece: str) -> str:
+    """Make white space and bytes of a piece visible."""
     if piece == "<0x0A>":
         return "\u21b5"
-    if byte := _BYTE.fullmatch(piece):  # a character that has no piece of its own comes byte by byte
+    if byte := _BYTE.fullmatch(piece):  # characters without a piece of their own are encoded byte by byte
         character = chr(int(byte[1], 16))
         return character if "!" <= character <= "~" else byte[1]
     return piece.replace("\u2581", "\u00b7")
 
 
-def _ids(samples: Sequence[Sample]) -> str:
+def _ids(samples: Sequence[RenderedSample]) -> str:
     ids = " | ".join(" ".join(map(str, sample.tokens.tolist())) for sample in samples)
     lengths = " + ".join(str(len(sample)) for sample in samples)
     return f'<details><summary>{lengths} token ids</summary><p class="ids">{escape(ids)}</p></details>'
@@ -141,35 +158,33 @@ LEGEND = (
     '<p class="legend"><span style="--c:var(--trained)">trained text</span><span style="--c:var(--plain)">not trained'
     '</span><span style="--c:var(--image)">image (trained where underlined)</span></p>'
 )
-_KINDS = ("plain", "trained", "image", "image on")
+_TOKEN_CLASSES = ("plain", "trained", "image", "image on")
 
 
 def packed_rows(batch: dict[str, np.ndarray], vocab: Vocabulary) -> str:
-    """Return rows as strips: a border between segments, colours for image, trained and untrained tokens."""
+    """Return packed rows as strips with segment borders and colours for image, trained and untrained tokens."""
     return "".join(
         f'<div class="row">{"".join(_segments(batch, row, vocab))}</div>' for row in range(len(batch["tokens"]))
     )
 
 
 def _segments(batch: dict[str, np.ndarray], row: int, vocab: Vocabulary) -> list[str]:
-    tokens, ids = batch["tokens"][row], batch["segment_ids"][row]
+    tokens = batch["tokens"][row]
+    ids = batch["segment_ids"][row]
     is_image = (tokens >= vocab.first_code) | (tokens == vocab.boi) | (tokens == vocab.eoi)
-    # The mask stands at the token before the one that is trained.
+    # The mask is at the position before the trained token.
     trained = np.concatenate([[False], batch["loss_mask"][row, :-1] > 0])
     kinds = 2 * is_image + trained
-    out = []
+    segments = []
     for segment in range(1, int(ids.max()) + 1):
         inside = np.flatnonzero(ids == segment)
-        stretches = np.split(inside, np.flatnonzero(np.diff(kinds[inside])) + 1)
-        one, width = 100 / len(inside), 100 * len(inside) / len(tokens)
-        parts = "".join(
-            f'<b class="{_KINDS[kinds[each[0]]]}" '
-            f'style="left:{one * (each[0] - inside[0]):.2f}%;width:{one * len(each):.2f}%"></b>'
-            for each in stretches
+        runs = np.split(inside, np.flatnonzero(np.diff(kinds[inside])) + 1)
+        token_width = 100 / len(inside)
+        bars = "".join(
+            f'<b class="{_TOKEN_CLASSES[kinds[run[0]]]}" '
+            f'style="left:{token_width * (run[0] - inside[0]):.2f}%;width:{token_width * len(run):.2f}%"></b>'
+            for run in runs
         )
-        out.append(f'<i style="width:{width:.3f}%" title="segment {segment}: {len(inside)} tokens">{parts}</i>')
-    return out
-
-
-def _clipped(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+        width = 100 * len(inside) / len(tokens)
+        segments.append(f'<i style="width:{width:.3f}%" title="segment {segment}: {len(inside)} tokens">{bars}</i>')
+    return segments

@@ -1,183 +1,236 @@
-"""Look into shards or a mixture: what is in each part, how full packed rows are, and samples as people see them."""
+"""Inspect shards or a mixture: composition, packing efficiency, and rendered samples, as text and as an HTML page."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from seed_jax.data.batches.packed import PackedBatches
-from seed_jax.data.batches.record_stream import Part, RecordStream, open_all
-from seed_jax.data.inspect import charts, statistics
-from seed_jax.data.inspect import html as page
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream, open_mixture
+from seed_jax.data.inspect import charts, html, statistics
 from seed_jax.data.inspect.code_usage import CodeStats
 from seed_jax.data.inspect.html import Decoder
-from seed_jax.data.inspect.statistics import Measured
-from seed_jax.data.inspect.summary import facts
+from seed_jax.data.inspect.statistics import ComponentStats, MixtureShare, TokenUtilization
+from seed_jax.data.inspect.summary import manifest_facts
 from seed_jax.data.shards.manifest import Manifest
 from seed_jax.data.shards.shards import JoinedShards, Shards
+from seed_jax.data.templates.renderer import Renderer
 from seed_jax.data.text.vocabulary import Vocabulary
 
-RECORDS = 2000  # of each part that are measured
+NUM_RECORDS = 2000  # measured per component
 NUM_CODES = 8192  # of SEED's tokenizers
-_ROWS = 6  # packed rows that are drawn
+_NUM_ROWS = 6  # packed rows shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """A mixture to be looked at: with a vocabulary, all its parts have templates.
+class MixtureReport:
+    """A mixture to inspect.
 
     Attributes:
+        components: the mixture; with a vocabulary, all components have templates.
+        vocab: vocabulary of the templates, or None to inspect records only.
         length: tokens of a packed row.
-        records: how many records of each part are measured.
+        num_records: records to measure per component.
     """
 
-    parts: Sequence[Part]
+    components: Sequence[MixtureComponent]
     vocab: Vocabulary | None = None
     length: int = 2048
-    records: int = RECORDS
+    num_records: int = NUM_RECORDS
 
     @functools.cached_property
     def shards(self) -> list[Shards | JoinedShards]:
-        return open_all([part.directory for part in self.parts])
+        return open_mixture([component.directory for component in self.components])
 
     @functools.cached_property
     def names(self) -> list[str]:
-        several = [
-            [part.directory] if not isinstance(part.directory, list | tuple) else part.directory for part in self.parts
+        """The directory names of each component."""
+        return [_name(component.directory) for component in self.components]
+
+    @functools.cached_property
+    def stats(self) -> list[ComponentStats]:
+        num_codes = self.vocab.num_codes if self.vocab else NUM_CODES
+        return [
+            statistics.measure(component, shards, self.num_records, num_codes)
+            for component, shards in zip(self.components, self.shards, strict=True)
         ]
-        return [", ".join(str(each).rstrip("/").rpartition("/")[2] for each in directories) for directories in several]
 
     @functools.cached_property
-    def measured(self) -> list[Measured]:
-        codes = self.vocab.num_codes if self.vocab else NUM_CODES
-        pairs = zip(self.parts, self.shards, strict=True)
-        return [statistics.measure(part, shards, self.records, codes) for part, shards in pairs]
+    def utilization(self) -> TokenUtilization:
+        return statistics.token_utilization(self.components, self.stats, self.length)
 
-    @functools.cached_property
-    def useful(self) -> statistics.Useful:
-        return statistics.useful_shares(self.parts, self.measured, self.length)
+    @property
+    def directories(self) -> list[Shards]:
+        """The shard directories of all components."""
+        return [
+            directory
+            for shards in self.shards
+            for directory in (shards.directories if isinstance(shards, JoinedShards) else [shards])
+        ]
 
     @property
     def manifests(self) -> list[tuple[str, Manifest]]:
-        several = [each.several if isinstance(each, JoinedShards) else [each] for each in self.shards]
-        return [(str(shards.directory), shards.manifest) for each in several for shards in each]
+        return [(str(shards.directory), shards.manifest) for shards in self.directories]
 
     def lines(self) -> list[str]:
-        """Return what was measured, for the terminal; nothing without templates."""
+        """Return the measurements as lines for the terminal; none without templates."""
         if self.vocab is None:
             return []
-        rows = [f"{name}: {'; '.join(_described(*each))}" for name, *each in self._table()]
-        packed = f"useful positions: {self.useful.packed:.1%} packed into rows of {self.length}"
-        return [*rows, f"{packed}, {self.useful.padded:.1%} when every sample is padded to {self._padding()}"]
-
-    def _padding(self) -> str:
-        limited = any(each.max_length for each in self.measured)
-        return "max_length, as the original does" if limited else "a row, since its template has no max_length"
-
-    def _table(self) -> list[tuple[str, Part, Measured, tuple[float, float]]]:
-        return list(
-            zip(self.names, self.parts, self.measured, statistics.shares(self.parts, self.measured), strict=True)
-        )
+        rows = [f"{row.name}: {'; '.join(row.facts())}" for row in self._rows()]
+        packed = f"token utilization: {self.utilization.packed:.1%} packed into rows of {self.length}"
+        return [*rows, f"{packed}, {self.utilization.padded:.1%} with samples padded to {self._padding()}"]
 
     def html(self, title: str, numbers: Sequence[tuple[int, int]], decoder: Decoder | None = None) -> str:
-        """Return a page; `numbers` are the (part, record) to show as samples."""
-        measured = sum(each.records for each in self.measured)
-        total = sum(each.total for each in self.measured)
-        several = f", {len(self.parts)} parts" if len(self.parts) > 1 else ""
-        lead = f"{total:,} records{several}. Lengths, shares and codes are measured on {measured:,} of them."
-        codes = self.measured[0].codes
-        for each in self.measured[1:]:
-            codes = CodeStats(codes.counts + each.codes.counts, codes.pictures + each.codes.pictures)
-        sections = [
-            ("Directories", self._directories()),
-            ("Parts", self._parts() if self.vocab else ""),
-            ("Packing", self._packing() if self.vocab else ""),
-            ("Lengths", self._lengths()),
-            ("Codes", _codes(codes)),
-            ("Samples", self._samples(numbers, decoder)),
-        ]
-        return page.page(title, lead, sections)
+        """Return a self-contained HTML page.
 
-    def _directories(self) -> str:
+        Args:
+            title: title of the page.
+            numbers: (component, record) of the samples to show.
+            decoder: renders codes as images; without it only the codes are shown.
+        """
+        measured = sum(stats.num_measured for stats in self.stats)
+        total = sum(stats.num_records for stats in self.stats)
+        components = f", {len(self.components)} components" if len(self.components) > 1 else ""
+        lead = f"{total:,} records{components}. Lengths, shares and code usage are measured on {measured:,} of them."
+        codes = self.stats[0].codes
+        for stats in self.stats[1:]:
+            codes = CodeStats(codes.counts + stats.codes.counts, codes.num_images + stats.codes.num_images)
+        sections = [
+            ("Directories", self._directories_section()),
+            ("Mixture", self._mixture_section()),
+            ("Packing", self._packing_section()),
+            ("Lengths", self._lengths_section()),
+            ("Codes", _codes_section(codes)),
+            ("Samples", self._samples_section(numbers, decoder)),
+        ]
+        return html.page(title, lead, sections)
+
+    def _padding(self) -> str:
+        limited = any(stats.max_length for stats in self.stats)
+        return "max_length, as in the original" if limited else "a row, since the template has no max_length"
+
+    def _rows(self) -> list["_ComponentRow"]:
+        shares = statistics.mixture_shares(self.components, self.stats)
+        columns = zip(self.names, self.components, self.stats, shares, strict=True)
+        return [_ComponentRow(*row) for row in columns]
+
+    def _directories_section(self) -> str:
         rows = []
         for directory, manifest in self.manifests:
-            about = "; ".join(f"{name}: {value}" for name, value in facts(manifest).items())
-            rows.append((directory, f"{manifest.records:,}", manifest.source, about))
-        return page.table(("directory", "records", "source", "what it says of itself"), rows)
+            facts = "; ".join(f"{name}: {value}" for name, value in manifest_facts(manifest).items())
+            rows.append((directory, f"{manifest.records:,}", manifest.source, facts))
+        return html.table(("directory", "records", "source", "manifest"), rows)
 
-    def _parts(self) -> str:
-        rows = [
-            (
-                name,
-                part.render.task.name,
-                f"{each.total:,}",
-                f"{samples:.1%}",
-                f"{each.mean_length:.1f}",
-                f"{tokens:.1%}",
-                f"{each.trained.sum() / max(each.lengths.sum(), 1):.0%}",
-                f"{each.padded_share:.0%}" if each.max_length else "-",
-                part.cycles or "no end",
-                ", ".join(f"{count} {reason}" for reason, count in each.dropped.items()),
-            )
-            for name, part, each, (samples, tokens) in self._table()
-        ]
-        names = ("part", "task", "records", "of samples", "tokens each", "of tokens", "trained", "useful if padded")
-        shown = page.table((*names, "cycles", "left out by the template"), rows)
-        if len(self.parts) == 1:
-            return shown
-        shares = [(name, *both) for name, _, _, both in self._table()]
-        samples = charts.bars([(name, share) for name, share, _ in shares], "Share of the samples that are drawn.")
-        tokens = charts.bars([(name, share) for name, _, share in shares], "Share of their tokens.")
-        return f'{shown}<div class="grid wide">{samples}{tokens}</div>'
-
-    def _packing(self) -> str:
-        useful = [("packed", self.useful.packed), ("padded", self.useful.padded)]
-        batch = next(
-            iter(PackedBatches(RecordStream(statistics.endless(self.parts), 0), rows=_ROWS, length=self.length))
+    def _mixture_section(self) -> str:
+        if self.vocab is None:
+            return ""
+        names = (
+            "component",
+            "task",
+            "records",
+            "of samples",
+            "tokens per record",
+            "of tokens",
+            "trained",
+            "utilization if padded",
+            "cycles",
+            "dropped by the template",
         )
+        rows = self._rows()
+        table = html.table(names, [row.cells() for row in rows])
+        if len(self.components) == 1:
+            return table
+        samples = charts.bars([(row.name, row.share.samples) for row in rows], "Share of the samples.")
+        tokens = charts.bars([(row.name, row.share.tokens) for row in rows], "Share of the tokens.")
+        return f'{table}<div class="grid wide">{samples}{tokens}</div>'
+
+    def _packing_section(self) -> str:
+        if self.vocab is None:
+            return ""
+        stream = RecordStream(statistics.without_end(self.components), 0)
+        batch = next(iter(PackedBatches(stream, batch_size=_NUM_ROWS, sequence_length=self.length)))
         caption = (
-            f"Positions that hold a token: rows of {self.length} packed, and every sample padded to {self._padding()}."
+            f"Fraction of positions that hold a token: packed into rows of {self.length}, and with every sample padded "
+            f"to {self._padding()}."
         )
-        rows = f"<h3>{_ROWS} rows</h3>{page.LEGEND}{page.packed_rows(batch, self.vocab)}"
-        return charts.bars(useful, caption) + rows
+        bars = charts.bars([("packed", self.utilization.packed), ("padded", self.utilization.padded)], caption)
+        return f"{bars}<h3>{_NUM_ROWS} rows</h3>{html.LEGEND}{html.packed_rows(batch, self.vocab)}"
 
-    def _lengths(self) -> str:
-        found = []
-        for name, each in zip(self.names, self.measured, strict=True):
+    def _lengths_section(self) -> str:
+        figures = []
+        for name, stats in zip(self.names, self.stats, strict=True):
             if self.vocab:
-                marks = {"max_length": each.max_length} if each.max_length else {}
-                found.append(charts.histogram(each.lengths, f"{name}, tokens of a sample", marks))
+                marks = {"max_length": stats.max_length} if stats.max_length else {}
+                figures.append(charts.histogram(stats.lengths, f"{name}, tokens per sample", marks))
             else:
-                found.append(charts.histogram(each.texts, f"{name}, characters of a text"))
-                found.append(charts.histogram(each.pictures, f"{name}, pictures of a record"))
-        return f'<div class="grid">{"".join(found)}</div>'
+                figures.append(charts.histogram(stats.text_lengths, f"{name}, characters per text"))
+                figures.append(charts.histogram(stats.images_per_record, f"{name}, images per record"))
+        return f'<div class="grid">{"".join(figures)}</div>'
 
-    def _samples(self, numbers: Sequence[tuple[int, int]], decoder: Decoder | None) -> str:
+    def _samples_section(self, numbers: Sequence[tuple[int, int]], decoder: Decoder | None) -> str:
         cards = []
-        for part, number in numbers:
-            record = self.shards[part][number]
+        for component, number in numbers:
+            record = self.shards[component][number]
             codes = [item for item in record.items if isinstance(item, np.ndarray)]
             decoded = list(decoder(np.stack(codes))) if decoder and codes else []
-            samples = statistics.rendered(self.parts[part], record, number)
-            name = f"{self.names[part]}, record {number}"
-            cards.append(page.sample_card(record, name, samples, self.vocab, decoded))
-        return (page.LEGEND if self.vocab else "") + "".join(cards)
+            samples = statistics.render_record(self.components[component], record, number)
+            name = f"{self.names[component]}, record {number}"
+            cards.append(html.sample_card(record, name, samples, self.vocab, decoded))
+        return (html.LEGEND if self.vocab else "") + "".join(cards)
 
 
-def _described(part: Part, measured: Measured, shares: tuple[float, float]) -> list[str]:
-    padded = f", {measured.padded_share:.0%} useful if padded" if measured.max_length else ""
-    lines = [
-        f"{measured.total:,} records for {part.render.task.name}",
-        f"{shares[0]:.1%} of the samples, {shares[1]:.1%} of the tokens",
-        f"{measured.mean_length:.1f} tokens each{padded}",
-    ]
-    return [*lines, *(f"{count} left out: {reason}" for reason, count in measured.dropped.items())]
+@dataclasses.dataclass(frozen=True)
+class _ComponentRow:
+    """A component with everything that is shown about it."""
+
+    name: str
+    component: MixtureComponent
+    stats: ComponentStats
+    share: MixtureShare
+
+    @property
+    def task(self) -> str:
+        render = self.component.render
+        return render.template.name if isinstance(render, Renderer) else "-"
+
+    def facts(self) -> list[str]:
+        """Return phrases for the terminal."""
+        stats = self.stats
+        padded = f", {stats.padded_utilization:.0%} utilization if padded" if stats.max_length else ""
+        return [
+            f"{stats.num_records:,} records for {self.task}",
+            f"{self.share.samples:.1%} of the samples, {self.share.tokens:.1%} of the tokens",
+            f"{stats.tokens_per_record:.1f} tokens per record{padded}",
+            *(f"{count} dropped: {reason}" for reason, count in stats.dropped.items()),
+        ]
+
+    def cells(self) -> tuple[str | int, ...]:
+        """Return the cells of the table row."""
+        stats = self.stats
+        return (
+            self.name,
+            self.task,
+            f"{stats.num_records:,}",
+            f"{self.share.samples:.1%}",
+            f"{stats.tokens_per_record:.1f}",
+            f"{self.share.tokens:.1%}",
+            f"{stats.trained.sum() / max(stats.lengths.sum(), 1):.0%}",
+            f"{stats.padded_utilization:.0%}" if stats.max_length else "-",
+            self.component.cycles or "no end",
+            ", ".join(f"{count} {reason}" for reason, count in stats.dropped.items()),
+        )
 
 
-def _codes(stats: CodeStats) -> str:
-    if not stats.pictures:
+def _name(directory: str | Path | Sequence[str | Path]) -> str:
+    directories = [directory] if isinstance(directory, str | Path) else directory
+    return ", ".join(str(path).rstrip("/").rpartition("/")[2] for path in directories)
+
+
+def _codes_section(stats: CodeStats) -> str:
+    if not stats.num_images:
         return ""
-    used = f"{stats.used:,} of {len(stats.counts):,} codes are used in {stats.pictures:,} pictures"
-    caption = f"{used}, perplexity {stats.perplexity:,.0f}; uses of each, the most used first"
+    used = f"{stats.used:,} of {len(stats.counts):,} codes are used in {stats.num_images:,} images"
+    caption = f"{used}, perplexity {stats.perplexity:,.0f}; usage of each code in descending order"
     return f'<div class="grid">{charts.ranked(stats.counts, caption)}</div>'

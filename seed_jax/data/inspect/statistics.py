@@ -1,73 +1,88 @@
-"""What a mixture is made of, measured on some of its records: lengths, shares, useful tokens, codes."""
+"""Statistics of a mixture, measured on a subset of its records: lengths, shares, packing efficiency, code usage."""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int64
 
 from seed_jax.data.batches.packed import PackedBatches
 from seed_jax.data.batches.packing import packing_stats
-from seed_jax.data.batches.record_stream import Part, RecordStream
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream
 from seed_jax.data.inspect.code_usage import CodeStats, code_stats
 from seed_jax.data.shards.records import Record
 from seed_jax.data.shards.shards import JoinedShards, Shards
-from seed_jax.data.templates import Sample
+from seed_jax.data.templates import RenderedSample
+from seed_jax.data.templates.renderer import Renderer
 
 PACKED_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """A part, measured on `records` of its records, evenly spaced.
+class ComponentStats:
+    """Statistics of a mixture component, measured on evenly spaced records.
 
     Attributes:
-        total: records that the part has.
-        texts: characters of each text, int64 [N]; pictures: pictures of each record.
-        lengths: tokens of each sample that is kept; trained: tokens of it that are trained. Empty without a template.
-        max_length: to how many positions the original would pad a sample; None without a template or a limit.
-        dropped: reason -> samples that the template leaves out.
-        codes: how often each code is used.
+        num_records: records of the component.
+        num_measured: records that were measured.
+        text_lengths: characters of each text.
+        images_per_record: images of each record.
+        lengths: tokens of each sample that is kept; empty without a template.
+        trained: trained tokens of each sample that is kept; empty without a template.
+        max_length: length to which the original pads a sample; None without a template or a limit.
+        dropped: reason -> number of samples that the template drops.
+        codes: usage of each code.
     """
 
-    total: int
-    records: int
-    texts: np.ndarray
-    pictures: np.ndarray
-    lengths: np.ndarray
-    trained: np.ndarray
+    num_records: int
+    num_measured: int
+    text_lengths: Int64[np.ndarray, " texts"]
+    images_per_record: Int64[np.ndarray, " records"]
+    lengths: Int64[np.ndarray, " samples"]
+    trained: Int64[np.ndarray, " samples"]
     max_length: int | None
     dropped: dict[str, int]
     codes: CodeStats
 
     @property
-    def mean_length(self) -> float:
-        """Tokens that a record gives on average."""
-        return float(self.lengths.sum()) / max(self.records, 1)
+    def tokens_per_record(self) -> float:
+        """Mean number of tokens that a record gives."""
+        return float(self.lengths.sum()) / max(self.num_measured, 1)
 
     @property
-    def padded_share(self) -> float:
-        """Share of useful positions when every sample is padded to `max_length`, as the original does."""
+    def padded_utilization(self) -> float:
+        """Fraction of positions that hold a token when every sample is padded to `max_length`, as in the original."""
         return float(self.lengths.mean()) / self.max_length if self.max_length and len(self.lengths) else float("nan")
 
 
-def spaced(total: int, count: int) -> list[int]:
-    """Return up to `count` evenly spaced numbers below `total`."""
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return up to `count` evenly spaced integers below `total`."""
     return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
 
 
-def measure(part: Part, shards: Shards | JoinedShards, count: int, num_codes: int) -> Measured:
-    """Read up to `count` records of a part, one at a time, and render them if it has a template."""
-    numbers = spaced(len(shards), count)
-    texts, pictures, lengths, trained = [], [], [], []
+def measure(component: MixtureComponent, shards: Shards | JoinedShards, count: int, num_codes: int) -> ComponentStats:
+    """Measure up to `count` records of a component, and render them if it has a template.
+
+    Args:
+        component: the mixture component.
+        shards: its records.
+        count: maximum number of records to read.
+        num_codes: size of the image codebook.
+    """
+    numbers = evenly_spaced(len(shards), count)
+    text_lengths: list[int] = []
+    images_per_record: list[int] = []
+    lengths: list[int] = []
+    trained: list[int] = []
     dropped: Counter[str] = Counter()
 
     def codes() -> Iterator[np.ndarray]:
         for number in numbers:
             record = shards[number]
-            texts.extend(len(item) for item in record.items if isinstance(item, str))
-            pictures.append(sum(not isinstance(item, str) for item in record.items))
-            for sample in rendered(part, record, number):
+            text_lengths.extend(len(item) for item in record.items if isinstance(item, str))
+            images_per_record.append(sum(not isinstance(item, str) for item in record.items))
+            for sample in render_record(component, record, number):
                 if sample.kept:
                     lengths.append(len(sample))
                     trained.append(int(sample.loss_mask[1:].sum()))
@@ -76,59 +91,82 @@ def measure(part: Part, shards: Shards | JoinedShards, count: int, num_codes: in
             yield from (item for item in record.items if isinstance(item, np.ndarray))
 
     stats = code_stats(codes(), num_codes)
-    options = getattr(getattr(part.render, "task", None), "options", None)
-    return Measured(
-        total=len(shards),
-        records=len(numbers),
-        texts=np.array(texts, np.int64),
-        pictures=np.array(pictures, np.int64),
+    render = component.render
+    return ComponentStats(
+        num_records=len(shards),
+        num_measured=len(numbers),
+        text_lengths=np.array(text_lengths, np.int64),
+        images_per_record=np.array(images_per_record, np.int64),
         lengths=np.array(lengths, np.int64),
         trained=np.array(trained, np.int64),
-        max_length=getattr(options, "max_length", None),
+        max_length=render.template.options.max_length if isinstance(render, Renderer) else None,
         dropped=dict(dropped),
         codes=stats,
     )
 
 
-def rendered(part: Part, record: Record, number: int) -> Sequence[Sample]:
-    """Return the samples of a record, always the same for the same number; none without a template."""
-    if part.render is None:
+def render_record(component: MixtureComponent, record: Record, number: int) -> Sequence[RenderedSample]:
+    """Return the samples of a record, the same for the same number; none without a template."""
+    if component.render is None:
         return []
-    return part.render(record, np.random.Generator(np.random.Philox(key=number)))
+    return component.render(record, np.random.Generator(np.random.Philox(key=number)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Useful:
-    """Shares of positions that hold a token: packed, and padded as the original pads."""
+class TokenUtilization:
+    """Fraction of positions that hold a token: with packed rows, and with padded samples as in the original."""
 
     packed: float
     padded: float
 
 
-def useful_shares(parts: Sequence[Part], measured: Sequence[Measured], length: int, seed: int = 0) -> Useful:
-    """Pack `PACKED_ROWS` rows of a mixture, and say what padding every sample to its part's `max_length` would give."""
-    batches = iter(PackedBatches(RecordStream(endless(parts), seed), rows=PACKED_ROWS, length=length))
-    next(batches)  # the first rows have no samples waiting from before
-    packed = packing_stats(next(batches)).useful_share
-    # Of what a part draws, some records give no sample: the original draws again, hence no padding for those.
-    samples = [part.weight * len(each.lengths) / each.records for part, each in zip(parts, measured, strict=True)]
-    useful = sum(
-        count * each.lengths.mean() for count, each in zip(samples, measured, strict=True) if len(each.lengths)
+def token_utilization(
+    components: Sequence[MixtureComponent], stats: Sequence[ComponentStats], length: int, seed: int = 0
+) -> TokenUtilization:
+    """Measure the utilization of packed rows of a mixture, and compute that of padding to each `max_length`.
+
+    Args:
+        components: the mixture, with templates.
+        stats: statistics of each component.
+        length: tokens of a packed row, and padded length of samples without `max_length`.
+        seed: seed of the stream.
+    """
+    stream = RecordStream(without_end(components), seed)
+    batches = iter(PackedBatches(stream, batch_size=PACKED_ROWS, sequence_length=length))
+    next(batches)  # the first rows have no pending samples yet
+    packed = packing_stats(next(batches)).efficiency
+    # Records that give no sample need no padding: the original draws again.
+    samples = [
+        component.weight * len(measured.lengths) / measured.num_measured
+        for component, measured in zip(components, stats, strict=True)
+    ]
+    tokens = sum(
+        count * measured.lengths.mean() for count, measured in zip(samples, stats, strict=True) if len(measured.lengths)
     )
-    positions = sum(count * (each.max_length or length) for count, each in zip(samples, measured, strict=True))
-    return Useful(packed, float(useful) / positions if positions else float("nan"))
+    positions = sum(count * (measured.max_length or length) for count, measured in zip(samples, stats, strict=True))
+    return TokenUtilization(packed, float(tokens) / positions if positions else float("nan"))
 
 
-def endless(parts: Sequence[Part]) -> list[Part]:
-    """Return the parts without an end: what is looked at may be small."""
-    return [dataclasses.replace(part, cycles=None) for part in parts]
+def without_end(components: Sequence[MixtureComponent]) -> list[MixtureComponent]:
+    """Return the components without a limit of epochs: inspected datasets may be small."""
+    return [dataclasses.replace(component, cycles=None) for component in components]
 
 
-def shares(parts: Sequence[Part], measured: Sequence[Measured]) -> list[tuple[float, float]]:
-    """Return each part's share of the samples drawn and of the tokens they give."""
-    weights = [part.weight for part in parts]
-    tokens = [part.weight * each.mean_length for part, each in zip(parts, measured, strict=True)]
+@dataclasses.dataclass(frozen=True)
+class MixtureShare:
+    """A component's share of the samples of a mixture and of their tokens."""
+
+    samples: float
+    tokens: float
+
+
+def mixture_shares(components: Sequence[MixtureComponent], stats: Sequence[ComponentStats]) -> list[MixtureShare]:
+    """Return each component's share of the samples and of the tokens."""
+    weights = [component.weight for component in components]
+    tokens = [
+        component.weight * measured.tokens_per_record for component, measured in zip(components, stats, strict=True)
+    ]
     return [
-        (weight / sum(weights), count / sum(tokens) if sum(tokens) else float("nan"))
+        MixtureShare(weight / sum(weights), count / sum(tokens) if sum(tokens) else float("nan"))
         for weight, count in zip(weights, tokens, strict=True)
     ]

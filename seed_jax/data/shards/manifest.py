@@ -1,4 +1,4 @@
-"""`manifest.json`: what a directory of shards holds, and what it was made with."""
+"""`manifest.json`: the content of a shard directory, and the options it was built with."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class ShardFile:
-    """One shard: its name, how many records it has, its size in bytes and the SHA-256 of its content."""
+    """A shard file: name, number of records, size in bytes and SHA-256 of its content."""
 
     name: str
     records: int
@@ -25,17 +25,19 @@ class ShardFile:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is in a directory of shards.
+    """The content of a shard directory.
 
     Attributes:
-        source: kind of source the records come from.
-        items: number of texts, codes (pictures as codes) and images (pictures as files).
-        dropped: reason -> number of input records that are not in the shards.
-        tokenizer: fingerprint of the image tokenizer that made the codes; None where pictures were stored as they are.
-        preprocessing: how pictures were resized before they were tokenised; None likewise.
-        options: settings of the source, e.g. how many frames of a video were taken.
-        filters: the filters that were set; what they left out is in `dropped`.
-        pictures_left_out: reason -> number of pictures that documents are without.
+        source: kind of source of the records.
+        shards: the shard files, in order.
+        items: number of `texts`, of `codes` (tokenized images) and of `images` (stored image files).
+        dropped: reason -> number of input samples that are not in the shards.
+        tokenizer: fingerprint of the image tokenizer that made the codes; None if image files were stored.
+        preprocessing: image preprocessing before tokenization; None if image files were stored.
+        options: options of the source, e.g. the number of frames per video.
+        filters: the enabled filters; the samples they removed are counted in `dropped`.
+        images_left_out: reason -> number of images left out of documents.
+        schema: version of this format.
     """
 
     source: str
@@ -46,7 +48,7 @@ class Manifest:
     preprocessing: dict[str, Any] | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     filters: dict[str, Any] = dataclasses.field(default_factory=dict)
-    pictures_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    images_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -55,42 +57,44 @@ class Manifest:
 
 
 def to_json(value: Any) -> bytes:
-    """Return `value` as the bytes of a readable JSON file, equal for equal values."""
+    """Return the bytes of an indented JSON file; equal values give equal bytes."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def save(directory: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` atomically."""
     content = dataclasses.asdict(manifest) | {"records": manifest.records}
     write_bytes(directory / MANIFEST, to_json(content))
 
 
 def load(directory: Path) -> Manifest:
-    """Read the manifest of a directory; UserError where it is missing, unreadable or of another schema."""
+    """Read the manifest of a directory; UserError if it is missing, invalid or of another schema."""
     path = directory / MANIFEST
     if not path.is_file():
-        why = (
-            "holds an unfinished build: run the same `seed-jax data build` again"
-            if directory.is_dir()
-            else "is missing"
+        if not directory.is_dir():
+            raise UserError(f"{directory} does not exist, expected a shard directory made by `seed-jax data build`.")
+        if (directory / "build").is_dir():
+            raise UserError(f"{directory} holds an unfinished build: run its `seed-jax data build` command again.")
+        raise UserError(
+            f"{directory} is not a shard directory: it has no {MANIFEST}; make one with `seed-jax data build`."
         )
-        if directory.is_dir() and not (directory / "build").is_dir():
-            why = "is no directory of shards: make one with `seed-jax data build`"
-        raise UserError(f"{directory} has no {MANIFEST}; it {why}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         schema = content.pop("schema")
         if schema != SCHEMA:
-            raise UserError(f"{path} is of schema {schema}, expected {SCHEMA}: build the shards again.")
+            raise UserError(f"{path} has schema {schema}, expected {SCHEMA}: build the shards again.")
+        if "pictures_left_out" in content:  # the key's name in earlier versions
+            content["images_left_out"] = content.pop("pictures_left_out")
         records = content.pop("records")
         shards = tuple(ShardFile(**shard) for shard in content.pop("shards"))
         manifest = Manifest(shards=shards, **content)
         if manifest.records != records:
-            raise ValueError(f"its shards have {manifest.records} records, it says {records}")
+            raise ValueError(f"its shards have {manifest.records} records in total, but `records` is {records}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not a manifest ({error}): build the shards again.") from error
+        raise UserError(f"{path} is not a valid manifest ({error}): build the shards again.") from error
     return manifest
 
 
 def total(counts: list[dict[str, int]]) -> dict[str, int]:
-    """Add up counts by name."""
+    """Sum counts by name; sorted by name."""
     return dict(sorted(sum(map(Counter, counts), Counter()).items()))

@@ -1,7 +1,7 @@
 """Shards: ArrayRecord files of records, with a manifest beside them.
 
-One record is one ArrayRecord group (`group_size:1`), so that reading any record costs one read; nothing is compressed,
-since codes and pictures do not shrink and the bytes must not depend on the version of a compressor.
+Each record is one ArrayRecord group (`group_size:1`), so that random access needs one read. Shards are not compressed:
+codes and images do not compress well, and the bytes must not depend on the version of a compressor.
 """
 
 import bisect
@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -24,12 +25,13 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 def shard_name(index: int) -> str:
+    """Return the file name of a shard."""
     return f"shard-{index:06d}.array_record"
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> ShardFile:
-    """Write encoded records to a shard, which appears whole or not at all; equal records give equal bytes."""
-    # A name of its own: two processes that make the same shard make the same bytes, and the last one wins.
+    """Write serialized records to a shard atomically; equal records give equal bytes."""
+    # Unique name: two processes that build the same shard write the same bytes, and the last rename wins.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     count = 0
     try:
@@ -54,15 +56,19 @@ def _synced_digest(path: Path) -> str:
 
 
 class Shards:
-    """The records of a shard directory by number: a random-access source for Grain; can be pickled.
+    """The records of a shard directory by number: a random-access source for Grain; picklable.
+
+        shards = open_shards("shards/laion")
+        record = shards[0]
 
     Attributes:
-        directory: where the shards lie.
-        manifest: what they hold.
+        directory: the shard directory.
+        manifest: its manifest.
     """
 
     def __init__(self, directory: str | Path, manifest: Manifest):
-        self.directory, self.manifest = Path(directory), manifest
+        self.directory = Path(directory)
+        self.manifest = manifest
 
     def __len__(self) -> int:
         return self.manifest.records
@@ -71,21 +77,21 @@ class Shards:
         try:
             data = self._source[index]
         except RuntimeError as error:
-            shard, place = self.locate(index)
+            shard, number = self.locate(index)
             raise UserError(
-                f"Record {place} of {shard} cannot be read ({error}): copy the file again or rebuild it."
+                f"Record {number} of {shard} cannot be read ({error}): copy the file again or build it again."
             ) from error
         try:
             return decode(data)
         except UserError:
-            shard, place = self.locate(index)
-            return decode(data, str(shard), place)  # fails again, now naming the place
+            shard, number = self.locate(index)
+            return decode(data, str(shard), number)  # raises again, now naming the record
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
 
     def locate(self, index: int) -> tuple[Path, int]:
-        """Return the shard that holds record `index`, and the record's number within it."""
+        """Return the shard file that contains record `index`, and the number of the record in it."""
         for shard in self.manifest.shards:
             if index < shard.records:
                 return self.directory / shard.name, index
@@ -94,54 +100,59 @@ class Shards:
 
     @property
     def hashes(self) -> list[str]:
-        """Return the hash of each shard: what the records are, and their order."""
+        """The SHA-256 of each shard: identifies the records and their order."""
         return [shard.sha256 for shard in self.manifest.shards]
 
     @functools.cached_property
-    def _source(self):
-        from grain.sources import ArrayRecordDataSource  # late: writing shards does not need Grain
+    def _source(self) -> Any:
+        from grain.sources import ArrayRecordDataSource  # slow to import; writing shards does not need Grain
 
-        # With their range of records in the name, ten thousand shards need not be opened only to be counted.
-        used = [shard for shard in self.manifest.shards if shard.records]
-        return ArrayRecordDataSource([f"{self.directory / shard.name}[0:{shard.records}]" for shard in used])
+        # With the range of records in the name, Grain need not open every shard to count its records.
+        files = [f"{self.directory / shard.name}[0:{shard.records}]" for shard in self.manifest.shards if shard.records]
+        return ArrayRecordDataSource(files)
 
 
 class JoinedShards:
-    """The records of several shard directories one after the other; can be pickled."""
+    """The records of several shard directories in sequence; picklable."""
 
-    def __init__(self, several: Sequence[Shards]):
-        self.several = tuple(several)
-        self._ends = list(itertools.accumulate(map(len, self.several)))
+    def __init__(self, directories: Sequence[Shards]):
+        self.directories = tuple(directories)
+        self._ends = list(itertools.accumulate(map(len, self.directories)))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        shards, index = self._part(index)
+        shards, index = self._directory_of(index)
         return shards[index]
 
     def locate(self, index: int) -> tuple[Path, int]:
-        """Return the shard that holds record `index`, and the record's number within it."""
-        shards, index = self._part(index)
+        """Return the shard file that contains record `index`, and the number of the record in it."""
+        shards, index = self._directory_of(index)
         return shards.locate(index)
 
     @property
     def hashes(self) -> list[str]:
-        return [each for shards in self.several for each in shards.hashes]
+        """The SHA-256 of each shard of all directories."""
+        return [digest for shards in self.directories for digest in shards.hashes]
 
-    def _part(self, index: int) -> tuple[Shards, int]:
+    def _directory_of(self, index: int) -> tuple[Shards, int]:
         number = bisect.bisect_right(self._ends, index)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.several[number], index - (self._ends[number - 1] if number else 0)
+        return self.directories[number], index - (self._ends[number - 1] if number else 0)
 
 
 def open_shards(directory: str | Path, tokenizer: str | None = None, *, verify: bool = False) -> Shards:
-    """Open a directory of shards after checking that its files are those of its manifest.
+    """Open a shard directory after checking its files against the manifest.
 
     Args:
-        tokenizer: fingerprint of the image tokenizer whose codes are expected, or None to take any.
-        verify: also compare the content of every shard with its recorded hash (reads everything once).
+        directory: the shard directory.
+        tokenizer: fingerprint of the image tokenizer whose codes are expected, or None to accept any.
+        verify: also verify the SHA-256 of every shard (reads all files).
+
+    Raises:
+        UserError: no manifest, no records, codes of another tokenizer, or missing or damaged files.
     """
     directory = Path(directory)
     manifest = manifests.load(directory)
@@ -151,12 +162,12 @@ def open_shards(directory: str | Path, tokenizer: str | None = None, *, verify: 
             f"{_short(tokenizer)}: build the shards with the tokenizer of this model."
         )
     if not manifest.records:
-        raise UserError(f"{directory} holds no records: see its bad.jsonl for why they were left out.")
+        raise UserError(f"{directory} holds no records: see the reasons in its bad.jsonl.")
     problems = [problem for shard in manifest.shards if (problem := _problem(directory, shard, verify))]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
-            f"Shards in {directory} are damaged: {'; '.join(problems[:5])}{more}; copy or build them again."
+            f"Shards in {directory} are damaged ({'; '.join(problems[:5])}{more}): copy or build them again."
         )
     return Shards(directory, manifest)
 
@@ -168,7 +179,7 @@ def _problem(directory: Path, shard: ShardFile, verify: bool) -> str | None:
     if path.stat().st_size != shard.bytes:
         return f"{shard.name} has {path.stat().st_size} bytes, expected {shard.bytes}"
     if verify and _synced_digest(path) != shard.sha256:
-        return f"{shard.name} does not have the recorded content"
+        return f"{shard.name} does not match its recorded SHA-256"
     return None
 
 

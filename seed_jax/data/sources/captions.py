@@ -1,7 +1,7 @@
-"""Captioned pictures in a table or a JSON list, such as those of CC3M.
+"""Captioned images in a table or a JSON list, such as CC3M.
 
 Tables (`.tsv`, `.csv`) have the columns `caption, image` unless their first line or `--columns` says otherwise; JSON
-lists hold `{"image": "a.jpg", "caption": "A dog."}`. `path`, `file_name` and `filepath` may stand for `image`; a
+lists hold `{"image": "a.jpg", "caption": "A dog."}`. `path`, `file_name` and `filepath` are alternatives to `image`; a
 caption may be a list of captions; any other key is kept as metadata. Tasks: pretrain.image_text_pair, sft.qa.
 """
 
@@ -9,16 +9,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.data.sources.listed import TABLES, Listed, Numbered, entry_of, first, list_entries, opened, rest, texts
-from seed_jax.data.sources.units import Bad, InputFile, Raw, UnusableError
+from seed_jax.data.sources.json_stream import opened
+from seed_jax.data.sources.listed import (
+    TABLE_SEPARATORS,
+    ListSource,
+    NumberedEntry,
+    as_object,
+    first_value,
+    list_entries,
+    remaining_metadata,
+    text_values,
+)
+from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, SkipSampleError
 
 IMAGE_KEYS = ("image", "path", "file_name", "filepath")
 CAPTION_KEYS = ("caption", "captions", "text")
 DEFAULT_COLUMNS = ("caption", "image")  # of CC3M's own list
 
 
-class CaptionsSource(Listed):
-    """Read lists of captioned pictures; a work unit is a row or an entry."""
+class CaptionsSource(ListSource):
+    """Read lists of captioned images; one sample per row or entry."""
 
     kind = "captions"
     patterns = ("*.tsv", "*.csv", "*.json", "*.jsonl", "*.jsonl.gz", "*.tsv.gz", "*.csv.gz")
@@ -31,25 +41,24 @@ class CaptionsSource(Listed):
         self.columns = tuple(columns) if columns else None
         self.options = {"columns": list(self.columns)} if self.columns else {}
 
-    def entries(self, file: InputFile) -> Iterator[Numbered | Bad]:
+    def entries(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
         columns = self.columns
         if columns is None and not _has_header(file.path):
             columns = DEFAULT_COLUMNS
         return list_entries(file.path, columns=columns)
 
-    def unit(self, name: str, entry: Any, file: InputFile) -> Raw:
-        entry = entry_of(entry)
-        image = first(entry, IMAGE_KEYS)
+    def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
+        entry = as_object(entry)
+        image = first_value(entry, IMAGE_KEYS)
         if not isinstance(image, str):
-            raise UnusableError("no picture named", f"expected one of {', '.join(IMAGE_KEYS)}")
-        captions = texts(entry, CAPTION_KEYS, "caption")
-        return Raw(name, (self.picture(image, file), *captions), rest(entry, CAPTION_KEYS))
+            raise SkipSampleError("no image name", f"expected one of {', '.join(IMAGE_KEYS)}")
+        captions = text_values(entry, CAPTION_KEYS, "caption")
+        return RawSample(name, (self.find_image(image, file), *captions), remaining_metadata(entry, CAPTION_KEYS))
 
 
 def _has_header(path: Path) -> bool:
-    """Say whether the first line of a table names columns that are known."""
+    """Whether the first line of a table names known columns."""
     with opened(path) as file:
-        names = file.readline(1 << 16).decode("utf-8-sig", "replace").strip()
-    separators = "".join(TABLES.values())
-    words = {word.strip('" ') for separator in separators for word in names.split(separator)}
-    return bool(words & {*IMAGE_KEYS}) and bool(words & {*CAPTION_KEYS})
+        line = file.readline(1 << 16).decode("utf-8-sig", "replace").strip()
+    names = {name.strip('" ') for separator in TABLE_SEPARATORS.values() for name in line.split(separator)}
+    return bool(names & {*IMAGE_KEYS}) and bool(names & {*CAPTION_KEYS})

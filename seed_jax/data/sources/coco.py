@@ -1,6 +1,6 @@
-"""COCO captions: `captions_train2017.json` with `images` and `annotations`, one sample with all captions a picture.
+"""COCO captions: `captions_train2017.json` with `images` and `annotations`; one sample per image with all its captions.
 
-The pictures lie in `--images` (`train2017/`, or a tar). Tasks: pretrain.image_text_pair, sft.qa.
+`--images` names the images (`train2017/`, or a tar). Tasks: pretrain.image_text_pair, sft.qa.
 """
 
 import functools
@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.data.sources import json_stream
-from seed_jax.data.sources.listed import Listed, Numbered, entry_of, index_entries, rest, text
-from seed_jax.data.sources.units import InputFile, Raw, UnusableError
+from seed_jax.data.sources.listed import (
+    ListSource,
+    NumberedEntry,
+    as_object,
+    index_entries,
+    remaining_metadata,
+    text_value,
+)
+from seed_jax.data.sources.samples import InputFile, RawSample, SkipSampleError
 
 _META = ("id", "license", "width", "height", "coco_url")
 
 
-class CocoSource(Listed):
-    """Read COCO caption files; a work unit is a picture. The captions alone, about 200 bytes each, are in memory."""
+class CocoSource(ListSource):
+    """Read COCO caption files; one sample per image. Only the captions, about 200 bytes each, are kept in memory."""
 
     kind = "coco"
     patterns = ("captions*.json",)
@@ -24,24 +31,24 @@ class CocoSource(Listed):
 
     def __init__(self, paths: Sequence[str | Path], *, images: str | Path | None = None):
         super().__init__(paths, images=images)
-        self._captions = functools.lru_cache(maxsize=1)(_captions)
+        self._captions = functools.lru_cache(maxsize=1)(_captions_by_image)
 
-    def entries(self, file: InputFile) -> Iterator[Numbered]:
+    def entries(self, file: InputFile) -> Iterator[NumberedEntry]:
         return enumerate(json_stream.elements(file.path, "images"), 1)
 
-    def unit(self, name: str, entry: Any, file: InputFile) -> Raw:
-        entry = entry_of(entry)
+    def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
+        entry = as_object(entry)
         captions = self._captions(file.path).get(str(entry.get("id")))
         if not captions:
-            raise UnusableError("no caption", f"no annotation for image_id {entry.get('id')!r}")
-        picture = self.picture(text(entry, ("file_name",), "picture named"), file)
-        return Raw(name, (picture, *captions), rest(entry, [key for key in entry if key not in _META]))
+            raise SkipSampleError("no caption", f"no annotation for image_id {entry.get('id')!r}")
+        image = self.find_image(text_value(entry, ("file_name",), "image name"), file)
+        meta = remaining_metadata(entry, [key for key in entry if key not in _META])
+        return RawSample(name, (image, *captions), meta)
 
 
-def _captions(path: Path) -> dict[str, list[str]]:
-    """Return the captions of a file by picture."""
-    found: dict[str, list[str]] = {}
-    for each in index_entries(path, "annotations"):
-        if isinstance(each.get("caption"), str):
-            found.setdefault(str(each.get("image_id")), []).append(each["caption"].strip())
-    return found
+def _captions_by_image(path: Path) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {}
+    for annotation in index_entries(path, "annotations"):
+        if isinstance(annotation.get("caption"), str):
+            captions.setdefault(str(annotation.get("image_id")), []).append(annotation["caption"].strip())
+    return captions

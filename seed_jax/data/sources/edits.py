@@ -1,7 +1,7 @@
-"""Pairs of pictures with an instruction: InstructPix2Pix, MagicBrush, and lists of such pairs.
+"""Pairs of images with an editing instruction: InstructPix2Pix, MagicBrush, and lists of such pairs.
 
 - InstructPix2Pix: the folder with `seeds.json`; its subfolders hold `prompt.json`, `<seed>_0.jpg` and `<seed>_1.jpg`;
-- MagicBrush: `edit_turns.json` or `edit_sessions.json`, every turn a pair; pictures in `images/<number>/` beside it;
+- MagicBrush: `edit_turns.json` or `edit_sessions.json`, one pair per turn; images in `images/<number>/` beside it;
 - lists of `{"source": "a.png", "target": "b.png", "instruction": "..."}`, also with `instruction_gpt` and `response`.
 
 Tasks: sft.edit, pretrain.edit.
@@ -13,23 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.data.sources import json_stream
-from seed_jax.data.sources.listed import Listed, Numbered, entry_of, list_entries, rest, text
-from seed_jax.data.sources.units import Bad, InputFile, Raw, UnusableError
+from seed_jax.data.sources.listed import (
+    ListSource,
+    NumberedEntry,
+    as_object,
+    list_entries,
+    remaining_metadata,
+    text_value,
+)
+from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, SkipSampleError
 
 _SOURCE = ("source", "input", "source_image", "original_image", "source_img")
 _TARGET = ("target", "output", "target_image", "edited_image", "target_img")
 _INSTRUCTION = ("instruction", "edit", "edit_prompt")
-SEEDS, SESSIONS, TURNS = "seeds.json", "edit_sessions.json", "edit_turns.json"
+SEEDS = "seeds.json"
+SESSIONS = "edit_sessions.json"
+TURNS = "edit_turns.json"
 
 
-class EditsSource(Listed):
-    """Read lists of edits; a work unit is one pair of pictures."""
+class EditsSource(ListSource):
+    """Read lists of edits; one sample per pair of images."""
 
     kind = "edits"
     patterns = (SEEDS, SESSIONS, TURNS, "*.jsonl")
     what = "lists of edits"
 
-    def entries(self, file: InputFile) -> Iterator[Numbered | Bad]:
+    def entries(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
         if file.path.name == SEEDS:
             return enumerate(_seeds(file.path), 1)
         if file.path.name == SESSIONS:
@@ -37,36 +46,37 @@ class EditsSource(Listed):
             return enumerate((turn for turns in sessions for turn in (turns if isinstance(turns, list) else [None])), 1)
         return list_entries(file.path)
 
-    def unit(self, name: str, entry: Any, file: InputFile) -> Raw:
+    def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
         if isinstance(entry, tuple):
-            return self._generated(name, *entry, file)
-        entry = entry_of(entry)
-        names = [text(entry, keys, "picture named") for keys in (_SOURCE, _TARGET)]
+            return self._instruct_pix2pix(name, *entry, file)
+        entry = as_object(entry)
+        names = [text_value(entry, keys, "image name") for keys in (_SOURCE, _TARGET)]
         if file.path.name in (SESSIONS, TURNS):
-            names = [_magicbrush(each, self.pictures.place is None) for each in names]
-        pictures = [self.picture(each, file) for each in names]
-        return Raw(name, (*pictures, text(entry, _INSTRUCTION, "instruction")), rest(entry, _INSTRUCTION))
+            names = [_magicbrush_path(image, self.images.location is None) for image in names]
+        images = [self.find_image(image, file) for image in names]
+        instruction = text_value(entry, _INSTRUCTION, "instruction")
+        return RawSample(name, (*images, instruction), remaining_metadata(entry, _INSTRUCTION))
 
-    def _generated(self, name: str, folder: Any, seed: Any, file: InputFile) -> Raw:
-        """Return a pair of InstructPix2Pix."""
+    def _instruct_pix2pix(self, name: str, folder: Any, seed: Any, file: InputFile) -> RawSample:
         if not isinstance(folder, str) or not isinstance(seed, str):
-            raise UnusableError("no picture named", f"{folder!r}, {seed!r}"[:80])
-        prompt = self.picture(f"{folder}/prompt.json", file)
+            raise SkipSampleError("no image name", f"{folder!r}, {seed!r}"[:80])
+        prompt = self.find_image(f"{folder}/prompt.json", file)
         try:
-            instruction = text(entry_of(json.loads(prompt.read_bytes())), ("edit",), "instruction")
+            instruction = text_value(as_object(json.loads(prompt.read_bytes())), ("edit",), "instruction")
         except (OSError, ValueError, RecursionError) as error:
-            raise UnusableError("no instruction", str(error)) from error
-        pictures = [self.picture(f"{folder}/{seed}_{number}.jpg", file) for number in (0, 1)]
-        return Raw(name, (*pictures, instruction), {"folder": folder, "seed": seed})
+            raise SkipSampleError("no instruction", str(error)) from error
+        images = [self.find_image(f"{folder}/{seed}_{number}.jpg", file) for number in (0, 1)]
+        return RawSample(name, (*images, instruction), {"folder": folder, "seed": seed})
 
 
 def _seeds(path: Path) -> Iterator[tuple[Any, Any]]:
-    for each in json_stream.elements(path):
-        folder, seeds = each if isinstance(each, list) and len(each) == 2 else (None, [None])
+    """Yield (folder, seed) of every pair of InstructPix2Pix."""
+    for element in json_stream.elements(path):
+        folder, seeds = element if isinstance(element, list) and len(element) == 2 else (None, [None])
         yield from ((folder, seed) for seed in (seeds if isinstance(seeds, list) else [None]))
 
 
-def _magicbrush(name: str, beside: bool) -> str:
-    """Return where MagicBrush keeps `139306-output1.png`: in a folder 139306, which lies in `images`."""
+def _magicbrush_path(name: str, beside_list: bool) -> str:
+    """Return the path of an image: MagicBrush keeps `139306-output1.png` in a folder 139306 of `images`."""
     path = f"{name.partition('-')[0]}/{name}"
-    return f"images/{path}" if beside else path
+    return f"images/{path}" if beside_list else path

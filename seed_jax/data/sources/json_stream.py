@@ -1,4 +1,4 @@
-"""Large JSON files value by value, JSON lines and compressed files, with a bounded part of them in memory."""
+"""Streaming reader for large JSON files, JSON lines and their compressed forms, in bounded memory."""
 
 import contextlib
 import gzip
@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-CHUNK = 1 << 20  # characters read at once
-LONGEST = 1 << 28  # characters of one value; more is no entry of a data set
+CHUNK = 1 << 20  # characters per read
+MAX_VALUE_LENGTH = 1 << 28  # characters of one value; nothing larger is an entry of a dataset
 
 
 class DamagedError(Exception):
-    """The rest of a file cannot be read; what came before it can."""
+    """The rest of a file cannot be read; what precedes it is intact."""
 
 
-# What reading on may raise in a file whose beginning was fine.
+# What reading may raise in the middle of a file.
 DAMAGE = (DamagedError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, unpacking `.gz` and a `.zip` with one file in it on the way."""
+    """Open a file for reading, decompressing `.gz`, and `.zip` with a single member."""
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(path.open("rb"))
         if path.suffix == ".gz":
@@ -40,26 +40,26 @@ def _unzipped(file: BinaryIO, stack: contextlib.ExitStack) -> Any:
         names = archive.namelist()
         if len(names) == 1:
             return stack.enter_context(archive.open(names[0]))
-    # A password, an unknown compression, offsets that lead nowhere.
+    # Encrypted, unknown compression, invalid offsets.
     except (RuntimeError, NotImplementedError, OSError, ValueError) as error:
         raise DamagedError(str(error)) from error
-    raise DamagedError(f"it holds {len(names)} files, expected one")
+    raise DamagedError(f"the archive contains {len(names)} files, expected one")
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank with their numbers, counted from 1."""
+    """Yield the non-blank lines with their line numbers, counted from 1."""
     with opened(path) as file:
         number = 0
-        while line := file.readline(LONGEST):
+        while line := file.readline(MAX_VALUE_LENGTH):
             number += 1
-            if len(line) == LONGEST and not line.endswith(b"\n"):
-                raise DamagedError(f"line {number} is longer than {LONGEST:,} bytes")
+            if len(line) == MAX_VALUE_LENGTH and not line.endswith(b"\n"):
+                raise DamagedError(f"line {number} is longer than {MAX_VALUE_LENGTH:,} bytes")
             if line.strip():
                 yield number, line
 
 
 def elements(path: Path, key: str | None = None) -> Iterator[Any]:
-    """Yield the elements of the array that the file holds, or that it holds under `key`."""
+    """Yield the elements of the top-level array, or of the array under `key` of the top-level object."""
     with opened(path) as file:
         reader = _Reader(file)
         if reader.find(key, "["):
@@ -67,7 +67,7 @@ def elements(path: Path, key: str | None = None) -> Iterator[Any]:
 
 
 def members(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of the object that the file holds, or that it holds under `key`."""
+    """Yield the names and values of the top-level object, or of the object under `key`."""
     with opened(path) as file:
         reader = _Reader(file)
         if reader.find(key, "{"):
@@ -75,7 +75,7 @@ def members(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
 
 
 def names(path: Path) -> Iterator[str]:
-    """Yield the names in the object that the file holds, as far as they are asked for."""
+    """Yield the names in the top-level object lazily."""
     with opened(path) as file:
         reader = _Reader(file)
         for name in reader.names():
@@ -84,7 +84,7 @@ def names(path: Path) -> Iterator[str]:
 
 
 def value(path: Path, key: str) -> Any:
-    """Return a small value under `key` of the object that the file holds, or None; large ones are walked over."""
+    """Return the (small) value under `key` of the top-level object, or None; other values are skipped."""
     with opened(path) as file:
         reader = _Reader(file)
         if reader.peek() == "{":
@@ -96,57 +96,59 @@ def value(path: Path, key: str) -> Any:
 
 
 def first_character(path: Path) -> str:
-    """Return the first character of a file that is not blank, which tells an array from an object."""
+    """Return the first non-blank character of a file, which distinguishes an array from an object."""
     with opened(path) as file:
         return _Reader(file).peek()
 
 
 class _Reader:
-    """A place in JSON text of which only a window is in memory."""
+    """A position in JSON text of which only a window is in memory."""
 
     def __init__(self, file: BinaryIO):
-        # Bytes that are no UTF-8 become lone surrogates, which are found where the text is used.
+        # Invalid UTF-8 becomes lone surrogates, which are detected where the text is used.
         self._file = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        self._text, self._at, self._decoder = "", 0, json.JSONDecoder()
+        self._decoder = json.JSONDecoder()
+        self._text = ""
+        self._position = 0
 
     def find(self, key: str | None, opening: str) -> bool:
-        """Go to the array or object that the file is, or has under `key`; False where there is none."""
+        """Move to the top-level array or object, or to that under `key`; return False if there is none."""
         if key is None:
-            return self._is(opening)
-        if not self._is("{"):
+            return self._expect(opening)
+        if not self._expect("{"):
             return False
         for name in self.names():
             if name == key:
-                return self._is(opening)
+                return self._expect(opening)
             self.skip()
         return False
 
-    def _is(self, opening: str) -> bool:
+    def _expect(self, opening: str) -> bool:
         if self.peek() != opening:
-            raise DamagedError(f"it has {self.peek() or 'nothing'!r} where {opening!r} was expected")
+            raise DamagedError(f"found {self.peek() or 'nothing'!r}, expected {opening!r}")
         return True
 
     def elements(self) -> Iterator[Any]:
-        yield from (self.value() for _ in self._each("]"))
+        yield from (self.value() for _ in self._iterate("]"))
 
     def members(self) -> Iterator[tuple[str, Any]]:
         for name in self.names():
             yield name, self.value()
 
     def names(self) -> Iterator[str]:
-        """Yield the names in an object; the caller takes or skips the value after each."""
-        for _ in self._each("}"):
+        """Yield the names in an object; the caller must read or skip the value after each."""
+        for _ in self._iterate("}"):
             name = self.value()
             if not isinstance(name, str):
-                raise DamagedError("an object has a name that is not text")
+                raise DamagedError("a name in an object is not a string")
             self._take(":")
             yield name
 
     def skip(self) -> None:
-        """Walk over a value without holding it."""
+        """Skip a value without keeping it in memory."""
         opening = self.peek()
         if opening == "[":
-            for _ in self._each("]"):
+            for _ in self._iterate("]"):
                 self.skip()
         elif opening == "{":
             for _ in self.names():
@@ -155,52 +157,53 @@ class _Reader:
             self.value()
 
     def value(self) -> Any:
-        """Return the value at this place."""
+        """Return the value at this position."""
         self.peek()
         while True:
             try:
-                found, end = self._decoder.raw_decode(self._text, self._at)
-                # A number that ends with the window may go on behind it.
-                if end < len(self._text) or not self._more():
-                    self._at = end
-                    return found
+                decoded, end = self._decoder.raw_decode(self._text, self._position)
+                # A number at the end of the window may continue after it.
+                if end < len(self._text) or not self._read_more():
+                    self._position = end
+                    return decoded
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - 20
-                if not cut or not self._more():
-                    raise DamagedError(f"it is not JSON: {error.msg}") from None
+                truncated = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - 20
+                if not truncated or not self._read_more():
+                    raise DamagedError(f"not valid JSON: {error.msg}") from None
             except (RecursionError, ValueError) as error:
-                raise DamagedError(f"it holds a value that cannot be read: {error}") from None
+                raise DamagedError(f"a value cannot be parsed: {error}") from None
 
     def peek(self) -> str:
-        """Return the next character that is not blank, or nothing at the end."""
+        """Return the next non-blank character, or an empty string at the end."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < len(self._text) or not self._more():
-                return self._text[self._at : self._at + 1]
+            while self._position < len(self._text) and self._text[self._position] in " \t\r\n":
+                self._position += 1
+            if self._position < len(self._text) or not self._read_more():
+                return self._text[self._position : self._position + 1]
 
-    def _each(self, closing: str) -> Iterator[None]:
-        """Step from item to item of the array or object that opens here."""
+    def _iterate(self, closing: str) -> Iterator[None]:
+        """Step from item to item of the array or object that begins here."""
         self.peek()
-        self._at += 1
+        self._position += 1
         if self.peek() != closing:
             yield
             while self.peek() == ",":
-                self._at += 1
+                self._position += 1
                 yield
         self._take(closing)
 
     def _take(self, character: str) -> None:
         if self.peek() != character:
-            raise DamagedError(f"it has {self.peek() or 'its end'!r} where {character!r} was expected")
-        self._at += 1
+            raise DamagedError(f"found {self.peek() or 'the end'!r}, expected {character!r}")
+        self._position += 1
 
-    def _more(self) -> bool:
-        """Read on; what lies behind this place is forgotten."""
-        rest = self._text[self._at :]
-        if len(rest) > LONGEST:
-            raise DamagedError(f"it holds a value of more than {LONGEST:,} characters")
-        # Twice as much each time, so that a long value is not decoded again and again.
-        fresh = self._file.read(max(CHUNK, len(rest)))
-        self._text, self._at = rest + fresh, 0
-        return bool(fresh)
+    def _read_more(self) -> bool:
+        """Extend the window and drop the text before the current position."""
+        rest = self._text[self._position :]
+        if len(rest) > MAX_VALUE_LENGTH:
+            raise DamagedError(f"a value is longer than {MAX_VALUE_LENGTH:,} characters")
+        # Double the window each time, so that the total work on a long value stays linear.
+        chunk = self._file.read(max(CHUNK, len(rest)))
+        self._text = rest + chunk
+        self._position = 0
+        return bool(chunk)

@@ -1,6 +1,6 @@
-"""What sources share whose files are lists: JSON lines, a JSON array, a table. A work unit is an entry of a list.
+"""Base class of sources whose files are lists: JSON lines, a JSON array, or a table, one sample per entry.
 
-A source of that kind says in `entries` where the entries are and in `unit` what a sample is; all else stands here.
+A subclass says in `entries` where the entries are and in `sample` how an entry becomes a sample.
 """
 
 import csv
@@ -12,146 +12,172 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from seed_jax.data.sources import json_stream
+from seed_jax.data.sources.image_lookup import ImageLookup
 from seed_jax.data.sources.json_stream import DAMAGE, DamagedError, opened
-from seed_jax.data.sources.pictures_at import PicturesAt
-from seed_jax.data.sources.units import Bad, InputFile, Item, Raw, UnusableError, found, named, plain
+from seed_jax.data.sources.samples import (
+    FileSlice,
+    InputFile,
+    RawSample,
+    SkippedSample,
+    SkipSampleError,
+    find_files,
+    name_files,
+    to_storable,
+)
 from seed_jax.errors import UserError
 
 Entry = dict[str, Any]
-Numbered = tuple[int, Any]
-"""The number of an entry, from 1 (of a line: its line number), and its content: a line's bytes, or parsed."""
+NumberedEntry = tuple[int, Any]
+"""Number of an entry from 1 (for lines the line number) and its content: the bytes of a line, or parsed data."""
 
-TABLES = {".tsv": "\t", ".csv": ","}
-_PACKED = (".gz", ".zip")
+TABLE_SEPARATORS = {".tsv": "\t", ".csv": ","}
+_COMPRESSED = (".gz", ".zip")
 
 
-class Listed:
-    """A source of lists; `images` is where their pictures lie, by default beside each list."""
+class ListSource:
+    """A source of lists.
 
-    kind: ClassVar[str]
+    Args:
+        paths: lists, and folders that contain lists.
+        images: location of the images (`ImageLookup`); by default the folder of each list.
+    """
+
+    kind: str
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.json", "*.jsonl.gz", "*.jsonl.zip")
     what: ClassVar[str] = "lists"
 
     def __init__(self, paths: Sequence[str | Path], *, images: str | Path | None = None):
-        self.files = named(self.find(paths))
-        self.pictures = PicturesAt(images)
+        self.files = name_files(self.find(paths))
+        self.images = ImageLookup(images)
         self.options: dict[str, Any] = {}
 
     def find(self, paths: Sequence[str | Path]) -> list[Path]:
-        return found(paths, self.patterns, self.what)
+        """Return the list files."""
+        return find_files(paths, self.patterns, self.what)
 
-    def entries(self, file: InputFile) -> Iterator[Numbered | Bad]:
+    def entries(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
         """Yield the entries of a file; by default those of `list_entries`."""
         return list_entries(file.path)
 
-    def unit(self, name: str, entry: Any, file: InputFile) -> Raw:
-        """Return the sample of an entry; UnusableError where there is none."""
+    def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
+        """Convert an entry to a sample; SkipSampleError if it is unusable."""
         raise NotImplementedError
 
     def count(self, file: InputFile) -> int:
-        return sum(1 for _ in self._whole_or_bad(file))
+        return sum(1 for _ in self._entries_and_damage(file))
 
-    def read(self, file: InputFile, start: int, stop: int) -> Iterator[Raw | Bad]:
-        for entry in itertools.islice(self._whole_or_bad(file), start, stop):
-            yield entry if isinstance(entry, Bad) else self._unit(file, *entry)
+    def read(self, file: InputFile, start: int, stop: int) -> Iterator[RawSample | SkippedSample]:
+        for entry in itertools.islice(self._entries_and_damage(file), start, stop):
+            yield entry if isinstance(entry, SkippedSample) else self._convert(file, *entry)
 
-    def _unit(self, file: InputFile, number: int, content: Any) -> Raw | Bad:
+    def find_image(self, name: Any, file: InputFile, extensions: Sequence[str] = ("",)) -> Path | FileSlice:
+        """Return the location of an image named in `file`; see `ImageLookup.find`."""
+        return self.images.find(name, file.path, extensions)
+
+    def _convert(self, file: InputFile, number: int, content: Any) -> RawSample | SkippedSample:
         name = f"{file.name}:{number}"
         try:
-            return self.unit(name, parsed(content) if isinstance(content, bytes) else content, file)
-        except UnusableError as error:
-            return Bad(name, error.reason, error.detail)
+            return self.sample(name, parse_line(content) if isinstance(content, bytes) else content, file)
+        except SkipSampleError as error:
+            return SkippedSample(name, error.reason, error.detail)
 
-    def _whole_or_bad(self, file: InputFile) -> Iterator[Numbered | Bad]:
-        """Yield the entries, and where the file breaks one Bad, so that no loss goes uncounted."""
+    def _entries_and_damage(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
+        """Yield the entries; where the file is damaged one SkippedSample, so that the loss is counted."""
         try:
             yield from self.entries(file)
         except DAMAGE as error:
-            yield Bad(f"{file.name}:(damaged)", "damaged file", str(error))
-
-    def picture(self, name: Any, file: InputFile, extensions: Sequence[str] = ("",)) -> Item:
-        return self.pictures.find(name, file.path, extensions)
+            yield SkippedSample(f"{file.name}:(damaged)", "damaged file", str(error))
 
 
-def list_entries(path: Path, key: str | None = None, columns: Sequence[str] | None = None) -> Iterator[Numbered | Bad]:
-    """Yield the entries of a list: JSON lines, a JSON array (or the one under `key`), or a table by its extension.
+def list_entries(
+    path: Path, key: str | None = None, columns: Sequence[str] | None = None
+) -> Iterator[NumberedEntry | SkippedSample]:
+    """Yield the entries of a list.
 
     Args:
-        columns: names of a table's columns, where it has none of its own in its first line.
+        path: JSON lines, a JSON array, or a table, distinguished by extension and first character.
+        key: key under which a JSON object holds the array.
+        columns: column names of a table without a header line.
     """
-    kind = Path(path.name.removesuffix(path.suffix)).suffix if path.suffix in _PACKED else path.suffix
-    if kind in TABLES:
-        return table(path, TABLES[kind], columns)
-    if kind == ".json" and json_stream.first_character(path) == ("[" if key is None else "{"):
+    extension = Path(path.name.removesuffix(path.suffix)).suffix if path.suffix in _COMPRESSED else path.suffix
+    if extension in TABLE_SEPARATORS:
+        return table_rows(path, TABLE_SEPARATORS[extension], columns)
+    if extension == ".json" and json_stream.first_character(path) == ("[" if key is None else "{"):
         return enumerate(json_stream.elements(path, key), 1)
     return json_stream.lines(path)
 
 
 def index_entries(path: Path, key: str) -> Iterator[Entry]:
-    """Yield the entries of an array that others refer to; UserError where it breaks off, since those would be lost."""
+    """Yield the objects in the array under `key`, to which other entries refer.
+
+    Raises:
+        UserError: the file is damaged; skipping the rest would silently lose the entries that refer to it.
+    """
     try:
-        yield from (each for each in json_stream.elements(path, key) if isinstance(each, dict))
+        yield from (element for element in json_stream.elements(path, key) if isinstance(element, dict))
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read to the end of {key!r} ({error}): download it again.") from error
 
 
-def table(path: Path, separator: str, columns: Sequence[str] | None) -> Iterator[Numbered | Bad]:
+def table_rows(path: Path, separator: str, columns: Sequence[str] | None) -> Iterator[NumberedEntry | SkippedSample]:
     """Yield the rows of a table as dicts; with `columns` given, the first line is a row like all others."""
     with opened(path) as file:
-        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        # Tab-separated lists of captions have no quoting: a caption may begin with a quotation mark.
+        lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        # Tab-separated caption lists have no quoting: a caption may begin with a quotation mark.
         quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-        rows = csv.reader(text, delimiter=separator, quoting=quoting)
+        rows = csv.reader(lines, delimiter=separator, quoting=quoting)
         try:
-            names = list(columns) if columns else next(rows, None)
+            names = list(columns) if columns else next(rows, [])
             for number, row in enumerate(filter(None, rows), 1):
                 if len(row) == len(names):
                     yield number, dict(zip(names, row, strict=True))
                 else:
-                    yield Bad(f"{path.name}:{number}", "wrong number of columns", f"{len(row)} of {len(names)}")
+                    yield SkippedSample(
+                        f"{path.name}:{number}", "wrong number of columns", f"{len(row)} of {len(names)}"
+                    )
         except csv.Error as error:
             raise DamagedError(str(error)) from error
 
 
-def parsed(line: bytes) -> Any:
+def parse_line(line: bytes) -> Any:
     """Return the content of a JSON line."""
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UnusableError("text is not UTF-8", str(error)) from error
+        raise SkipSampleError("text is not UTF-8", str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise UnusableError("line is not JSON", str(error)) from error
+        raise SkipSampleError("line is not JSON", str(error)) from error
 
 
-def entry_of(content: Any) -> Entry:
-    """Return an entry that must be an object with names."""
+def as_object(content: Any) -> Entry:
+    """Return an entry that must be a JSON object."""
     if not isinstance(content, dict):
-        raise UnusableError("entry is not a JSON object", f"a {type(content).__name__}")
+        raise SkipSampleError("entry is not a JSON object", f"a {type(content).__name__}")
     return content
 
 
-def first(entry: Entry, keys: Sequence[str]) -> Any:
-    """Return the value under the first of `keys` that is there and not null, else None."""
+def first_value(entry: Entry, keys: Sequence[str]) -> Any:
+    """Return the value under the first of `keys` that is present and not null, or None."""
     return next((entry[key] for key in keys if entry.get(key) is not None), None)
 
 
-def text(entry: Entry, keys: Sequence[str], what: str) -> str:
-    """Return the text under the first of `keys` that is there; `what` names it in the reason, as in "no question"."""
-    value = first(entry, keys)
+def text_value(entry: Entry, keys: Sequence[str], what: str) -> str:
+    """Return the text under the first of `keys` that is present; `what` completes the reason "no ..."."""
+    value = first_value(entry, keys)
     if not isinstance(value, str):
-        raise UnusableError(f"no {what}", f"expected text under one of {', '.join(keys)}")
+        raise SkipSampleError(f"no {what}", f"expected text under one of {', '.join(keys)}")
     return value
 
 
-def texts(entry: Entry, keys: Sequence[str], what: str) -> list[str]:
-    """Return the text or texts under the first of `keys` that is there."""
-    value = first(entry, keys)
+def text_values(entry: Entry, keys: Sequence[str], what: str) -> list[str]:
+    """Return the text or list of texts under the first of `keys` that is present."""
+    value = first_value(entry, keys)
     value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
-        raise UnusableError(f"no {what}", f"expected one of {', '.join(keys)}: text or a list of texts")
+    if not isinstance(value, list) or not value or not all(isinstance(element, str) for element in value):
+        raise SkipSampleError(f"no {what}", f"expected one of {', '.join(keys)}: text or a list of texts")
     return value
 
 
-def rest(entry: Entry, used: Sequence[str]) -> dict[str, Any]:
-    """Return what is not `used`, as metadata that can be stored."""
-    return {plain(key): plain(value) for key, value in entry.items() if key not in used}
+def remaining_metadata(entry: Entry, used: Sequence[str]) -> dict[str, Any]:
+    """Return the values under keys that are not `used`, in storable form."""
+    return {to_storable(key): to_storable(value) for key, value in entry.items() if key not in used}

@@ -1,55 +1,68 @@
-"""MMC4 documents: JSON lines with `text_list` and `image_info`, pictures in tars or a folder.
+"""MMC4 documents: JSON lines with `text_list` and `image_info`, images in tar files or a folder.
 
-A picture stands before the text it matches. Pictures that were not downloaded are left out, and so is what the filters
-refuse; a document without any picture left is refused. A tar named like its list (`docs_shard_0_v2.tar`) or a folder
-of tars of that name is used for that list alone, which keeps the table of names small. Task: pretrain.interleaved.
+An image is placed before the text it matches. Images that were not downloaded are left out, and so are filtered ones;
+a document without any image left is skipped. A tar named like its list (`docs_shard_0_v2.tar`) or a folder of tar
+files of that name is used for that list only, which keeps the name table small. Task: pretrain.interleaved.
 """
 
+import dataclasses
 from typing import Any
 
-from seed_jax.data.sources.listed import Entry, Listed, entry_of, rest
-from seed_jax.data.sources.units import InputFile, Raw, Slice, UnusableError
+from seed_jax.data.sources.listed import Entry, ListSource, as_object, remaining_metadata
+from seed_jax.data.sources.samples import FileSlice, InputFile, Item, RawSample, SkipSampleError
 
 _META = ("url", "could_have_url_duplicate")
 
 
-class Mmc4Source(Listed):
-    """Read MMC4's lists, also as the released `.jsonl.zip`; a work unit is a document."""
+@dataclasses.dataclass(frozen=True)
+class _MatchedImage:
+    """An available image, the number of the text it matches, and their similarity."""
+
+    text_index: int
+    image: Item
+    similarity: float
+
+
+class Mmc4Source(ListSource):
+    """Read MMC4's lists, also as the released `.jsonl.zip`; one sample per document."""
 
     kind = "mmc4"
     patterns = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip")
     what = "MMC4 documents"
 
-    def unit(self, name: str, entry: Any, file: InputFile) -> Raw:
-        entry = entry_of(entry)
-        texts, pictures = entry.get("text_list"), entry.get("image_info")
-        if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
-            raise UnusableError("not a document", "text_list is no list of texts")
-        placed = self._placed(pictures if isinstance(pictures, list) else [], len(texts), file)
-        if not placed:
-            raise UnusableError("no picture of the document is there", f"{len(pictures or ())} named")
-        items: list[Any] = []
-        for place, each in enumerate(texts):
-            items += [picture for index, picture, _ in placed if index == place]
-            items += [each] if each.strip() else []
-        meta = rest(entry, [key for key in entry if key not in _META])
-        return Raw(name, tuple(items), meta, document=True, similarities=tuple(value for *_, value in placed))
+    def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
+        entry = as_object(entry)
+        texts = entry.get("text_list")
+        images = entry.get("image_info")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise SkipSampleError("not a document", "text_list is not a list of texts")
+        matched = self._matched_images(images if isinstance(images, list) else [], len(texts), file)
+        if not matched:
+            raise SkipSampleError("no image of the document is available", f"{len(images or ())} named")
+        items: list[Item] = []
+        for index, text in enumerate(texts):
+            items += [match.image for match in matched if match.text_index == index]
+            items += [text] if text.strip() else []
+        meta = remaining_metadata(entry, [key for key in entry if key not in _META])
+        similarities = tuple(match.similarity for match in matched)
+        return RawSample(name, tuple(items), meta, document=True, similarities=similarities)
 
-    def _placed(self, pictures: list[Any], texts: int, file: InputFile) -> list[tuple[int, Any, float]]:
-        """Return (number of the matching text, picture, similarity) of the pictures that are there, in that order."""
-        found = []
-        for info in pictures:
-            place = info.get("matched_text_index") if isinstance(info, dict) else None
-            if type(place) is not int or not 0 <= place < texts:
+    def _matched_images(self, images: list[Any], num_texts: int, file: InputFile) -> list[_MatchedImage]:
+        """Return the available images in the order of the texts they match."""
+        matched = []
+        for info in images:
+            text_index = info.get("matched_text_index") if isinstance(info, dict) else None
+            if type(text_index) is not int or not 0 <= text_index < num_texts:
                 continue
-            if (picture := self._there(info, file)) is not None:
+            if (image := self._available(info, file)) is not None:
                 similarity = info.get("matched_sim")
-                found.append((place, picture, float(similarity) if isinstance(similarity, int | float) else 1.0))
-        return sorted(found, key=lambda each: each[0])
+                similarity = float(similarity) if isinstance(similarity, int | float) else 1.0
+                matched.append(_MatchedImage(text_index, image, similarity))
+        return sorted(matched, key=lambda match: match.text_index)
 
-    def _there(self, info: Entry, file: InputFile) -> Any:
+    def _available(self, info: Entry, file: InputFile) -> Item | None:
         try:
-            picture = self.picture(info.get("image_name"), file)
-        except UnusableError:
+            image = self.find_image(info.get("image_name"), file)
+        except SkipSampleError:
             return None
-        return picture if isinstance(picture, Slice) or picture.is_file() else None
+        return image if isinstance(image, FileSlice) or image.is_file() else None

@@ -1,4 +1,4 @@
-"""Where the files in tars lie, by name or by the address they were downloaded from."""
+"""Index of the files in tar archives, by name or by the URL they were downloaded from."""
 
 import hashlib
 import json
@@ -6,80 +6,86 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from seed_jax.data.sources.units import Slice
+from seed_jax.data.sources.samples import FileSlice
 from seed_jax.errors import UserError
 
-LARGEST = 1 << 28  # bytes; a larger member is no picture, and a sparse one could claim any size
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MAX_IMAGE_BYTES = 1 << 28  # a larger member is not an image, and a sparse one could claim any size
+_IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _DAMAGE = (tarfile.TarError, EOFError, ValueError)
+
+_Location = tuple[int, int, int]
+"""Number of the tar, offset and size in bytes."""
 
 
 class TarIndex:
-    """Look up files of uncompressed tars by name, or by their last part where that is unique.
+    """Looks up files of uncompressed tar archives by name, or by base name if it is unique.
 
-    It takes about 200 bytes of memory a picture. Links, devices and names that lead out are not in it.
+    Needs about 200 bytes of memory per image. Links, devices and names that lead outside the archive are not indexed.
     """
 
     def __init__(self, tars: Sequence[Path]):
         self._tars = list(tars)
-        self._places: dict[str, tuple[int, int, int]] = {}
-        self._short: dict[str, tuple[int, int, int] | None] = {}
+        self._locations: dict[str, _Location] = {}
+        self._by_base_name: dict[str, _Location | None] = {}
         for number, tar in enumerate(self._tars):
             for member in plain_files(tar):
-                place = (number, member.offset_data, member.size)
-                self._places.setdefault(member.name.removeprefix("./"), place)
-                base = PurePosixPath(member.name).name
-                self._short[base] = None if base in self._short else place
+                location = (number, member.offset_data, member.size)
+                self._locations.setdefault(member.name.removeprefix("./"), location)
+                base_name = PurePosixPath(member.name).name
+                self._by_base_name[base_name] = None if base_name in self._by_base_name else location
 
-    def find(self, name: str) -> Slice | None:
-        place = self._places.get(name) or self._short.get(PurePosixPath(name).name)
-        return None if place is None else Slice(self._tars[place[0]], *place[1:])
+    def find(self, name: str) -> FileSlice | None:
+        """Return the location of a file, or None if it is missing or its base name is ambiguous."""
+        location = self._locations.get(name) or self._by_base_name.get(PurePosixPath(name).name)
+        return None if location is None else FileSlice(self._tars[location[0]], *location[1:])
 
 
-class AddressIndex:
-    """Look up pictures in img2dataset's tars by the address (`url`) in the JSON file beside each."""
+class UrlIndex:
+    """Looks up images in tar files of img2dataset by the `url` in the JSON file beside each image."""
 
     def __init__(self, tars: Sequence[Path]):
         self._tars = list(tars)
-        self._places: dict[bytes, tuple[int, int, int]] = {}
+        self._locations: dict[bytes, _Location] = {}
         for number, tar in enumerate(self._tars):
-            pictures, addresses = {}, {}
+            images: dict[str, _Location] = {}
+            urls: dict[str, str] = {}
             for member in plain_files(tar):
-                stem, extension = PurePosixPath(member.name).stem, PurePosixPath(member.name).suffix
-                if extension in _PICTURES:
-                    pictures[stem] = (number, member.offset_data, member.size)
-                elif extension == ".json" and (address := _address(tar, member)):
-                    addresses[stem] = address
-            self._places |= {_short(addresses[stem]): place for stem, place in pictures.items() if stem in addresses}
+                path = PurePosixPath(member.name)
+                if path.suffix in _IMAGE_EXTENSIONS:
+                    images[path.stem] = (number, member.offset_data, member.size)
+                elif path.suffix == ".json" and (url := _url(tar, member)):
+                    urls[path.stem] = url
+            self._locations |= {_digest(urls[stem]): image for stem, image in images.items() if stem in urls}
 
-    def find(self, address: str) -> Slice | None:
-        place = self._places.get(_short(address))
-        return None if place is None else Slice(self._tars[place[0]], *place[1:])
+    def find(self, url: str) -> FileSlice | None:
+        """Return the location of the image downloaded from `url`, or None."""
+        location = self._locations.get(_digest(url))
+        return None if location is None else FileSlice(self._tars[location[0]], *location[1:])
 
 
 def plain_files(tar: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the ordinary files of a tar that can be read in place; what follows a damage is not there."""
+    """Yield the regular files of a tar that can be read in place, up to the first damaged header."""
     try:
         with tarfile.open(tar, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()
                 parts = PurePosixPath(member.name).parts
-                if member.isreg() and not member.issparse() and member.size <= LARGEST and ".." not in parts:
+                if member.isreg() and not member.issparse() and member.size <= MAX_IMAGE_BYTES and ".." not in parts:
                     yield member
     except _DAMAGE as error:
         with tar.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
-                raise UserError(f"{tar} is compressed: pictures are read in place, so unpack it to a .tar.") from error
+                raise UserError(f"{tar} is compressed, but images are read in place: unpack it to a .tar.") from error
 
 
-def _address(tar: Path, member: tarfile.TarInfo) -> str | None:
+def _url(tar: Path, member: tarfile.TarInfo) -> str | None:
     try:
-        content = json.loads(Slice(tar, member.offset_data, member.size).read_bytes())
+        content = json.loads(FileSlice(tar, member.offset_data, member.size).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    address = content.get("url") if isinstance(content, dict) else None
-    return address if isinstance(address, str) else None
+    url = content.get("url") if isinstance(content, dict) else None
+    return url if isinstance(url, str) else None
 
 
-def _short(address: str) -> bytes:
-    return hashlib.blake2b(address.encode("utf-8", "replace"), digest_size=12).digest()
+def _digest(url: str) -> bytes:
+    return hashlib.blake2b(url.encode("utf-8", "replace"), digest_size=12).digest()

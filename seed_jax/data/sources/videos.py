@@ -1,9 +1,9 @@
-"""Videos with a caption, as WebVid lists them, or with a question and an answer (Video-ChatGPT, MSR-VTT, NExT-QA, ...).
+"""Videos with a caption (WebVid) or with a question and an answer (Video-ChatGPT, MSR-VTT, NExT-QA, ...).
 
-Lists are tables or JSON. The keys: `contentUrl`, `videoid`, `video`, `video_id`, `video_name` or `vid` for the file,
-with or without extension, below `page_dir` where there is one; `name` or `caption` for a caption; `question` or `q` and
-`answer` or `a`. The videos lie in `--images`. `--frames` frames are taken, each from the middle of an equal stretch:
-4 for WebVid, MSR-VTT and MSVD, 8 for Video-ChatGPT and NExT-QA. Tasks: pretrain.video_caption, sft.video_qa.
+Lists are tables or JSON. Keys: `contentUrl`, `videoid`, `video`, `video_id`, `video_name` or `vid` for the file, with
+or without extension, below `page_dir` if there is one; `name` or `caption` for a caption; `question` or `q` and
+`answer` or `a`. `--images` names the videos. `--frames` frames are taken, each from the middle of an equal interval: 4
+for WebVid, MSR-VTT and MSVD, 8 for Video-ChatGPT and NExT-QA. Tasks: pretrain.video_caption, sft.video_qa.
 """
 
 import os
@@ -11,18 +11,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from seed_jax.data.sources.listed import Entry, Listed, Numbered, entry_of, first, list_entries, rest, text
-from seed_jax.data.sources.units import Bad, InputFile, Item, Raw, UnusableError, Video, plain
+from seed_jax.data.sources.listed import (
+    Entry,
+    ListSource,
+    NumberedEntry,
+    as_object,
+    first_value,
+    list_entries,
+    remaining_metadata,
+    text_value,
+)
+from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, SkipSampleError, Video, to_storable
 from seed_jax.errors import UserError
 from seed_jax.video import check_available
 
 EXTENSIONS = ("", ".mp4", ".webm", ".mkv", ".avi", ".mov")
 _NAME = ("video", "video_id", "videoid", "video_name", "vid")
-_CAPTION, _QUESTION, _ANSWER = ("caption", "name", "text"), ("question", "q"), ("answer", "a")
+_CAPTION = ("caption", "name", "text")
+_QUESTION = ("question", "q")
+_ANSWER = ("answer", "a")
 
 
-class VideosSource(Listed):
-    """Read lists of videos; a work unit is a caption or a question."""
+class VideosSource(ListSource):
+    """Read lists of videos; one sample per caption or question."""
 
     kind = "videos"
     patterns = ("*.csv", "*.tsv", "*.json", "*.jsonl", "*.csv.gz")
@@ -35,38 +46,40 @@ class VideosSource(Listed):
         check_available()
         self.options = {"frames": frames}
 
-    def entries(self, file: InputFile) -> Iterator[Numbered | Bad]:
+    def entries(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
         return list_entries(file.path)
 
-    def unit(self, name: str, entry: Any, file: InputFile) -> Raw:
-        entry = entry_of(entry)
-        if first(entry, _QUESTION) is None:
-            shown, meta = text(entry, _CAPTION, "caption"), rest(entry, _CAPTION)
+    def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
+        entry = as_object(entry)
+        if first_value(entry, _QUESTION) is None:
+            text = text_value(entry, _CAPTION, "caption")
+            meta = remaining_metadata(entry, _CAPTION)
         else:
-            question, shown = text(entry, _QUESTION, "question"), text(entry, _ANSWER, "answer")
-            meta = {"question": plain(question), **rest(entry, (*_QUESTION, *_ANSWER))}
-        return Raw(name, (Video(self._video(entry, file), self.options["frames"]), shown), meta)
+            question = text_value(entry, _QUESTION, "question")
+            text = text_value(entry, _ANSWER, "answer")
+            meta = {"question": to_storable(question), **remaining_metadata(entry, (*_QUESTION, *_ANSWER))}
+        return RawSample(name, (Video(self._video(entry, file), self.options["frames"]), text), meta)
 
     def _video(self, entry: Entry, file: InputFile) -> Path:
-        value = first(entry, _NAME)
+        value = first_value(entry, _NAME)
         if not isinstance(value, str | int):
-            raise UnusableError("no video named", f"expected one of {', '.join(_NAME)}")
+            raise SkipSampleError("no video name", f"expected one of {', '.join(_NAME)}")
         names = [str(value), *([f"video{value}"] if isinstance(value, int) else [])]  # MSR-VTT: 7 is video7.mp4
         folder = entry.get("page_dir")
         if isinstance(folder, str) and folder:
-            names = [*(f"{folder}/{each}" for each in names), *names]
-        for each in names:
-            if (path := self._found(each, file)) is not None:
+            names = [*(f"{folder}/{name}" for name in names), *names]
+        for name in names:
+            if (path := self._find_video(name, file)) is not None:
                 return path
-        raise UnusableError("missing video", os.fsencode(str(PurePosixPath(names[0]))).decode("utf-8", "replace"))
+        raise SkipSampleError("missing video", os.fsencode(str(PurePosixPath(names[0]))).decode("utf-8", "replace"))
 
-    def _found(self, name: str, file: InputFile) -> Path | None:
+    def _find_video(self, name: str, file: InputFile) -> Path | None:
         try:
-            place: Item = self.picture(name, file, EXTENSIONS)
-        except UnusableError as error:
-            if error.reason == "missing picture":
+            location = self.find_image(name, file, EXTENSIONS)
+        except SkipSampleError as error:
+            if error.reason == "missing image":
                 return None
             raise
-        if not isinstance(place, Path):
-            raise UnusableError("video inside an archive", "unpack the videos into a folder")
-        return place
+        if not isinstance(location, Path):
+            raise SkipSampleError("video inside an archive", "unpack the videos into a folder")
+        return location

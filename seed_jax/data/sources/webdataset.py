@@ -1,6 +1,6 @@
-"""Webdataset tars, such as img2dataset writes them: `000017.jpg`, `000017.txt`, `000017.json` side by side.
+"""WebDataset tar files, such as img2dataset writes them: `000017.jpg`, `000017.txt`, `000017.json` side by side.
 
-The caption is the `.txt`, or else `caption` of the `.json`, whose other keys become metadata. Tasks:
+The caption is the `.txt`, otherwise `caption` of the `.json`, whose other keys become metadata. Tasks:
 pretrain.image_text_pair, sft.qa.
 """
 
@@ -11,47 +11,47 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.data.sources.tar_groups import Group, groups, tars
-from seed_jax.data.sources.units import Bad, InputFile, Raw, named, plain
+from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, name_files, to_storable
+from seed_jax.data.sources.tar_groups import TarGroup, find_tars, groups
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-_WANTED = (*PICTURES, "txt", "json")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_WANTED = (*IMAGE_EXTENSIONS, "txt", "json")
 
 
 class WebDatasetSource:
-    """Read tars, or folders of tars; a work unit is a group of files with one key, or the place where a tar breaks."""
+    """Read tar files, or folders of them; one sample per group of files with one key, or per damaged position."""
 
     kind = "webdataset"
 
     def __init__(self, paths: Sequence[str | Path]):
-        self.files = named([file for path in paths for file in tars(Path(path))])
+        self.files = name_files([file for path in paths for file in find_tars(Path(path))])
         self.options: dict[str, Any] = {}
 
     def count(self, file: InputFile) -> int:
         return sum(1 for _ in groups(file.path, 0, 0, _WANTED))
 
-    def read(self, file: InputFile, start: int, stop: int) -> Iterator[Raw | Bad]:
+    def read(self, file: InputFile, start: int, stop: int) -> Iterator[RawSample | SkippedSample]:
         for group in itertools.islice(groups(file.path, start, stop, _WANTED), start, stop):
-            yield _unit(f"{file.name}/{group.key}", group)
+            yield _sample(f"{file.name}/{group.key}", group)
 
 
-def _unit(name: str, group: Group) -> Raw | Bad:
+def _sample(name: str, group: TarGroup) -> RawSample | SkippedSample:
     if group.problem is not None:
         return dataclasses.replace(group.problem, id=name)
-    pictures = [extension for extension in PICTURES if extension in group.contents]
-    if len(pictures) != 1:
-        return Bad(name, "no picture" if not pictures else "several pictures", ", ".join(group.contents))
+    images = [extension for extension in IMAGE_EXTENSIONS if extension in group.contents]
+    if len(images) != 1:
+        return SkippedSample(name, "several images" if images else "no image", ", ".join(group.contents))
     try:
         meta = json.loads(group.contents.get("json", b"{}").decode("utf-8-sig"))
         text = group.contents["txt"].decode("utf-8-sig") if "txt" in group.contents else None
     except UnicodeDecodeError as error:
-        return Bad(name, "text is not UTF-8", str(error))
+        return SkippedSample(name, "text is not UTF-8", str(error))
     except (ValueError, RecursionError) as error:
-        return Bad(name, "metadata is not JSON", str(error))
+        return SkippedSample(name, "metadata is not JSON", str(error))
     if not isinstance(meta, dict):
-        return Bad(name, "metadata is not a JSON object", f"a {type(meta).__name__}")
+        return SkippedSample(name, "metadata is not a JSON object", f"a {type(meta).__name__}")
     text = meta.pop("caption", None) if text is None else text
     if not isinstance(text, str):
-        return Bad(name, "no caption", "neither .txt nor `caption` in .json")
+        return SkippedSample(name, "no caption", "neither .txt nor `caption` in .json")
     meta.pop("caption", None)
-    return Raw(name, (group.contents[pictures[0]], text.strip("\r\n")), plain(meta))
+    return RawSample(name, (group.contents[images[0]], text.strip("\r\n")), to_storable(meta))

@@ -1,9 +1,10 @@
-"""Samples of the drawn world, made from a short description such as `{"task": "captions", "count": 2000, "seed": 1}`.
+"""Synthetic scenes, drawn from a short description such as `{"task": "captions", "count": 2000, "seed": 1}`.
 
-`task` is one of captions (tasks pretrain.image_text_pair, sft.qa), questions (sft.conversation), edits (sft.edit,
-pretrain.edit), differences (sft.difference), stories (pretrain.interleaved, sft.interleaved); `side` is that of the
-pictures in pixels (default 64); with `"held": true` every sample shows combinations that all others lack; `"things": 3`
-is how many each scene has, else one to three. Any number, always the same.
+Descriptions are files named `*.world.json`. `task` is one of captions (tasks pretrain.image_text_pair, sft.qa),
+questions (sft.conversation), edits (sft.edit, pretrain.edit), differences (sft.difference), stories
+(pretrain.interleaved, sft.interleaved); `side` is the image size in pixels (default 64); with `"held_out": true` every
+sample shows attribute combinations that all other samples lack; `num_objects` fixes the number of objects per scene
+(default: one to three). Any number of samples, always the same for the same description.
 """
 
 import dataclasses
@@ -16,73 +17,86 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seed_jax.data.sources.units import InputFile, Raw, found, named
-from seed_jax.data.world import TASKS, Scene, make_sample, paint
+from seed_jax.data.sources.samples import InputFile, RawSample, find_files, name_files
+from seed_jax.data.world import TASKS, Scene, make_sample, render
 from seed_jax.errors import UserError
 
 SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What a file asks for."""
+class WorldDescription:
+    """The content of a description file.
+
+    Attributes:
+        task: kind of samples, a key of `world.TASKS`.
+        count: number of samples.
+        seed: seed of all random choices.
+        held_out: whether every sample shows a held-out attribute combination, or none does.
+        side: image size in pixels.
+        num_objects: objects per scene, or None for one to three.
+    """
 
     task: str
     count: int
     seed: int = 0
-    held: bool = False
+    held_out: bool = False
     side: int = SIDE
-    things: int | None = None
+    num_objects: int | None = None
 
 
 class WorldSource:
-    """Draw what descriptions ask for; a work unit is a sample."""
+    """Draw the samples that descriptions ask for."""
 
     kind = "world"
 
     def __init__(self, paths: Sequence[str | Path]):
-        self.files = named(found(paths, ("*.world.json",), "descriptions of drawn samples"))
-        self._recipes = {file.name: read_recipe(file.path) for file in self.files}
-        # What is drawn follows from the descriptions, so a build must not go on after one has changed.
-        self.options: dict[str, Any] = {name: dataclasses.asdict(each) for name, each in self._recipes.items()}
+        self.files = name_files(find_files(paths, ("*.world.json",), "descriptions of synthetic scenes"))
+        self._descriptions = {file.name: read_description(file.path) for file in self.files}
+        # The samples follow from the descriptions: a build must not resume after one has changed.
+        self.options: dict[str, Any] = {
+            name: dataclasses.asdict(description) for name, description in self._descriptions.items()
+        }
 
     def count(self, file: InputFile) -> int:
-        return self._recipes[file.name].count
+        return self._descriptions[file.name].count
 
-    def read(self, file: InputFile, start: int, stop: int) -> Iterator[Raw]:
-        recipe = self._recipes[file.name]
+    def read(self, file: InputFile, start: int, stop: int) -> Iterator[RawSample]:
         for number in range(start, stop):
-            yield draw_unit(recipe, number, f"{file.name}:{number}")
+            yield make_raw_sample(self._descriptions[file.name], number, f"{file.name}:{number}")
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read a description; UserError names what is wrong with it."""
+def read_description(path: Path) -> WorldDescription:
+    """Read and validate a description file."""
     try:
-        recipe = Recipe(**json.loads(path.read_text(encoding="utf-8")))
+        description = WorldDescription(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        keys = ", ".join(field.name for field in dataclasses.fields(Recipe))
-        raise UserError(f"{path} does not describe drawn samples ({error}): expected JSON with {keys}.") from error
-    if recipe.task not in TASKS:
-        raise UserError(f"{path}: task is {recipe.task!r}, expected one of {', '.join(TASKS)}.")
-    numbers = {"count": (recipe.count, 1), "seed": (recipe.seed, 0), "side": (recipe.side, 16)}
-    for name, (value, least) in numbers.items():
-        if type(value) is not int or value < least:
-            raise UserError(f"{path}: {name} is {value!r}, expected a whole number of at least {least}.")
-    if recipe.things is not None and (type(recipe.things) is not int or not 1 <= recipe.things <= 3):
-        raise UserError(f"{path}: things is {recipe.things!r}, expected 1, 2 or 3.")
-    return recipe
+        keys = ", ".join(field.name for field in dataclasses.fields(WorldDescription))
+        raise UserError(
+            f"{path} is not a description of synthetic scenes ({error}): expected JSON with {keys}."
+        ) from error
+    if description.task not in TASKS:
+        raise UserError(f"{path}: task is {description.task!r}, expected one of {', '.join(TASKS)}.")
+    for name, minimum in {"count": 1, "seed": 0, "side": 16}.items():
+        value = getattr(description, name)
+        if type(value) is not int or value < minimum:
+            raise UserError(f"{path}: {name} is {value!r}, expected an integer of at least {minimum}.")
+    num_objects = description.num_objects
+    if num_objects is not None and (type(num_objects) is not int or not 1 <= num_objects <= 3):
+        raise UserError(f"{path}: num_objects is {num_objects!r}, expected 1, 2 or 3.")
+    return description
 
 
-def draw_unit(recipe: Recipe, number: int, name: str) -> Raw:
-    """Draw one sample; the pictures of one sample share texture and noise, so that only what was changed changes."""
-    sample = make_sample(recipe.task, recipe.seed, number, recipe.held, recipe.things)
+def make_raw_sample(description: WorldDescription, number: int, name: str) -> RawSample:
+    """Draw sample `number`; its images share texture and noise, so that they differ in the edited attribute only."""
+    sample = make_sample(description.task, description.seed, number, description.held_out, description.num_objects)
 
-    def item(part: str | Scene) -> str | bytes:
-        if isinstance(part, str):
-            return part
-        return _png(paint(part, recipe.side, np.random.default_rng([recipe.seed, number])))
+    def item(content: str | Scene) -> str | bytes:
+        if isinstance(content, str):
+            return content
+        return _png(render(content, description.side, np.random.default_rng([description.seed, number])))
 
-    return Raw(name, tuple(map(item, sample.items)), dict(sample.meta))
+    return RawSample(name, tuple(map(item, sample.items)), dict(sample.meta))
 
 
 def _png(pixels: np.ndarray) -> bytes:

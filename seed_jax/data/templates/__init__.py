@@ -1,14 +1,26 @@
-"""Templates: from a record's fields to token ids and what is trained of them.
+"""Templates: render the fields of a record as token ids with a loss mask.
 
-A task is a name, parameters and fields: `make("sft.qa", {"max_length": 100}, vocab)(fields, rng)`. All random decisions
-are made first (`Task.choose`) and are plain data, so that rendering itself (`Task.render`) has no chance in it.
+A template is selected by task name and configured by parameters:
 
-The rules are those of the original's readers, spec D.3 and D.4; the sentences around a record are data of their own
+    template = make_template("sft.qa", {"max_length": 100}, vocabulary)
+    sample = template(fields, rng)  # sample.tokens, sample.loss_mask
+
+All random choices are made first (`Template.choose`) and are plain data, so that rendering (`Template.render`) is
+deterministic. The rules are those of the original's readers (spec D.3 and D.4); the phrases around a record are data
 (`phrases.json`) and can be replaced.
 """
 
 from seed_jax.data.templates.phrases import SHORT_ANSWER, Phrases
-from seed_jax.data.templates.registry import TASKS, Task, make
-from seed_jax.data.templates.sample import IGNORED, Options, Sample
+from seed_jax.data.templates.registry import TASKS, Template, make_template
+from seed_jax.data.templates.sample import IGNORED, RenderedSample, TemplateOptions
 
-__all__ = ["IGNORED", "SHORT_ANSWER", "TASKS", "Options", "Phrases", "Sample", "Task", "make"]
+__all__ = [
+    "IGNORED",
+    "SHORT_ANSWER",
+    "TASKS",
+    "Phrases",
+    "RenderedSample",
+    "Template",
+    "TemplateOptions",
+    "make_template",
+]

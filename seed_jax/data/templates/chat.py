@@ -6,21 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from seed_jax.data.templates.dialogue import Markers, Turn, alternating, dialogue
-from seed_jax.data.templates.layout import Choice, Fields, Layout, Part, Setting, codes_of, text_of, with_full_stop
-from seed_jax.data.templates.pretrain import order
+from seed_jax.data.templates.dialogue import DialogueTurn, Markers, alternating, dialogue
+from seed_jax.data.templates.layout import (
+    ContentPart,
+    Fields,
+    RandomChoices,
+    RenderContext,
+    SampleLayout,
+    codes_of,
+    text_of,
+    with_full_stop,
+)
+from seed_jax.data.templates.pretrain import draw_order
 from seed_jax.errors import UserError
 
 NO_TURNS = "the record has no turns (field 'data')"
+NO_IMAGES_OR_TURNS = "the record lacks images, or has neither turns nor an instruction"
 
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """What all instruction tasks share.
+    """Base class of all instruction tasks.
 
     Attributes:
         style: role markers: "vicuna" (USER: ... ASSISTANT:) for 8B, "llama2" ([INST] ... [/INST]) for 14B.
-        eos_between_turns: put EOS, trained, after every reply, not only at the end.
+        eos_between_turns: insert a trained EOS after every reply, not only at the end.
     """
 
     style: str = "vicuna"
@@ -29,16 +39,21 @@ class Chat:
     def __post_init__(self):
         Markers.of_style(self.style)
 
-    def lay_out(self, turns: Sequence[Turn], system: str = "") -> Layout:
+    def lay_out(self, turns: Sequence[DialogueTurn], system: str = "") -> SampleLayout:
         return dialogue(turns, Markers.of_style(self.style), system)
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
         return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConversation(Chat):
-    """Texts of user and model in turn. Field: `data`: list of texts."""
+    """A conversation without images. Field: `data`: texts of user and model in turn.
+
+    Attributes:
+        sep: separator between turns.
+        system_message: text before the first turn.
+    """
 
     sep: str = "\n"
     system_message: str = ""
@@ -46,10 +61,10 @@ class TextConversation(Chat):
     def __post_init__(self):
         Markers.of_style(self.style, self.sep)
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
-        texts = turns_of(fields)
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
+        texts = turn_texts(fields)
         if texts is None:
-            return Layout.dropped(NO_TURNS)
+            return SampleLayout.dropped(NO_TURNS)
         return dialogue(alternating(texts), Markers.of_style(self.style, self.sep), self.system_message)
 
 
@@ -58,7 +73,7 @@ class VisualQuestion(Chat):
     """A conversation about images, which come first. Fields: `image_ids`: list of images; and one of
 
     - `data`: texts of user and model in turn; they are stripped and replies get a full stop;
-    - `instruction`, `inputs`, `outputs`: one turn, taken as it is; `inputs` is the question unless it is blank.
+    - `instruction`, `inputs`, `outputs`: one turn, used verbatim; `inputs` is the question unless it is blank.
     """
 
     sep: str = "\n"
@@ -66,23 +81,29 @@ class VisualQuestion(Chat):
     def __post_init__(self):
         Markers.of_style(self.style, self.sep)
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         turns = visual_turns(fields)
         if turns is None:
-            return Layout.dropped("the record lacks images, or has neither turns nor an instruction")
+            return SampleLayout.dropped(NO_IMAGES_OR_TURNS)
         if "data" in fields:
-            turns = [Turn(tuple(map(str.strip, turn.user)), _stopped(turn.reply)) for turn in turns]
+            turns = [DialogueTurn(_stripped(turn.user), _with_full_stops(turn.reply)) for turn in turns]
         turns = with_images(turns, fields["image_ids"])
         return dialogue(turns, Markers.of_style(self.style, self.sep))
 
 
-def _stopped(reply: tuple[Part, ...] | None) -> tuple[Part, ...] | None:
-    return reply if reply is None else tuple(with_full_stop(text.strip()) for text in reply)
+def _stripped(parts: tuple[ContentPart, ...]) -> tuple[ContentPart, ...]:
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
+
+
+def _with_full_stops(reply: tuple[ContentPart, ...] | None) -> tuple[ContentPart, ...] | None:
+    if reply is None:
+        return None
+    return tuple(with_full_stop(part.strip()) if isinstance(part, str) else part for part in reply)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainTextConversation:
-    """As `TextConversation`, with freely named roles and a blank before the reply."""
+    """As `TextConversation`, with custom role names and a blank before the reply."""
 
     roles: Sequence[str] = ("USER", "ASSISTANT")
     sep: str = "\n"
@@ -92,59 +113,61 @@ class PretrainTextConversation:
     def __post_init__(self):
         Markers.of_roles(self.roles, self.sep)
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
         return {}
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
-        texts = turns_of(fields)
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
+        texts = turn_texts(fields)
         if texts is None:
-            return Layout.dropped(NO_TURNS)
+            return SampleLayout.dropped(NO_TURNS)
         return dialogue(alternating(texts), Markers.of_roles(self.roles, self.sep), self.system_message)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainVisualQuestion(PretrainTextConversation):
-    """As `VisualQuestion`, texts taken as they are, images before or after the first user text with equal chance."""
+    """As `VisualQuestion`, with verbatim texts, and images before or after the first user text at random."""
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
-        return {"order": order(rng, 0.5)} if fields.get("image_ids") is not None else {}
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
+        return {"order": draw_order(rng, 0.5)} if fields.get("image_ids") is not None else {}
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         turns = visual_turns(fields)
         if turns is None:
-            return Layout.dropped("the record lacks images, or has neither turns nor an instruction")
+            return SampleLayout.dropped(NO_IMAGES_OR_TURNS)
         turns = with_images(turns, fields["image_ids"], choice["order"] == "image_first")
         return dialogue(turns, Markers.of_roles(self.roles, self.sep), self.system_message)
 
 
-def turns_of(fields: Fields) -> list[str] | None:
-    """Return the texts under `data`, or None where there are none at all."""
+def turn_texts(fields: Fields) -> list[str] | None:
+    """Return the texts under `data`, or None if the field is missing."""
     texts = fields.get("data")
     if texts is None:
         return None
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise UserError("a record has something other than texts in the field 'data', expected a list of texts.")
+        raise UserError("field 'data' of a record is not a list of texts: check how the dataset was converted.")
     return list(texts)
 
 
-def visual_turns(fields: Fields) -> list[Turn] | None:
-    """Return the turns in either form, `data` first, still without images; None where there is neither."""
+def visual_turns(fields: Fields) -> list[DialogueTurn] | None:
+    """Return the turns in either form, `data` first, without images; None if there is neither."""
     if fields.get("image_ids") is None:
         return None
     codes_of(fields)
     if "data" in fields:
-        texts = turns_of(fields)
+        texts = turn_texts(fields)
         return None if texts is None else alternating(texts)
     if "instruction" not in fields:
         return None
     inputs = text_of(fields, "inputs")
     question = inputs if inputs.strip() else text_of(fields, "instruction")
-    return [Turn((question,), (text_of(fields, "outputs"),))]
+    return [DialogueTurn((question,), (text_of(fields, "outputs"),))]
 
 
-def with_images(turns: list[Turn], images: Sequence[Part] | np.ndarray, first: bool = True) -> list[Turn]:
-    """Put all images before or after what the user says first; no turn, no images."""
+def with_images(
+    turns: list[DialogueTurn], images: Sequence[ContentPart] | np.ndarray, first: bool = True
+) -> list[DialogueTurn]:
+    """Insert all images before (`first`) or after the first user message; nothing if there is no turn."""
     if not turns:
         return turns
     user = (*images, *turns[0].user) if first else (*turns[0].user, *images)
-    return [Turn(user, turns[0].reply), *turns[1:]]
+    return [DialogueTurn(user, turns[0].reply), *turns[1:]]

@@ -1,9 +1,9 @@
-"""Long documents in several samples, instead of losing what is over the maximum length (as the original does).
+"""Split long documents into several samples instead of truncating them (as the original does).
 
-The document is encoded once and its tokens are cut, so that the samples one after the other hold exactly the tokens of
-the whole: BOS begins each of them, EOS ends the last. Cuts lie at item borders, between an image with its text and
-what follows. A text that does not fit is cut at the end of a sentence, or else of a word; where it belongs to an image
-that stands before it, that image is repeated, not trained, before its rest.
+The document is encoded once and its tokens are split, so that the samples in sequence hold exactly the tokens of the
+document: BOS begins each sample, EOS ends the last. Splits are placed at item boundaries, between an image with its
+text and the next item. A text that does not fit is split after a sentence, otherwise after a word; if it follows an
+image, that image is repeated (not trained) before the rest of the text.
 """
 
 import dataclasses
@@ -11,18 +11,18 @@ import functools
 
 import numpy as np
 
-from seed_jax.data.templates.sample import Sample
+from seed_jax.data.templates.sample import RenderedSample
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 
-MIN_LENGTH = 128  # three images and a little text; anything shorter has no room for context
-_SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three are those of CJK
-_MIN_TEXT = 32  # tokens of a divided text that stay with its images
+MIN_LENGTH = 128  # tokens: three images and a little text; shorter samples leave no room for context
+_SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three are CJK
+_MIN_TEXT = 32  # minimum tokens of a split text that stay with its images
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Tokens [start, end) of the document: an image with its delimiters, or the text between two images."""
+    """Token range [start, end) of the document: an image with its delimiters, or the text between two images."""
 
     start: int
     end: int
@@ -34,7 +34,7 @@ class Run:
 
 @dataclasses.dataclass
 class Group:
-    """A text and the images that it belongs to: those before it, or, in documents after the swap, those after it."""
+    """A text and its images: those before it, or, in swapped documents, those after it."""
 
     before: list[Run] = dataclasses.field(default_factory=list)
     text: Run | None = None
@@ -48,52 +48,61 @@ class Group:
         return [*self.before, *([self.text] if self.text else []), *self.after]
 
     @property
-    def images(self) -> int:
+    def num_images(self) -> int:
         return len(self.before) + len(self.after)
 
 
 def continued(
-    whole: Sample, vocab: Vocabulary, length: int, *, text_first: bool = False, max_images: int | None = None
-) -> list[Sample]:
-    """Cut a rendered document, BOS to EOS, into samples of at most `length` tokens.
+    whole: RenderedSample, vocab: Vocabulary, length: int, *, text_first: bool = False, max_images: int | None = None
+) -> list[RenderedSample]:
+    """Split a rendered document into samples of at most `length` tokens.
 
     Args:
-        text_first: a text belongs to the images after it (documents after the swap), not to those before it.
-        max_images: images in a sample, one repeated for context included.
+        whole: the document, BOS to EOS.
+        vocab: the vocabulary of its tokens.
+        length: maximum tokens of a sample.
+        text_first: a text belongs to the images after it (swapped documents), not to those before it.
+        max_images: maximum images of a sample, including one repeated as context.
+
+    Raises:
+        UserError: an image does not fit into a sample.
     """
-    if not whole.kept or (len(whole) <= length and (max_images is None or _images(whole, vocab) <= max_images)):
+    if not whole.kept or (len(whole) <= length and (max_images is None or _num_images(whole, vocab) <= max_images)):
         return [whole]
-    cutter = _Cutter(whole, vocab, length - 2, max_images)
-    for group in _groups(_runs(whole.tokens, vocab), text_first, cutter.most_images):
-        cutter.add(group)
-    return cutter.samples()
+    splitter = _Splitter(whole, vocab, length - 2, max_images)
+    for group in _groups(_runs(whole.tokens, vocab), text_first, splitter.max_group_images):
+        splitter.add(group)
+    return splitter.samples()
 
 
-def _images(whole: Sample, vocab: Vocabulary) -> int:
+def _num_images(whole: RenderedSample, vocab: Vocabulary) -> int:
     return int((whole.tokens == vocab.boi).sum())
 
 
 def _runs(tokens: np.ndarray, vocab: Vocabulary) -> list[Run]:
     """Divide the tokens between BOS and EOS into images and texts."""
-    found, place, end = [], 1, len(tokens) - 1
+    runs: list[Run] = []
+    position = 1
+    end = len(tokens) - 1
     is_code = (tokens >= vocab.first_code) & (tokens < vocab.first_code + vocab.num_codes)
     for start in np.flatnonzero(tokens[:end] == vocab.boi).tolist():
         stop = start + 1
         while stop < end and is_code[stop]:
             stop += 1
-        if stop == end or tokens[stop] != vocab.eoi:  # the word "<img>" in a text
+        if stop == end or tokens[stop] != vocab.eoi:  # the literal text "<img>"
             continue
-        if place < start:
-            found.append(Run(place, start, is_image=False))
-        place = stop + 1
-        found.append(Run(start, place, is_image=True))
-    return [*found, Run(place, end, is_image=False)] if place < end else found
+        if position < start:
+            runs.append(Run(position, start, is_image=False))
+        position = stop + 1
+        runs.append(Run(start, position, is_image=True))
+    return [*runs, Run(position, end, is_image=False)] if position < end else runs
 
 
-def _groups(runs: list[Run], text_first: bool, most_images: int) -> list[Group]:
+def _groups(runs: list[Run], text_first: bool, max_images: int) -> list[Group]:
+    """Assign images to their texts; a group has at most `max_images` images and one text."""
     groups = [Group()]
     for run in runs:
-        full = groups[-1].images == most_images
+        full = groups[-1].num_images == max_images
         if run.is_image:
             if full or (groups[-1].text and not text_first):
                 groups.append(Group())
@@ -105,16 +114,18 @@ def _groups(runs: list[Run], text_first: bool, most_images: int) -> list[Group]:
     return groups
 
 
-class _Cutter:
-    """Fills samples of `room` tokens between BOS and EOS."""
+class _Splitter:
+    """Fills samples with up to `room` tokens between BOS and EOS."""
 
-    def __init__(self, whole: Sample, vocab: Vocabulary, room: int, max_images: int | None):
-        self.whole, self.room = whole, room
+    def __init__(self, whole: RenderedSample, vocab: Vocabulary, room: int, max_images: int | None):
+        self.whole = whole
+        self.room = room
         self.max_images = max_images or room
-        image = vocab.codes_per_image + 2
-        self.most_images = max(1, min(self.max_images, room // 2 // image))  # of a group: half the room is for text
-        self._stops = _stops(vocab)
-        self._filled: list[list[tuple[Run, bool]]] = [[]]  # runs, each with whether it is trained
+        image_length = vocab.codes_per_image + 2
+        # Half of the room is reserved for text.
+        self.max_group_images = max(1, min(self.max_images, room // 2 // image_length))
+        self._boundaries = _boundaries(vocab)
+        self._filled: list[list[tuple[Run, bool]]] = [[]]  # (run, whether it is trained) of every sample
 
     def add(self, group: Group) -> None:
         if self._fits(group):
@@ -123,24 +134,25 @@ class _Cutter:
             self._filled.append([])
             self._put(group.runs)
         else:
-            self._divide(group)
+            self._add_split(group)
 
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[RenderedSample]:
         last = len(self._filled) - 1
-        return [self._sample(parts, number == last) for number, parts in enumerate(self._filled)]
+        return [self._sample(runs, number == last) for number, runs in enumerate(self._filled)]
 
-    def _divide(self, group: Group) -> None:
+    def _add_split(self, group: Group) -> None:
         """Add a group whose text is too long for one sample."""
-        text, after = group.text, sum(map(len, group.after))
+        text = group.text
+        after = sum(map(len, group.after))
         largest = max([after, *(len(run) for run in group.before)])
         if text is None or self.room < largest + _MIN_TEXT:
             raise UserError(f"an image of the document has too many codes for max_length {self.room + 2}.")
         if not self._fits(Group(group.before, Run(text.start, text.start + _MIN_TEXT, is_image=False))):
             self._filled.append([])
         self._put(group.before)
-        while len(text) + after > self._left:
-            fit = min(self._left, max(len(text) - _MIN_TEXT, 1) if after else len(text))
-            middle = text.start + self._stop(self.whole.tokens[text.start : text.end], fit)
+        while len(text) + after > self._remaining:
+            fit = min(self._remaining, max(len(text) - _MIN_TEXT, 1) if after else len(text))
+            middle = text.start + self._best_split(self.whole.tokens[text.start : text.end], fit)
             self._put([Run(text.start, middle, is_image=False)])
             text = Run(middle, text.end, is_image=False)
             self._filled.append([(image, False) for image in group.before[-1:]])
@@ -150,49 +162,51 @@ class _Cutter:
         self._filled[-1] += [(run, True) for run in runs]
 
     def _fits(self, group: Group) -> bool:
-        images = sum(run.is_image for run, _ in self._filled[-1])
-        return len(group) <= self._left and images + group.images <= self.max_images
+        num_images = sum(run.is_image for run, _ in self._filled[-1])
+        return len(group) <= self._remaining and num_images + group.num_images <= self.max_images
 
     @property
-    def _left(self) -> int:
+    def _remaining(self) -> int:
         return self.room - sum(len(run) for run, _ in self._filled[-1])
 
-    def _stop(self, tokens: np.ndarray, fit: int) -> int:
-        """Return where to cut a text such that at most `fit` tokens come before: the later the better the place."""
+    def _best_split(self, tokens: np.ndarray, fit: int) -> int:
+        """Return the best position to split a text after at most `fit` tokens: the last one of the best kind."""
         candidates = np.arange(max(fit // 2, 1), fit + 1)
         candidates = candidates[candidates < len(tokens)]
-        before, behind = tokens[candidates - 1], tokens[candidates]
-        stops = self._stops
-        word = stops.begins_word[behind]
-        for good in (word & stops.ends_sentence[before], word, ~stops.inside_character[behind]):
-            if good.any():
-                return int(candidates[good][-1])
+        before = tokens[candidates - 1]
+        after = tokens[candidates]
+        word = self._boundaries.begins_word[after]
+        sentence = word & self._boundaries.ends_sentence[before]
+        for allowed in (sentence, word, ~self._boundaries.inside_character[after]):
+            if allowed.any():
+                return int(candidates[allowed][-1])
         return fit
 
-    def _sample(self, parts: list[tuple[Run, bool]], is_last: bool) -> Sample:
+    def _sample(self, runs: list[tuple[Run, bool]], is_last: bool) -> RenderedSample:
         whole = self.whole
-        edges = [slice(0, 1), *(slice(run.start, run.end) for run, _ in parts), *([slice(-1, None)] if is_last else [])]
-        trained = [True, *(trained for _, trained in parts), True]
-        return Sample(
-            np.concatenate([whole.tokens[edge] for edge in edges]),
-            np.concatenate([whole.loss_mask[edge] & each for edge, each in zip(edges, trained, strict=False)]),
+        slices = [(slice(0, 1), True), *((slice(run.start, run.end), trained) for run, trained in runs)]
+        if is_last:
+            slices.append((slice(-1, None), True))
+        return RenderedSample(
+            np.concatenate([whole.tokens[tokens] for tokens, _ in slices]),
+            np.concatenate([whole.loss_mask[tokens] & trained for tokens, trained in slices]),
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stops:
-    """What each token is good for as a border: bool [vocabulary]."""
+class _Boundaries:
+    """Which tokens allow a split: bool [vocabulary] each."""
 
     begins_word: np.ndarray
     ends_sentence: np.ndarray
-    inside_character: np.ndarray  # the second and later bytes of a character that has no piece of its own
+    inside_character: np.ndarray  # later bytes of a character without a piece of its own
 
 
 @functools.lru_cache(maxsize=2)
-def _stops(vocab: Vocabulary) -> _Stops:
+def _boundaries(vocab: Vocabulary) -> _Boundaries:
     names = vocab.pieces(range(vocab.size))
     newline = "<0x0A>"
-    return _Stops(
+    return _Boundaries(
         begins_word=np.array([name.startswith("▁") or name == newline for name in names]),
         ends_sentence=np.array([name.endswith(_SENTENCE_ENDS) or name == newline for name in names]),
         inside_character=np.array([name[:3] == "<0x" and "8" <= name[3] <= "B" for name in names]),

@@ -1,31 +1,32 @@
-"""The sentences that templates put around a record: data that can be replaced, read from a JSON file."""
+"""The phrases that templates put around a record, read from a JSON file and replaceable."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from seed_jax.errors import UserError
 
 DEFAULT = Path(__file__).with_name("phrases.json")
 
-# Appended to a question whose answer is one word or a phrase; the benchmarks append the same (spec C.3).
+# Appended to questions with a short answer; the benchmarks append the same text (spec C.3).
 SHORT_ANSWER = " Please provide an accurate answer consisting of only one word or phrase."
 
 
 @dataclasses.dataclass(frozen=True)
 class Phrases:
-    """Requests and replies, paired by index where both exist.
+    """Requests and replies; those of one task are paired by index.
 
     Attributes:
-        requests, closing_marks, replies: image generation: request + " " + caption + closing mark; reply + image.
-        requests_drawn: the indices to draw from.
-        edit_replies, edit_replies_drawn: image editing.
-        sentences: name the first and the second image of a difference.
-        names: what is written in place of "image a", "image A", "image b", "image B".
-        next_request, next_reply: story, one image a turn; the request is appended to a caption.
-        story_requests, story_replies, story_drawn: story, all in one reply.
-        edit_prefix: taken off an instruction by the pre-training form of editing.
+        requests, closing_marks, replies: image generation: request + " " + caption + closing mark, then reply + image.
+        requests_drawn: indices to draw from.
+        edit_replies, edit_replies_drawn: replies of image editing and the indices to draw from.
+        sentences: introduce the first and the second image of a difference.
+        names: replacements of "image a", "image A", "image b", "image B".
+        next_request, next_reply: story with one image per turn; the request is appended to a caption.
+        story_requests, story_replies, story_drawn: story in one reply.
+        edit_prefix: removed from an instruction by the pre-training form of editing.
     """
 
     requests: tuple[str, ...]
@@ -45,16 +46,16 @@ class Phrases:
 
     @classmethod
     def load(cls, path: str | Path = DEFAULT) -> "Phrases":
-        """Read a phrases file; UserError names the file and the key that is wrong."""
+        """Read a phrases file; errors name the file and the key."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"phrases file {path} is not readable JSON ({error}).") from error
+            raise UserError(f"Phrases file {path} is not readable JSON ({error}).") from error
         return cls.from_dict(content, str(path))
 
     @classmethod
-    def from_dict(cls, content: Mapping, origin: str = "phrases") -> "Phrases":
-        """Check and take the content of a phrases file (its keys: see `phrases.json`)."""
+    def from_dict(cls, content: Any, origin: str = "phrases") -> "Phrases":
+        """Validate the content of a phrases file (its keys: see `phrases.json`)."""
 
         def text(section: str, key: str) -> str:
             return _typed(content, section, key, str, origin)
@@ -93,22 +94,23 @@ class Phrases:
         return phrases
 
     def _check(self, origin: str) -> None:
-        for what, count, expected in (
+        for key, count, expected in (
             ("image_generation.replies", len(self.replies), len(self.requests)),
             ("image_generation.closing_mark", len(self.closing_marks), len(self.requests)),
             ("story.single_turn_replies", len(self.story_replies), len(self.story_requests)),
             ("image_difference.sentences", len(self.sentences), 2),
         ):
             if count != expected:
-                raise UserError(f"{what} of {origin} has {count} entries, expected {expected}.")
+                raise UserError(f"{key} of {origin} has {count} entries, expected {expected}.")
         if [name for name, _ in self.names] != ["image a", "image A", "image b", "image B"]:
             raise UserError(f"image_difference.replacements of {origin} must name image a, image A, image b, image B.")
 
 
-def _typed(content: Mapping, section: str, key: str, kind: type, origin: str, item: type | None = None):
-    part = content.get(section) if isinstance(content, Mapping) else None
-    value = part.get(key) if isinstance(part, Mapping) else None
+def _typed(content: Any, section: str, key: str, kind: type, origin: str, item: type | None = None) -> Any:
+    """Return `content[section][key]` after checking its type and that of its items."""
+    section_content = content.get(section) if isinstance(content, Mapping) else None
+    value: Any = section_content.get(key) if isinstance(section_content, Mapping) else None
     if type(value) is not kind or (item and not all(type(entry) is item for entry in value)):
-        wanted = f"a list of {item.__name__}" if item else f"a {kind.__name__}"
-        raise UserError(f"{section}.{key} of {origin} must be {wanted}; {DEFAULT.name} of this package shows all keys.")
+        expected = f"a list of {item.__name__}" if item else f"a {kind.__name__}"
+        raise UserError(f"{section}.{key} of {origin} must be {expected}: see all keys in {DEFAULT}.")
     return value

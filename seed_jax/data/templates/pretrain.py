@@ -1,4 +1,4 @@
-"""Templates of pre-training: pairs, documents, videos, plain text and edits (spec D.3)."""
+"""Pre-training templates: image-text pairs, documents, videos, plain text and edits (spec D.3)."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from seed_jax.data.templates.layout import Choice, Fields, Layout, Part, Segment, Setting, codes_of, is_empty, text_of
+from seed_jax.data.templates.layout import (
+    ContentPart,
+    Fields,
+    RandomChoices,
+    RenderContext,
+    SampleLayout,
+    Segment,
+    codes_of,
+    is_empty,
+    text_of,
+)
 from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 
@@ -19,9 +29,9 @@ class ImageTextPair:
 
     Attributes:
         reverse_ratio: probability that the image comes first.
-        mask_left_label: train only what comes after `</img>` (image first) or after `<img>` (text first).
-        caption_prompt: sentence, or several to draw from, with `{}` for the caption.
-        use_caption_in_metadata, caption_key_in_metadata: take the caption from the record's metadata.
+        mask_left_label: train only the tokens after `</img>` (image first) or after `<img>` (text first).
+        caption_prompt: a prompt, or several to draw from, with `{}` for the caption.
+        use_caption_in_metadata, caption_key_in_metadata: read the caption from the record's metadata.
     """
 
     reverse_ratio: float = 0.5
@@ -41,20 +51,21 @@ class ImageTextPair:
         prompts = self.caption_prompt
         return tuple((prompts,) if isinstance(prompts, str) else prompts or ())
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
         prompts = self._prompts()
         drawn = {"prompt_index": int(rng.integers(len(prompts)))} if len(prompts) > 1 else {}
-        return {**drawn, "order": order(rng, self.reverse_ratio)}
+        return {**drawn, "order": draw_order(rng, self.reverse_ratio)}
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         if self.use_caption_in_metadata:
             text = text_of(fields.get("metadata") or {}, self.caption_key_in_metadata)
         else:
             text = text_of(fields, "text")
         prompts = self._prompts()
         caption = prompts[choice.get("prompt_index", 0)].format(text) if prompts else text
-        image, image_first = codes_of(fields), choice["order"] == "image_first"
-        return Layout(
+        image = codes_of(fields)
+        image_first = choice["order"] == "image_first"
+        return SampleLayout(
             (Segment((image, caption) if image_first else (caption, image), trained=True),),
             bos_trained=True,
             ignore_unk=True,
@@ -68,56 +79,58 @@ class Text:
     """Plain text. Field: `text`.
 
     Attributes:
-        continued: what is over `max_length` becomes further samples (`continuation.py`); the original drops it.
+        continued: tokens beyond `max_length` become further samples (`continuation.py`); the original drops them.
     """
 
     continued: bool = False
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
         return {}
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         if "text" not in fields:
-            return Layout.dropped("the record has no text")
+            return SampleLayout.dropped("the record has no text")
         text = text_of(fields, "text")
         reason = EMPTY if is_empty(text) else ""
-        return Layout((Segment((text,), trained=True),), bos_trained=True, ignore_unk=True, reason=reason)
+        return SampleLayout((Segment((text,), trained=True),), bos_trained=True, ignore_unk=True, reason=reason)
 
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved:
-    """A document of texts and images, joined without separators. Fields: `image_ids`, `texts`: parallel lists.
+    """A document of texts and images, joined without separators.
 
-    Each entry is an image (codes, None) or a text (None, string); anything else drops the document.
+    Fields: `image_ids`, `texts`: parallel lists. Each entry is an image (codes, None) or a text (None, string);
+    anything else drops the document.
 
     Attributes:
-        reverse_ratio: probability of exchanging every image with the entry after it.
-        max_images: one text after the last allowed image is kept, then the document ends; None for no limit.
-        continued: what is over `max_length` or `max_images` becomes further samples (`continuation.py`); the original
-            drops it.
+        reverse_ratio: probability of swapping every image with the entry after it.
+        max_images: the document ends after the text that follows this many images; None for no limit.
+        continued: entries beyond `max_length` or `max_images` become further samples (`continuation.py`); the original
+            drops them.
     """
 
     reverse_ratio: float = 0.5
     max_images: int | None = 7
     continued: bool = False
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
         return {"swap": bool(rng.random() < self.reverse_ratio)}
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
-        images, texts = codes_of(fields), codes_of(fields, "texts")
-        if setting.strict_images and len(images) != len(texts):
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
+        images = codes_of(fields)
+        texts = codes_of(fields, "texts")
+        if context.strict_images and len(images) != len(texts):
             raise UserError(f"a document has {len(images)} image_ids and {len(texts)} texts, expected equal numbers.")
         entries = list(zip(images, texts, strict=False))
-        parts = []
+        parts: list[ContentPart] = []
         for part in self._walk(_swapped(entries) if choice["swap"] else entries):
             if part is None:
-                return Layout.dropped("an entry of the document is neither a text nor an image")
+                return SampleLayout.dropped("an entry of the document is neither a text nor an image")
             parts.append(part)
-        return Layout((Segment(tuple(parts), trained=True),), bos_trained=True, ignore_unk=True)
+        return SampleLayout((Segment(tuple(parts), trained=True),), bos_trained=True, ignore_unk=True)
 
-    def _walk(self, entries: list[tuple[Part | None, str | None]]) -> Iterator[Part | None]:
-        """Yield the parts up to the image limit; None for a malformed entry."""
+    def _walk(self, entries: list[tuple[ContentPart | None, str | None]]) -> Iterator[ContentPart | None]:
+        """Yield the content up to the image limit; None for a malformed entry."""
         images = 0
         full = False
         for image, text in entries:
@@ -133,63 +146,68 @@ class Interleaved:
                 return
 
 
-def _swapped(entries: list) -> list:
-    """Exchange every image with the entry after it, walking left to right over both; a last image stays."""
-    entries, place = list(entries), 0
-    while place < len(entries) - 1:
-        if entries[place][0] is not None:
-            entries[place], entries[place + 1] = entries[place + 1], entries[place]
-            place += 1
-        place += 1
+def _swapped(entries: list[Any]) -> list[Any]:
+    """Swap every image with the entry after it, moving past both; an image at the end stays."""
+    entries = list(entries)
+    index = 0
+    while index < len(entries) - 1:
+        if entries[index][0] is not None:
+            entries[index], entries[index + 1] = entries[index + 1], entries[index]
+            index += 1
+        index += 1
     return entries
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoCaption:
-    """Frames, not trained, then a caption, trained, encoded apart. Fields: `image_ids` (flat), `answer`.
+    """Frames (not trained), then a caption (trained) as a segment of its own. Fields: `image_ids` (flat), `answer`.
 
     Attributes:
-        num_frames: the first so many frames are used.
-        flat: False where `image_ids` is a list of images, all of which are used.
-        image_id_length: codes of a frame.
+        num_frames: number of frames used, from the first on.
+        flat: False if `image_ids` is a list of images, all of which are used.
+        image_id_length: codes per frame.
     """
 
     num_frames: int = 4
     flat: bool = True
     image_id_length: int = CODES_PER_IMAGE
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
         return {}
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         if "answer" not in fields:
-            return Layout.dropped("the record has no caption (field 'answer')")
+            return SampleLayout.dropped("the record has no caption (field 'answer')")
         frames = codes_of(fields)
         if self.flat:
-            there = len(frames) // self.image_id_length if setting.strict_images else self.num_frames
-            if there < self.num_frames:
-                raise UserError(f"a video has {there} frames, expected at least num_frames {self.num_frames}.")
-            frames = setting.split(frames, there, self.image_id_length)[: self.num_frames]
+            available = len(frames) // self.image_id_length if context.strict_images else self.num_frames
+            if available < self.num_frames:
+                raise UserError(f"a video has {available} frames, expected at least num_frames {self.num_frames}.")
+            frames = context.split(frames, available, self.image_id_length)[: self.num_frames]
         caption = Segment((text_of(fields, "answer"),), trained=True)
-        return Layout((Segment(tuple(frames), trained=False), caption))
+        return SampleLayout((Segment(tuple(frames), trained=False), caption))
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """Source image, instruction, target image; only the target is trained. Fields: `source_image_ids`, ..."""
+    """Source image, instruction, target image; only the target is trained.
 
-    def choose(self, fields: Fields, setting: Setting, rng: np.random.Generator) -> dict[str, Any]:
+    Fields: `source_image_ids`, `target_image_ids`, `instruction`.
+    """
+
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
         return {}
 
-    def render(self, fields: Fields, choice: Choice, setting: Setting) -> Layout:
-        # White space beside images vanishes in any case; stripping lets the target be a segment of its own.
-        instruction = text_of(fields, "instruction").replace(setting.phrases.edit_prefix, "").strip()
-        source, target = codes_of(fields, "source_image_ids"), codes_of(fields, "target_image_ids")
-        return Layout(
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
+        # White space beside images is removed in any case; stripping it here lets the target be a segment of its own.
+        instruction = text_of(fields, "instruction").replace(context.phrases.edit_prefix, "").strip()
+        source = codes_of(fields, "source_image_ids")
+        target = codes_of(fields, "target_image_ids")
+        return SampleLayout(
             (Segment((source, instruction), trained=False), Segment((target,), trained=True)), ignore_unk=True
         )
 
 
-def order(rng: np.random.Generator, image_first: float) -> str:
-    """Draw which comes first."""
+def draw_order(rng: np.random.Generator, image_first: float) -> str:
+    """Draw the order of image and text; `image_first` is the probability of "image_first"."""
     return "image_first" if rng.random() < image_first else "text_first"

@@ -1,13 +1,13 @@
-"""From a stored record to the fields that a template reads.
+"""Map a stored record to the fields that a template reads.
 
-A record is texts and images in reading order. Texts with a role of their own (question, answer, caption0, ...) stand
-either in `record.meta` under that name or among the items, in the order in which the table below names them:
+A record consists of texts and images in reading order. Texts with a role (question, answer, caption0, ...) are either
+in `record.meta` under that name or among the items, in the order in which the table below names them:
 
 | task | images among the items | texts, in this order |
 |---|---|---|
 | pretrain.image_text_pair | one | its captions, of which one is drawn |
 | pretrain.text, pretrain.caption_text_only | none | text |
-| pretrain.interleaved | any, in place | any, in place |
+| pretrain.interleaved | any, in reading order | any, in reading order |
 | pretrain.retrieval_augmented | one before each text | the main pair's caption, then the others' |
 | pretrain.caption_eval_prompt | one before each text, then one | captions of the examples |
 | pretrain.video_caption | frames | answer (the caption) |
@@ -19,9 +19,9 @@ either in `record.meta` under that name or among the items, in the order in whic
 | sft.conversation, sft.video_conversation | one, frames | user, model, ...; or meta: question, answer, marked up |
 | *.visual_question | any | data: user, model, user, ...; or meta: instruction, inputs, outputs |
 | *.text_conversation | none | data: user, model, user, ... |
-| sft.interleaved | any, in place | any, in place; meta: response_at, the first item of the response |
+| sft.interleaved | any, in reading order | any; meta: response_at, the index of the first item of the response |
 
-With a `question` of the mixture's part, sft.qa and sft.video_qa take captioned images and videos (`Renderer`).
+With a `question` in the mixture component, sft.qa and sft.video_qa accept captioned images and videos (`Renderer`).
 """
 
 import functools
@@ -37,33 +37,42 @@ Fields = dict[str, Any]
 
 
 def fields_of(record: Record, task: str, rng: np.random.Generator) -> Fields:
-    """Return the fields that `task` (a full name) reads; UserError where the record's items do not suit it.
+    """Return the fields of a record that a task reads.
 
     Args:
-        rng: draws one caption where an image has several.
+        record: the record.
+        task: full name of the task.
+        rng: draws one caption if an image has several.
+
+    Raises:
+        UserError: the items of the record do not fit the task.
     """
     if any(isinstance(item, bytes) for item in record.items):
-        raise UserError("the record has pictures that are not tokenised yet: run seed-jax data build with --model.")
+        raise UserError(
+            "the record has images that are not tokenized: build the shards with `seed-jax data build --model`."
+        )
     if task == "pretrain.image_text_pair":
-        return _pair(record, rng)
+        return _image_text_pair(record, rng)
     return _ADAPTERS[task](record)
 
 
-def _pair(record: Record, rng: np.random.Generator) -> Fields:
-    codes, texts = _codes(record, 1), _texts(record)
+def _image_text_pair(record: Record, rng: np.random.Generator) -> Fields:
+    codes = _codes(record, 1)
+    texts = _texts(record)
     if not texts:
         return {"image_ids": codes[0], "metadata": record.meta}
-    return {"image_ids": codes[0], "text": drawn(texts, rng), "metadata": record.meta}
+    return {"image_ids": codes[0], "text": draw_one(texts, rng), "metadata": record.meta}
 
 
 def captioned(record: Record, question: str, rng: np.random.Generator) -> Fields:
-    """Return a captioned image or video as `question` with one of its captions for an answer."""
+    """Return the fields of a captioned image or video, with one of its captions as the answer to `question`."""
     if not (texts := _texts(record)):
-        raise UserError("the record has no caption, which the question of this part asks for.")
-    return {"image_ids": _flat(record), "question": question, "answer": drawn(texts, rng)}
+        raise UserError("the record has no caption to answer the `question` of its mixture component.")
+    return {"image_ids": _flat(record), "question": question, "answer": draw_one(texts, rng)}
 
 
-def drawn(texts: list[str], rng: np.random.Generator) -> str:
+def draw_one(texts: list[str], rng: np.random.Generator) -> str:
+    """Draw one of several texts; a single text consumes no random number."""
     return texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]
 
 
@@ -90,11 +99,14 @@ def _prompt(record: Record) -> Fields:
 
 
 def _examples(record: Record, open_end: bool = False) -> list[Fields]:
-    """Read image, text, image, text, ...; with an open end the last image has no text."""
-    images, texts = record.items[::2], record.items[1::2]
-    right = all(isinstance(item, np.ndarray) for item in images) and all(isinstance(item, str) for item in texts)
-    if not right or len(images) - len(texts) != open_end:
-        raise UserError("the record's items are expected to be an image, its text, an image, its text, and so on.")
+    """Group items into (image, text) pairs; with `open_end` the last image has no text."""
+    images = record.items[::2]
+    texts = record.items[1::2]
+    alternate = all(isinstance(item, np.ndarray) for item in images) and all(isinstance(item, str) for item in texts)
+    if not alternate or len(images) - len(texts) != open_end:
+        raise UserError(
+            "the items of the record do not alternate between images and their texts, as this task expects."
+        )
     return [{"image_ids": image, "text": text} for image, text in zip(images, [*texts, ""], strict=False)]
 
 
@@ -138,12 +150,12 @@ def _turns(record: Record) -> Fields:
 
 
 def _answered(record: Record) -> Fields:
-    place = record.meta.get("response_at")
-    if type(place) is not int or not 0 <= place <= len(record.items):
+    index = record.meta.get("response_at")
+    if type(index) is not int or not 0 <= index <= len(record.items):
         raise UserError(
-            f"meta.response_at of the record is {place!r}, expected the number of the response's first item."
+            f"meta.response_at of the record is {index!r}, expected the index of the first item of the response."
         )
-    return {"instruction": record.items[:place], "response": record.items[place:]}
+    return {"instruction": record.items[:index], "response": record.items[index:]}
 
 
 _ADAPTERS: dict[str, Callable[[Record], Fields]] = {
@@ -175,10 +187,12 @@ def _texts(record: Record) -> list[str]:
 
 
 def _codes(record: Record, count: int | None = None) -> list[np.ndarray]:
-    """Return the images' codes; UserError where there are not `count` of them."""
+    """Return the codes of the images; UserError if there are not `count` images."""
     codes = [item for item in record.items if isinstance(item, np.ndarray)]
     if count is not None and len(codes) != count:
-        raise UserError(f"the record has {len(codes)} images, expected {count}: is this the right task for it?")
+        raise UserError(
+            f"the record has {len(codes)} images, expected {count}: check the task of its mixture component."
+        )
     return codes
 
 
@@ -187,9 +201,10 @@ def _flat(record: Record) -> np.ndarray:
 
 
 def _named(record: Record, names: tuple[str, ...]) -> Fields:
-    """Take texts by name from meta; those that are not there from the items, in the order of `names`."""
+    """Return texts by name from meta, and those missing there from the items, in the order of `names`."""
     fields = {name: record.meta[name] for name in names if name in record.meta}
-    missing, texts = [name for name in names if name not in fields], _texts(record)
+    missing = [name for name in names if name not in fields]
+    texts = _texts(record)
     if len(texts) != len(missing):
         raise UserError(
             f"the record has {len(texts)} texts among its items, expected {len(missing)} ({', '.join(missing)})."

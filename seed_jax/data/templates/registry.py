@@ -1,4 +1,4 @@
-"""Find a template by name and set it up from a config: `make("image_text_pair", {"max_length": 140}, vocab)`."""
+"""Registry of templates: look up a task by name and configure it from plain data."""
 
 import dataclasses
 import types
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from seed_jax.data.templates import chat, continuation, conversation, instruct, pretrain, prompts
-from seed_jax.data.templates.layout import Choice, Fields, Setting
+from seed_jax.data.templates.layout import Fields, RandomChoices, RenderContext, TaskDefinition
 from seed_jax.data.templates.phrases import DEFAULT, Phrases
-from seed_jax.data.templates.sample import Options, Sample, assemble
+from seed_jax.data.templates.sample import RenderedSample, TemplateOptions, assemble
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 
-TASKS: dict[str, type] = {
+TASKS: dict[str, type[TaskDefinition]] = {
     "pretrain.caption_eval_prompt": prompts.CaptionEvalPrompt,
     "pretrain.caption_text_only": prompts.CaptionTextOnly,
     "pretrain.edit": pretrain.Edit,
@@ -42,80 +42,101 @@ TASKS: dict[str, type] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A template with its parameters: records to samples; can be pickled.
+class Template:
+    """A configured template: renders the fields of records as samples; picklable.
+
+        template = make_template("image_text_pair", {"max_length": 140}, vocabulary)
+        sample = template({"image_ids": codes, "text": "A dog."}, np.random.default_rng(0))
 
     Attributes:
-        name: full name, as in `TASKS`.
-        recipe: the task's own parameters and rules; the docstring of its class says which fields a record needs.
+        name: full task name, as in `TASKS`.
+        definition: parameters and rules of the task; the docstring of its class lists the fields of a record.
+        options: parameters that all tasks share.
+        vocab: the vocabulary of the tokens.
+        phrases: the phrases around records.
     """
 
     name: str
-    recipe: Any
-    options: Options
+    definition: TaskDefinition
+    options: TemplateOptions
     vocab: Vocabulary
     phrases: Phrases
 
     def choose(self, fields: Fields, rng: np.random.Generator) -> dict[str, Any]:
-        """Make the random decisions for one record: names and outcomes, the only randomness there is."""
-        return self.recipe.choose(fields, self._setting, rng)
+        """Make all random choices for one record: a dict of names and outcomes."""
+        return self.definition.choose(fields, self._context, rng)
 
-    def render(self, fields: Fields, choice: Choice) -> Sample:
-        """Render one record with given decisions; UserError names the field that is missing or wrong."""
-        layout = self.recipe.render(fields, choice, self._setting)
-        return assemble(layout, self.vocab, self.options, getattr(self.recipe, "eos_between_turns", False))
+    def render(self, fields: Fields, choice: RandomChoices) -> RenderedSample:
+        """Render one record with given choices; UserError names a missing or invalid field."""
+        layout = self.definition.render(fields, choice, self._context)
+        return assemble(layout, self.vocab, self.options, getattr(self.definition, "eos_between_turns", False))
 
-    def __call__(self, fields: Fields, rng: np.random.Generator) -> Sample:
+    def __call__(self, fields: Fields, rng: np.random.Generator) -> RenderedSample:
         return self.render(fields, self.choose(fields, rng))
 
-    def samples(self, fields: Fields, rng: np.random.Generator) -> list[Sample]:
-        """Render one record; with `continued` a long document gives several samples, in its order."""
+    def samples(self, fields: Fields, rng: np.random.Generator) -> list[RenderedSample]:
+        """Render one record; with `continued` a long document gives several samples, in order."""
         choice = self.choose(fields, rng)
         if not self.continued:
             return [self.render(fields, choice)]
-        layout = self.recipe.render(fields, choice, self._setting)
+        layout = self.definition.render(fields, choice, self._context)
         whole = assemble(layout, self.vocab, dataclasses.replace(self.options, max_length=None))
-        length, most = self.options.max_length, getattr(self.recipe, "max_images", None)
-        return continuation.continued(whole, self.vocab, length, text_first=choice.get("swap", False), max_images=most)
+        max_length = self.options.max_length
+        assert max_length is not None, "make_template requires max_length with continued"
+        return continuation.continued(
+            whole,
+            self.vocab,
+            max_length,
+            text_first=choice.get("swap", False),
+            max_images=getattr(self.definition, "max_images", None),
+        )
 
     @property
     def continued(self) -> bool:
-        return getattr(self.recipe, "continued", False)
+        """Whether long documents continue in further samples."""
+        return getattr(self.definition, "continued", False)
 
     @property
-    def _setting(self) -> Setting:
-        return Setting(self.phrases, self.options.strict_images)
+    def _context(self) -> RenderContext:
+        return RenderContext(self.phrases, self.options.strict_images)
 
 
-def make(task: str, params: Mapping[str, Any], vocab: Vocabulary, phrases: Phrases | str | Path = DEFAULT) -> Task:
-    """Set up a template; UserError names an unknown task or parameter and lists those there are.
+def make_template(
+    task: str, params: Mapping[str, Any], vocab: Vocabulary, phrases: Phrases | str | Path = DEFAULT
+) -> Template:
+    """Configure a template.
 
     Args:
-        task: a name of `TASKS`; the part after the dot is enough where only one has it ("image_text_pair", "qa").
-        params: the task's parameters and those of `Options`.
-        phrases: the sentences to use, or a file of them.
+        task: a key of `TASKS`; the part after the dot suffices if it is unique ("image_text_pair", "qa").
+        params: parameters of the task and of `TemplateOptions`.
+        vocab: the vocabulary to encode with.
+        phrases: the phrases around records, or a file of them.
+
+    Raises:
+        UserError: unknown task, unknown parameter, or a parameter of the wrong type.
     """
     name = _full_name(task)
-    recipe = TASKS[name]
-    own, common = typing.get_type_hints(recipe), typing.get_type_hints(Options)
+    definition = TASKS[name]
+    own = typing.get_type_hints(definition)
+    common = typing.get_type_hints(TemplateOptions)
     hints = {**common, **own}
     for key, value in params.items():
         if key not in hints:
-            raise UserError(f"Task {name} has no parameter {key!r}; it has {', '.join(sorted(hints))}.")
+            raise UserError(f"Task {name} has no parameter {key!r}: expected one of {', '.join(sorted(hints))}.")
         if not _fits(value, hints[key]):
-            raise UserError(f"Parameter {key} of task {name} is {value!r}, expected {_spelled(hints[key])}.")
-    values = {key: _taken(value, hints[key]) for key, value in params.items()}
+            raise UserError(f"Parameter {key} of task {name} is {value!r}, expected {_describe(hints[key])}.")
+    values = {key: _converted(value, hints[key]) for key, value in params.items()}
     try:
-        made = Task(
+        template = Template(
             name=name,
-            recipe=recipe(**{key: value for key, value in values.items() if key in own}),
-            options=Options(**{key: value for key, value in values.items() if key in common}),
+            definition=definition(**{key: value for key, value in values.items() if key in own}),
+            options=TemplateOptions(**{key: value for key, value in values.items() if key in common}),
             vocab=vocab,
             phrases=phrases if isinstance(phrases, Phrases) else Phrases.load(phrases),
         )
-        if made.continued and (made.options.max_length or 0) < continuation.MIN_LENGTH:
-            raise UserError(f"continued needs max_length, at least {continuation.MIN_LENGTH}.")
-        return made
+        if template.continued and (template.options.max_length or 0) < continuation.MIN_LENGTH:
+            raise UserError(f"continued needs a max_length of at least {continuation.MIN_LENGTH}.")
+        return template
     except UserError as error:
         raise UserError(f"Task {name}: {error}") from error
 
@@ -123,29 +144,29 @@ def make(task: str, params: Mapping[str, Any], vocab: Vocabulary, phrases: Phras
 def _full_name(task: str) -> str:
     if task in TASKS:
         return task
-    named = [name for name in TASKS if name.partition(".")[2] == task]
-    if len(named) == 1:
-        return named[0]
-    if named:
-        raise UserError(f"Task {task!r} is not unique: write {' or '.join(named)}.")
-    raise UserError(f"There is no task {task!r}; there are {', '.join(sorted(TASKS))}.")
+    matching = [name for name in TASKS if name.partition(".")[2] == task]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise UserError(f"Task {task!r} is ambiguous: write {' or '.join(matching)}.")
+    raise UserError(f"Unknown task {task!r}: expected one of {', '.join(sorted(TASKS))}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Say whether a config value has the type of a parameter: whole numbers count as numbers, booleans do not."""
+    """Whether a config value has the type of a parameter: integers are accepted as floats, booleans are not."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is not None:  # a sequence of texts
+        return any(_fits(value, alternative) for alternative in typing.get_args(hint))
+    if typing.get_origin(hint) is not None:  # a sequence of strings
         return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def _spelled(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def _taken(value: Any, hint: Any) -> Any:
-    """Return a config value as the parameter holds it."""
+def _converted(value: Any, hint: Any) -> Any:
+    """Convert a config value to the type of the parameter."""
     return tuple(value) if isinstance(value, list) else float(value) if hint is float else value

@@ -1,7 +1,7 @@
-"""BERT's vocabulary: text to WordPiece ids, as `bert-base-uncased` with the `[DEC]` token that BLIP-2 adds.
+"""BERT's WordPiece tokenizer: `bert-base-uncased` with the `[DEC]` token that BLIP-2 adds.
 
-Words are lower-cased, accents dropped, punctuation and CJK characters stand alone; a word becomes the longest known
-pieces from its left end on, or `[UNK]`.
+Text is lower-cased, accents are removed, punctuation and CJK characters become words of their own; a word is split
+greedily into the longest known pieces from the left, or becomes `[UNK]`.
 """
 
 import dataclasses
@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Int32
 
 from seed_jax.errors import UserError
 from seed_jax.files import write_bytes
 
 FILE = "vocab.txt"
-DEC = "[DEC]"
+DEC_TOKEN = "[DEC]"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_LONGEST_WORD = 100  # characters; a longer word is unknown
-# Blocks of CJK ideographs, whose characters are words of their own.
+_MAX_WORD_LENGTH = 100  # characters; longer words become [UNK]
+# Unicode blocks of CJK ideographs.
 _CJK = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
     (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
@@ -29,24 +30,27 @@ _CJK = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Framed:
-    """A text as ids of fixed length, and which of them are no padding."""
+class PaddedText:
+    """A text as token ids of fixed length; `mask` is False at padding."""
 
-    ids: np.ndarray  # int32 [length]
-    mask: np.ndarray  # bool [length]
+    ids: Int32[np.ndarray, " T"]
+    mask: Bool[np.ndarray, " T"]
 
 
 class BertVocabulary:
-    """Text to ids.
+    """The WordPiece tokenizer of BERT.
+
+        vocabulary = BertVocabulary.load("vocab.txt")
+        padded = vocabulary.pad("a dog", 32)  # padded.ids, padded.mask
 
     Args:
-        pieces: the lines of `vocab.txt`; `[DEC]` is added behind them where it is not among them.
+        pieces: the lines of `vocab.txt`; `[DEC]` is appended if it is missing.
     """
 
     def __init__(self, pieces: Iterable[str]):
         self.pieces = tuple(pieces)
-        if DEC not in self.pieces:
-            self.pieces += (DEC,)
+        if DEC_TOKEN not in self.pieces:
+            self.pieces += (DEC_TOKEN,)
         self._ids = {piece: index for index, piece in enumerate(self.pieces)}
         missing = [piece for piece in _SPECIAL if piece not in self._ids]
         if missing:
@@ -57,7 +61,7 @@ class BertVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "BertVocabulary":
-        """Read `vocab.txt`, given itself or the folder it lies in."""
+        """Read `vocab.txt`, given as a file or as its folder."""
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
@@ -68,49 +72,51 @@ class BertVocabulary:
             raise UserError(f"{path} is not UTF-8 text ({error}): use the vocab.txt of bert-base-uncased.") from error
 
     def save(self, path: Path) -> None:
+        """Write `vocab.txt` atomically."""
         write_bytes(path, "".join(piece + "\n" for piece in self.pieces).encode())
 
     @property
     def size(self) -> int:
         return len(self.pieces)
 
-    def frame(self, text: str, length: int) -> Framed:
-        """Return [CLS], the text, [SEP] and padding: `length` ids; a longer text is cut at its end."""
+    def pad(self, text: str, length: int) -> PaddedText:
+        """Return [CLS], the text, [SEP] and padding: `length` ids; longer texts are truncated."""
         body = self.encode(text)[: length - 2]
         ids = [self._ids["[CLS]"], *body, self._ids["[SEP]"]]
         padded = np.full(length, self._ids["[PAD]"], np.int32)
         padded[: len(ids)] = ids
-        return Framed(padded, np.arange(length) < len(ids))
+        return PaddedText(padded, np.arange(length) < len(ids))
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text without [CLS] and [SEP]; a special token's name in it is plain text."""
+        """Return the ids of a text without [CLS] and [SEP]; names of special tokens in it are plain text."""
         return [self._ids[piece] for word in words(text) for piece in self._split(word)]
 
     def _split(self, word: str) -> list[str]:
-        if len(word) > _LONGEST_WORD:
+        if len(word) > _MAX_WORD_LENGTH:
             return ["[UNK]"]
-        pieces, start = [], 0
+        pieces = []
+        start = 0
         while start < len(word):
-            head = "##" if start else ""
-            found = (stop for stop in range(len(word), start, -1) if head + word[start:stop] in self._ids)
-            stop = next(found, None)
+            prefix = "##" if start else ""
+            known = (stop for stop in range(len(word), start, -1) if prefix + word[start:stop] in self._ids)
+            stop = next(known, None)
             if stop is None:
                 return ["[UNK]"]
-            pieces.append(head + word[start:stop])
+            pieces.append(prefix + word[start:stop])
             start = stop
         return pieces
 
 
 def train_small(texts: Iterable[str], size: int) -> BertVocabulary:
-    """Make a small vocabulary: all characters, alone and inside words, and the most frequent words."""
+    """Build a small vocabulary for tests and small runs: all characters, and the most frequent words of the texts."""
     counts = Counter(word for text in texts for word in words(text))
     characters = sorted({character for word in counts for character in word})
     pieces = [*_SPECIAL, *characters, *(f"##{character}" for character in characters)]
     frequent = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
-    room = size - len(pieces) - 1  # [DEC] comes last
-    if room < 0:
-        raise UserError(f"A BERT vocabulary of {size} pieces has no room for the {len(characters)} characters.")
-    return BertVocabulary([*pieces, *frequent[:room]])
+    remaining = size - len(pieces) - 1  # [DEC] is appended
+    if remaining < 0:
+        raise UserError(f"A BERT vocabulary of {size} pieces is too small for {len(characters)} distinct characters.")
+    return BertVocabulary([*pieces, *frequent[:remaining]])
 
 
 def words(text: str) -> Iterator[str]:
@@ -122,7 +128,7 @@ def words(text: str) -> Iterator[str]:
 
 
 def _cleaned(text: str) -> Iterator[str]:
-    """Yield the characters of a text, every white space as a space, without those that are not visible."""
+    """Yield the characters of a text, with white space normalized and control characters removed."""
     for character in text:
         category = unicodedata.category(character)
         if character in "\t\n\r" or category == "Zs":
@@ -133,7 +139,7 @@ def _cleaned(text: str) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _is_punctuation(character: str) -> bool:
-    # Every ASCII character that is neither letter nor digit counts, "$" and "^" too.
+    # Every ASCII character that is neither letter nor digit counts, including "$" and "^".
     if character.isascii():
         return not character.isalnum() and not character.isspace()
     return unicodedata.category(character)[0] == "P"
@@ -148,6 +154,5 @@ _DROPPED = re.compile(r"[.!\"()*#:;~]")
 
 
 def clean(caption: str, max_words: int = MAX_WORDS) -> str:
-    """Lower the case, turn most punctuation into spaces, collapse spaces, and keep the first words."""
-    words = _DROPPED.sub(" ", caption.lower()).split()
-    return " ".join(words[:max_words])
+    """Normalize a caption as BLIP-2: lower-case, replace most punctuation by spaces, keep the first words."""
+    return " ".join(_DROPPED.sub(" ", caption.lower()).split()[:max_words])

@@ -1,7 +1,4 @@
-"""CLIP's text vocabulary: lower-cased byte pairs, framed and padded to a fixed number of ids.
-
-Only the decoder's optional prompts need it; the empty prompt is nothing but the framing ids.
-"""
+"""CLIP's text tokenizer: lower-cased byte-pair encoding, padded to a fixed length."""
 
 import dataclasses
 import functools
@@ -13,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seed_jax.errors import UserError
+from seed_jax.files import write_text
 
 WORD_END = "</w>"
 _ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -21,12 +19,16 @@ _MAIN_FILES = ("vocab.json", "merges.txt")
 
 @dataclasses.dataclass(frozen=True)
 class ClipVocabulary:
-    """Text to ids the way CLIP's tokenizer does it.
+    """The byte-pair tokenizer of CLIP.
+
+        vocabulary = ClipVocabulary.load("models/decoder/tokenizer")
+        ids = vocabulary.encode("a dog")  # 77 ids
 
     Attributes:
         ids: symbol -> id.
-        merges: pairs of symbols, the most frequent first.
-        bos, eos, pad: symbols; an unknown symbol becomes eos.
+        merges: pairs of symbols in the order of merging.
+        bos, eos, pad: special symbols; unknown symbols become eos.
+        max_length: number of ids of every text.
     """
 
     ids: dict[str, int]
@@ -40,35 +42,35 @@ class ClipVocabulary:
     def load(cls, directory: str | Path) -> "ClipVocabulary":
         """Read the `tokenizer` folder of a diffusers model or a model directory.
 
-        That is vocab.json and merges.txt, or the tokenizer.json of newer files, and the names of the special symbols.
+        The folder holds vocab.json and merges.txt, or tokenizer.json, and the names of the special symbols.
         """
         directory = Path(directory)
         settings = {**_json(directory / "special_tokens_map.json"), **_json(directory / "tokenizer_config.json")}
         if all((directory / name).is_file() for name in _MAIN_FILES):
             ids = _json(directory / "vocab.json")
             lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
-            merges = tuple(tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version"))
+            pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
         elif (directory / "tokenizer.json").is_file():
             model = _json(directory / "tokenizer.json").get("model", {})
-            ids, pairs = model.get("vocab", {}), model.get("merges", [])
-            merges = tuple(tuple(pair.split() if isinstance(pair, str) else pair) for pair in pairs)
+            ids = model.get("vocab", {})
+            pairs = [pair.split() if isinstance(pair, str) else pair for pair in model.get("merges", [])]
         else:
             raise UserError(
-                f"{directory} holds no CLIP vocabulary: expected vocab.json and merges.txt, or tokenizer.json."
+                f"{directory} contains no CLIP tokenizer: expected vocab.json and merges.txt, or tokenizer.json."
             )
         special = {
             name: _content(settings[f"{name}_token"]) for name in ("bos", "eos", "pad") if f"{name}_token" in settings
         }
+        merges = tuple((pair[0], pair[1]) for pair in pairs if len(pair) == 2)
         vocabulary = cls(ids, merges, **special, max_length=int(settings.get("model_max_length", cls.max_length)))
         missing = [symbol for symbol in (vocabulary.bos, vocabulary.eos, vocabulary.pad) if symbol not in ids]
-        if missing or not all(len(pair) == 2 for pair in merges):
-            raise UserError(
-                f"The CLIP vocabulary in {directory} is damaged: it lacks {missing or 'pairs in its merges'}."
-            )
+        if missing or len(merges) < len(pairs):
+            problem = f"the symbols {missing} are missing" if missing else "a merge is not a pair of symbols"
+            raise UserError(f"The CLIP tokenizer in {directory} is damaged ({problem}): download it again.")
         return vocabulary
 
     def save(self, directory: str | Path) -> list[Path]:
-        """Write the four files from which `load` and the Hugging Face libraries read the vocabulary."""
+        """Write the four tokenizer files that `load` and the Hugging Face libraries read; return their paths."""
         special = {"bos_token": self.bos, "eos_token": self.eos, "unk_token": self.eos, "pad_token": self.pad}
         settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.max_length, **special}
         contents = {
@@ -78,18 +80,18 @@ class ClipVocabulary:
             "special_tokens_map.json": json.dumps(special, indent=2),
         }
         for name, content in contents.items():
-            (Path(directory) / name).write_text(content, encoding="utf-8")
+            write_text(Path(directory) / name, content)
         return [Path(directory) / name for name in contents]
 
     def encode(self, text: str) -> list[int]:
-        """Return `max_length` ids: bos, the text (cut if it is too long), eos, padding."""
+        """Return `max_length` ids: bos, the text (truncated if necessary), eos, padding."""
         body = [self.ids.get(symbol, self.ids[self.eos]) for symbol in self._symbols(text)][: self.max_length - 2]
-        framed = [self.ids[self.bos], *body, self.ids[self.eos]]
-        return framed + [self.ids[self.pad]] * (self.max_length - len(framed))
+        ids = [self.ids[self.bos], *body, self.ids[self.eos]]
+        return ids + [self.ids[self.pad]] * (self.max_length - len(ids))
 
     def _symbols(self, text: str) -> Iterator[str]:
         normal = re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip().lower()
-        # A special symbol written in the text is that symbol; with Stable Diffusion 2 this includes "!", its padding.
+        # Special symbols in the text are recognized; for Stable Diffusion 2 these include "!", the padding.
         special = (self.bos, self.eos, self.pad)
         for word in re.split(f"({'|'.join(map(re.escape, special))})", normal):
             if word in special:
@@ -99,14 +101,15 @@ class ClipVocabulary:
                 yield from self._merged("".join(_byte_symbols()[byte] for byte in piece.encode("utf-8")))
 
     def _merged(self, word: str) -> list[str]:
-        """Join the pair that ranks first until no pair of the word is known."""
+        """Apply merges in order of rank until no known pair is left."""
         parts = [*word[:-1], word[-1] + WORD_END]
         while len(parts) > 1:
             ranked = [(self._ranks.get(pair, len(self.merges)), pair) for pair in itertools.pairwise(parts)]
             rank, best = min(ranked)
             if rank == len(self.merges):
                 break
-            joined, i = [], 0
+            joined = []
+            i = 0
             while i < len(parts):
                 step = 2 if tuple(parts[i : i + 2]) == best else 1
                 joined.append("".join(parts[i : i + step]))
@@ -133,7 +136,7 @@ def _content(symbol: str | dict) -> str:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Split into English endings, runs of letters, single digits and runs of other visible characters."""
+    """Split into English contractions, runs of letters, single digits and runs of other visible characters."""
     start = 0
     while start < len(text):
         ending = next((ending for ending in _ENDINGS if text.startswith(ending, start)), None)
@@ -158,7 +161,7 @@ def _kind(character: str) -> str:
 
 @functools.cache
 def _byte_symbols() -> list[str]:
-    """Give each byte a visible character: itself in Latin-1 where that is visible, else the next one from 256 on."""
+    """Map each byte to a printable character: its Latin-1 character if printable, else the next one from 256 on."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return [chr(byte if byte in visible else 256 + hidden.index(byte)) for byte in range(256)]

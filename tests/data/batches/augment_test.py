@@ -1,4 +1,4 @@
-"""Random crops: within the picture, spread as they should be, and the same for the same generator."""
+"""Random crops: within the image, spread as they should be, and the same for the same generator."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_same_generator_same_pixels_and_half_are_mirrored():
     assert 70 < sum(mirrored) < 130  # half of 200; 4 standard deviations of 7
 
 
-def test_whole_picture_without_flip_is_a_plain_bicubic_resize():
+def test_whole_image_without_flip_is_a_plain_bicubic_resize():
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     only = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)

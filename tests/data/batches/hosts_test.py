@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from seed_jax.data.batches.packed import PackedBatches
-from seed_jax.data.batches.record_stream import Part, RecordStream
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream
 from seed_jax.data.build.build import build
-from seed_jax.data.build.settings import Settings
+from seed_jax.data.build.options import BuildOptions
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from tests.data.batches import mixtures
@@ -36,8 +36,8 @@ from tests.data.batches.hosts_test import ROWS, STEPS, mixture, packed, sample_i
 
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
 count, index = jax.process_count(), jax.process_index()
-lanes = range(index * ROWS // count, (index + 1) * ROWS // count)
-iterator = iter(packed(folder, lanes))
+rows = range(index * ROWS // count, (index + 1) * ROWS // count)
+iterator = iter(packed(folder, rows))
 if (folder / "state.json").exists():
     iterator.set_state(json.loads((folder / "state.json").read_text()))
 with (folder / f"log-{count}-{index}.jsonl").open("a") as log:
@@ -51,12 +51,21 @@ with (folder / f"log-{count}-{index}.jsonl").open("a") as log:
 """
 
 
-def mixture(folder: Path) -> list[Part]:
-    return [Part(folder / "one", mixtures.render, 3), Part(folder / "two", mixtures.render_pieces, 1.5)]
+def mixture(folder: Path) -> list[MixtureComponent]:
+    return [
+        MixtureComponent(folder / "one", mixtures.render, 3),
+        MixtureComponent(folder / "two", mixtures.render_pieces, 1.5),
+    ]
 
 
-def packed(folder: Path, lanes=None) -> PackedBatches:
-    return PackedBatches(RecordStream(mixture(folder), SEED), rows=ROWS, length=LENGTH, lanes=lanes, look_ahead=4)
+def packed(folder: Path, batch_indices=None) -> PackedBatches:
+    return PackedBatches(
+        RecordStream(mixture(folder), SEED),
+        batch_size=ROWS,
+        sequence_length=LENGTH,
+        batch_indices=batch_indices,
+        look_ahead=4,
+    )
 
 
 def sample_ids(batch) -> list[list[int]]:
@@ -145,7 +154,7 @@ def inputs(tmp_path_factory):
     for name in range(3):
         members = {}
         for number in range(40):
-            members |= {f"{number:03d}.png": png(number), f"{number:03d}.txt": f"Picture {number}.".encode()}
+            members |= {f"{number:03d}.png": png(number), f"{number:03d}.txt": f"Image {number}.".encode()}
         tar(folder / f"{name}.tar", members)
     return folder
 
@@ -156,7 +165,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def test_a_build_by_two_hosts_is_the_build_by_one(inputs, tmp_path):
-    build(open_source("webdataset", [inputs]), tmp_path / "one", settings=Settings(shard_size=3, progress=False))
+    build(open_source("webdataset", [inputs]), tmp_path / "one", options=BuildOptions(shard_size=3, progress=False))
     command = ["-m", "seed_jax.cli", "data", "build", "--source", "webdataset", "--from", str(inputs)]
     command += ["--out", str(tmp_path / "two"), "--shard-size", "3"]
     processes = start(command, 2)

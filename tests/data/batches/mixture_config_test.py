@@ -9,11 +9,11 @@ from configs import pretrain as pretrain_config
 from configs import sft as sft_config
 from configs.data import pretrain, sft
 from seed_jax.data.batches import mixture_config as part_lists
-from seed_jax.data.batches.mixture_config import make_parts
+from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import packing_stats
 from seed_jax.data.shards.records import Record
-from seed_jax.data.templates import make
+from seed_jax.data.templates import make_template
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from tests.data.batches import mixtures
@@ -34,7 +34,7 @@ def shares(described):
 
 def test_the_official_mixtures(vocab):
     """Spec D.3 and D.4: number of parts, weights, batch sizes, lengths; weight times batch size is the sample share."""
-    six, eighteen = pretrain.parts(), sft.parts()
+    six, eighteen = pretrain.components(), sft.components()
     assert [part["weight"] for part in six] == [0.5, 5.0, 2.0, 1.0, 0.5, 1.0]
     assert [part["batch_size"] for part in six] == [116, 164, 26, 26, 116, 26]
     assert [part["params"]["max_length"] for part in six] == [200, 140, 1024, 1024, 200, 1024]
@@ -46,15 +46,15 @@ def test_the_official_mixtures(vocab):
         *(200, 360, 100, 512, 1024, 100, 100, 360, 100, 200, 360, 512, 400, 128, 100, 100, 360, 100)
     ]
     for part in (*six, *eighteen):
-        make(part["task"], part["params"], vocab)
-    assert {part["params"]["style"] for part in sft.parts(style="llama2")} == {"llama2"}
+        make_template(part["task"], part["params"], vocab)
+    assert {part["params"]["style"] for part in sft.components(style="llama2")} == {"llama2"}
 
 
 def test_configs_use_the_official_mixtures():
     config = pretrain_config.get_config("8b")
-    assert config.data.parts == pretrain.parts("data")
+    assert config.data.mixture == pretrain.components("data")
     assert config.data.weight_by == "samples"
-    assert sft_config.get_config("14b").data.parts == sft.parts("data/sft", style="llama2")
+    assert sft_config.get_config("14b").data.mixture == sft.components("data/sft", style="llama2")
     json.loads(config.to_json_best_effort())
 
 
@@ -94,7 +94,7 @@ def tiny_shards(described, root, count=24):
 def tiny(tmp_path_factory):
     """The two official mixtures over tiny shards."""
     root = tmp_path_factory.mktemp("tiny")
-    both = {"pretrain": pretrain.parts("pre"), "sft": sft.parts("sft")}
+    both = {"pretrain": pretrain.components("pre"), "sft": sft.components("sft")}
     for described in both.values():
         tiny_shards(described, root)
     return root, both
@@ -112,11 +112,11 @@ def located(described, root):
 def test_tiny_official_mixtures_run_end_to_end(tiny, vocab, name, weight_by):
     root, both = tiny
     endless = [{**part, "cycles": None} for part in located(both[name], root)]
-    made = make_parts(endless, vocab, weight_by)
+    made = make_mixture(endless, vocab, weight_by)
     assert len(made) == len(both[name])
-    iterator = iter(packed_batches(made, rows=4, length=2048, seed=0, prefetch=0, tokenizer="f" * 64))
+    iterator = iter(packed_batches(made, batch_size=4, sequence_length=2048, seed=0, prefetch=0, tokenizer="f" * 64))
     stats = [packing_stats(next(iterator)) for _ in range(3)]
-    assert min(each.useful_share for each in stats) > 0.9
+    assert min(each.efficiency for each in stats) > 0.9
     assert min(each.trained for each in stats) > 0
 
 
@@ -126,12 +126,12 @@ def test_weights_by_tokens_give_those_shares_of_tokens(tiny, vocab):
         {**part, "weight": weight} for part, weight in zip(located(both["pretrain"], root)[3:], (3, 2, 5), strict=True)
     ]
     described = [{key: value for key, value in part.items() if key != "cycles"} for part in described]
-    made = make_parts(described, vocab, "tokens")
+    made = make_mixture(described, vocab, "tokens")
     from seed_jax.data.batches.record_stream import RecordStream
 
     stream, tokens = RecordStream(made, 0), np.zeros(3)
-    for drawn in stream.draw(np.arange(2000)):
-        tokens[drawn.part] += sum(len(each) for each in made[drawn.part].render(drawn.record, drawn.rng()))
+    for drawn in stream.read(np.arange(2000)):
+        tokens[drawn.component] += sum(len(each) for each in made[drawn.component].render(drawn.record, drawn.rng()))
     # 3 percentage points: 2000 samples of three parts with lengths of 20 to 1024.
     np.testing.assert_allclose(tokens / tokens.sum(), [0.3, 0.2, 0.5], atol=0.03)
 
@@ -140,13 +140,13 @@ def test_a_part_of_several_directories_counts_as_one(tiny, vocab):
     root, both = tiny
     part = located(both["pretrain"], root)[0]
     assert len(part["path"]) == 3
-    (made,) = make_parts([{**part, "cycles": None}], vocab)
+    (made,) = make_mixture([{**part, "cycles": None}], vocab)
     from seed_jax.data.batches.record_stream import RecordStream
 
     stream = RecordStream([made], 0)
-    seen = [stream[number].place for number in range(72)]
+    seen = [stream[number].index for number in range(72)]
     assert sorted(seen) == list(range(72))
-    where = stream.where(stream[seen.index(50)])
+    where = stream.describe_location(stream[seen.index(50)])
     assert where.startswith(f"record 2 of {root}/pre/coco_captions/shard-000000")
 
 
@@ -160,25 +160,25 @@ def test_every_problem_of_a_mixture_is_named_at_once(tmp_path, vocab):
         {"path": "e", "task": "pretrain.text", "weight": 1, "question": "Why?"},
     ]
     with pytest.raises(UserError) as error:
-        make_parts(described, vocab)
+        make_mixture(described, vocab)
     for words_ in (
-        "part 0 (a): it lacks weight",
-        "unknown keys colour",
-        "no task 'texts'",
+        "component 0 (a): missing keys: weight",
+        "unknown keys: colour",
+        "Unknown task 'texts'",
         "path is []",
         "batch_size is 0",
         "has no single question",
     ):
         assert words_ in str(error.value)
     with pytest.raises(UserError, match=r"data.weight_by is 'bytes'"):
-        make_parts([], vocab, "bytes")
-    with pytest.raises(UserError, match="28 of the directories of a mixture of 18 parts"):
-        make_parts([{**part, "weight": 1.0} for part in sft.parts(str(tmp_path))], vocab, "tokens")
+        make_mixture([], vocab, "bytes")
+    with pytest.raises(UserError, match="28 shard directories of a mixture of 18 components"):
+        make_mixture([{**part, "weight": 1.0} for part in sft.components(str(tmp_path))], vocab, "tokens")
 
 
 def test_a_task_that_gives_nothing_is_an_error_by_tokens(tmp_path, vocab):
     mixtures.write(tmp_path / "d", [Record("1", "t", ("?.",))])
     described = [{"path": str(tmp_path / "d"), "task": "pretrain.text", "weight": 1}]
     with pytest.raises(UserError, match=r"None of 1 records of .* gives a sample"):
-        make_parts(described, vocab, "tokens")
-    assert part_lists.MEASURED > 100
+        make_mixture(described, vocab, "tokens")
+    assert part_lists.NUM_MEASURED > 100

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seed_jax.data.batches.packing import Sample
+from seed_jax.data.batches.packing import RenderedSample
 from seed_jax.data.shards import manifest, records, shards
 from seed_jax.data.shards.manifest import Manifest
 from seed_jax.data.shards.records import Record
@@ -17,7 +17,7 @@ def codes(number: int) -> np.ndarray:
 
 
 def captioned(number: int, source: str = "folder") -> Record:
-    """Return a picture whose caption is its number, so that a sample can be recognised."""
+    """Return an image whose caption is its number, so that a sample can be recognised."""
     return Record(f"{source}/{number}", source, (codes(number), str(number)), {"width": 640})
 
 
@@ -35,7 +35,7 @@ def write(directory: Path, content: Iterable[Record], shard_size: int = 7, **fie
     return directory
 
 
-def render_pieces(record: Record, rng: np.random.Generator) -> list[Sample]:
+def render_pieces(record: Record, rng: np.random.Generator) -> list[RenderedSample]:
     """Return one to four samples, as a template does that continues long documents."""
     (sample,) = render(record, rng)
     lengths = [len(sample), *rng.integers(3, 41, rng.integers(4)).tolist()]
@@ -43,10 +43,10 @@ def render_pieces(record: Record, rng: np.random.Generator) -> list[Sample]:
     return [dataclasses.replace(sample, tokens=each, loss_mask=each > 0) for each in tokens]
 
 
-def render(record: Record, rng: np.random.Generator) -> list[Sample]:
+def render(record: Record, rng: np.random.Generator) -> list[RenderedSample]:
     """Repeat the record's number 3 to 40 times, as often as `rng` says; leave out every 13th record."""
     number = int(record.items[1])
     tokens = np.full(rng.integers(3, 41), number + 100, np.int32)
     tokens[-1] = rng.integers(1, 100)  # tells two visits of the same record apart
     mask = rng.random(len(tokens)) < 0.5
-    return [Sample(tokens, mask, kept=number % 13 != 0, reason="unlucky")]
+    return [RenderedSample(tokens, mask, kept=number % 13 != 0, reason="unlucky")]

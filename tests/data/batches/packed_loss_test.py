@@ -21,9 +21,9 @@ def samples():
     """Captions, an instruction and a document in three pieces; twelve rows if each sample has its own."""
     vocab = Vocabulary.load(golden.path("text_tokenizer/tokenizer"))
     rng = np.random.default_rng(0)
-    pair = templates.make("image_text_pair", {}, vocab)
-    qa = templates.make("sft.qa", {}, vocab)
-    text = templates.make("pretrain.text", {"continued": True, "max_length": LENGTH}, vocab)
+    pair = templates.make_template("image_text_pair", {}, vocab)
+    qa = templates.make_template("sft.qa", {}, vocab)
+    text = templates.make_template("pretrain.text", {"continued": True, "max_length": LENGTH}, vocab)
     image = {"image_ids": np.arange(32)}
     found = [pair({**image, "text": "a dog in the grass " * int(rng.integers(1, 4))}, rng) for _ in range(8)]
     found.append(qa({**image, "question": "what is it?", "answer": "a dog"}, rng))
@@ -53,8 +53,8 @@ def test_packed_and_unpacked_give_the_same_loss(samples):
             batch["targets"],
             batch["loss_mask"],
             vocab_size=vocab.size,
-            split=batch["targets"] >= vocab.first_code,
-            chunk=32,
+            subset_mask=batch["targets"] >= vocab.first_code,
+            chunk_size=32,
             precision=Precision(),
         ).total
         return total.sum, total.weight

@@ -11,7 +11,7 @@ from seed_jax.data import templates
 from seed_jax.data.batches import packed
 from seed_jax.data.batches.packed import PackedBatches, packed_batches
 from seed_jax.data.batches.packing import packing_stats
-from seed_jax.data.batches.record_stream import Part, RecordStream
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream
 from seed_jax.data.batches.resume_state import dropped, merge_states
 from seed_jax.data.shards.records import Record
 from seed_jax.data.templates.renderer import Renderer
@@ -28,13 +28,13 @@ def mixture(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixture")
     one = mixtures.write(root / "one", map(mixtures.captioned, range(50)))
     two = mixtures.write(root / "two", map(mixtures.captioned, range(100, 111)))
-    return [Part(one, mixtures.render, 3), Part(two, mixtures.render_pieces, 1.5)]
+    return [MixtureComponent(one, mixtures.render, 3), MixtureComponent(two, mixtures.render_pieces, 1.5)]
 
 
 def batches(mixture, host=0, hosts=1, seed=7, **changes):
-    settings = {"rows": ROWS, "length": LENGTH, "look_ahead": 4} | changes
-    share = settings["rows"] // hosts
-    return PackedBatches(RecordStream(mixture, seed), lanes=range(host * share, (host + 1) * share), **settings)
+    settings = {"batch_size": ROWS, "sequence_length": LENGTH, "look_ahead": 4} | changes
+    share = settings["batch_size"] // hosts
+    return PackedBatches(RecordStream(mixture, seed), batch_indices=range(host * share, (host + 1) * share), **settings)
 
 
 def assert_equal(one, two):
@@ -59,14 +59,14 @@ def segments(batch):
 def test_every_sample_is_packed_once_and_whole(mixture):
     iterator = iter(batches(mixture))
     found = [segment for batch in take(iterator, 20) for segment in segments(batch)]
-    lanes = iterator.get_state()["lanes"]
+    rows = iterator.get_state()["rows"]
     stream, expected = RecordStream(mixture, 7), []
-    for name, lane in lanes.items():
-        waiting = {tuple(each) for each in lane["pending"]}
-        for number in range(int(name), lane["next"] + 1, ROWS):
-            samples = mixture[stream[number].part].render(stream[number].record, stream[number].rng())
+    for name, row in rows.items():
+        waiting = {tuple(each) for each in row["pending"]}
+        for number in range(int(name), row["next"] + 1, ROWS):
+            samples = mixture[stream[number].component].render(stream[number].record, stream[number].rng())
             for piece, sample in enumerate(samples):
-                drawn = (number, piece) < (lane["next"], lane["piece"])
+                drawn = (number, piece) < (row["next"], row["piece"])
                 if drawn and sample.kept and (number, piece) not in waiting:
                     expected.append(tuple(sample.tokens.tolist()))
     assert sorted(found) == sorted(expected)
@@ -75,19 +75,22 @@ def test_every_sample_is_packed_once_and_whole(mixture):
 
 def test_both_parts_come_by_weight_and_every_epoch_is_complete(mixture):
     drawn = [RecordStream(mixture, 7)[number] for number in range(300)]
-    assert sum(each.part == 0 for each in drawn) == pytest.approx(200, abs=2)
-    assert sorted(each.place for each in drawn if each.part == 0)[:150] == sorted([*range(50)] * 3 + [*range(50)])[:150]
+    assert sum(each.component == 0 for each in drawn) == pytest.approx(200, abs=2)
+    assert (
+        sorted(each.index for each in drawn if each.component == 0)[:150]
+        == sorted([*range(50)] * 3 + [*range(50)])[:150]
+    )
 
 
 def test_what_is_left_out_is_counted(mixture):
-    iterator = iter(batches(mixture, length=20))
+    iterator = iter(batches(mixture, sequence_length=20))
     take(iterator, 10)
     counts = dropped(iterator.get_state())
-    assert set(counts) == {f"part {part}: {why}" for part in (0, 1) for why in ("unlucky", "longer than the row")}
-    numbers = [n for name, lane in iterator.get_state()["lanes"].items() for n in range(int(name), lane["next"], ROWS)]
+    assert set(counts) == {f"component {part}: {why}" for part in (0, 1) for why in ("unlucky", "longer than the row")}
+    numbers = [n for name, row in iterator.get_state()["rows"].items() for n in range(int(name), row["next"], ROWS)]
     stream = RecordStream(mixture, 7)
-    unlucky = [n for n in numbers if stream[n].part == 0 and int(stream[n].record.items[1]) % 13 == 0]
-    assert counts["part 0: unlucky"] == len(unlucky)
+    unlucky = [n for n in numbers if stream[n].component == 0 and int(stream[n].record.items[1]) % 13 == 0]
+    assert counts["component 0: unlucky"] == len(unlucky)
 
 
 def test_resumed_at_any_step_it_goes_on_as_if_never_stopped(mixture):
@@ -96,7 +99,7 @@ def test_resumed_at_any_step_it_goes_on_as_if_never_stopped(mixture):
         states.append(json.dumps(iterator.get_state()))
         expected.append(next(iterator))
     final = iterator.get_state()
-    assert any(lane["piece"] for state in states for lane in json.loads(state)["lanes"].values())  # amid a document
+    assert any(row["piece"] for state in states for row in json.loads(state)["rows"].values())  # amid a document
     for step, state in enumerate(states):
         again = iter(batches(mixture))
         again.set_state(json.loads(state))
@@ -106,7 +109,7 @@ def test_resumed_at_any_step_it_goes_on_as_if_never_stopped(mixture):
 
 
 def test_state_is_exact_behind_the_prefetching_thread(mixture):
-    settings = {"rows": ROWS, "length": LENGTH, "seed": 7, "look_ahead": 4}
+    settings = {"batch_size": ROWS, "sequence_length": LENGTH, "seed": 7, "look_ahead": 4}
     expected = take(iter(batches(mixture)), 12)
     iterator = iter(packed_batches(mixture, **settings, prefetch=3))
     take(iterator, 5)
@@ -151,19 +154,19 @@ def test_order_depends_on_the_seed(mixture):
 def test_positions_that_do_not_fit(mixture):
     whole = next_state(batches(mixture))
     left, right = next_state(batches(mixture, 0, 2)), next_state(batches(mixture, 1, 2))
-    with pytest.raises(UserError, match=r"lacks the lanes \[4, 5, 6, 7\] of this host"):
+    with pytest.raises(UserError, match=r"lacks the rows \[4, 5, 6, 7\] of this host"):
         iter(batches(mixture, 1, 2)).set_state(left)
-    with pytest.raises(UserError, match=r"lacks the lanes \[4, 5, 6, 7\]"):
+    with pytest.raises(UserError, match=r"lacks the rows \[4, 5, 6, 7\]"):
         merge_states([left])
-    with pytest.raises(UserError, match="the same lane"):
+    with pytest.raises(UserError, match="the same row"):
         merge_states([left, left])
     with pytest.raises(UserError, match=r"different steps \[1, 2\]"):
         merge_states([left, right | {"step": 2}])
-    with pytest.raises(UserError, match="seed was 7, is 8; rows was 8, is 4"):
-        iter(batches(mixture, seed=8, rows=4)).set_state(whole)
-    with pytest.raises(UserError, match=r"parts was \w+, is \w+"):
+    with pytest.raises(UserError, match=r"seed was 7, is 8; .*batch_size was 8, is 4"):
+        iter(batches(mixture, seed=8, batch_size=4)).set_state(whole)
+    with pytest.raises(UserError, match=r"mixture was \w+, is \w+"):
         iter(batches(mixture[:1])).set_state(whole)
-    with pytest.raises(UserError, match="not of format 2"):
+    with pytest.raises(UserError, match="not of format 3"):
         iter(batches(mixture)).set_state({"next": 3})
     assert merge_states([right, left]) == whole
 
@@ -175,19 +178,23 @@ def next_state(dataset):
 
 
 def test_impossible_settings(mixture):
-    with pytest.raises(UserError, match=r"lanes of 0 to 7.*found lanes \[0, 8\]"):
-        PackedBatches(RecordStream(mixture, 7), rows=8, lanes=[0, 8], length=LENGTH)
+    with pytest.raises(UserError, match=r"batch indices from 0 to 7.*got indices \[0, 8\]"):
+        PackedBatches(RecordStream(mixture, 7), batch_size=8, batch_indices=[0, 8], sequence_length=LENGTH)
     with pytest.raises(UserError, match="needs a template"):
-        batches([Part(mixture[0].directory)])
-    with pytest.raises(UserError, match="at least one part"):
+        batches([MixtureComponent(mixture[0].directory)])
+    with pytest.raises(UserError, match="at least one component"):
         RecordStream([], 0)
 
 
 def test_all_missing_parts_are_listed_at_once(mixture, tmp_path):
-    missing = [Part(tmp_path / "laion", mixtures.render), mixture[0], Part(tmp_path / "mmc4", mixtures.render)]
+    missing = [
+        MixtureComponent(tmp_path / "laion", mixtures.render),
+        mixture[0],
+        MixtureComponent(tmp_path / "mmc4", mixtures.render),
+    ]
     with pytest.raises(
         UserError,
-        match=r"2 of the directories of a mixture of 3 parts .*laion has no manifest.json.*mmc4 has no manifest.json",
+        match=r"2 shard directories of a mixture of 3 components .*laion does not exist.*mmc4 does not exist",
     ):
         RecordStream(missing, 0)
     with pytest.raises(UserError, match=r"two were made by image tokenizer ffffffffffff, expected 000000000000"):
@@ -202,7 +209,7 @@ def test_parts_that_are_used_up_end_the_batches(mixture):
         for batch in iter(batches(finite)):
             found.extend(segments(batch))
 
-    with pytest.raises(UserError, match=r"used up after \d+ samples: give a part more cycles"):
+    with pytest.raises(UserError, match=r"exhausted after \d+ samples: .*cycles"):
         use_up()
     visits = Counter(tokens[0] for tokens in found if tokens[0] < 200)
     assert max(visits.values()) <= 2
@@ -210,7 +217,7 @@ def test_parts_that_are_used_up_end_the_batches(mixture):
     endless = [finite[0], mixture[1]]
     iterator = iter(batches(endless))
     later = [take(iterator, 60)[-1] for _ in range(2)][-1]
-    assert min(later["tokens"][:, 0]) >= 1000  # only the part without an end is left
+    assert min(later["tokens"][:, 0]) >= 1000  # only the component without an end is left
 
 
 def test_an_unusable_record_is_named(mixture):
@@ -220,14 +227,16 @@ def test_an_unusable_record_is_named(mixture):
     with pytest.raises(
         UserError, match=r"record \d of .*shard-00000\d.array_record \(id 'folder/\d+'\): a code is out"
     ):
-        next(iter(batches([Part(mixture[0].directory, render)])))
+        next(iter(batches([MixtureComponent(mixture[0].directory, render)])))
 
 
 def test_a_template_that_keeps_nothing_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "MOST_DROPPED", 300)
+    monkeypatch.setattr(packed, "MAX_CONSECUTIVE_DROPS", 300)
     directory = mixtures.write(tmp_path / "d", [mixtures.captioned(13)])
-    iterator = iter(packed_batches([Part(directory, mixtures.render)], rows=2, length=LENGTH, seed=0))
-    with pytest.raises(UserError, match=r"last 300 samples were all left out \(\{'part 0: unlucky': 300\}\)"):
+    iterator = iter(
+        packed_batches([MixtureComponent(directory, mixtures.render)], batch_size=2, sequence_length=LENGTH, seed=0)
+    )
+    with pytest.raises(UserError, match=r"last 300 samples were all dropped \(\{'component 0: unlucky': 300\}\)"):
         next(iterator)  # raised in the prefetching thread, seen here
 
 
@@ -250,11 +259,11 @@ def test_real_templates_fill_rows_with_whole_images(tmp_path):
 
     pairs = mixtures.write(tmp_path / "pairs", map(caption, range(200)))
     texts = mixtures.write(tmp_path / "texts", [Record(str(n), "folder", ("a river " * (n + 1),)) for n in range(60)])
-    pair = templates.make("image_text_pair", {"max_length": 200}, vocab)
-    text = templates.make("pretrain.text", {"max_length": 200}, vocab)
-    mixture = [Part(pairs, Renderer(pair), 4), Part(texts, Renderer(text))]
-    batch = next(iter(packed_batches(mixture, rows=4, length=1024, seed=0, tokenizer="f" * 64)))
-    assert packing_stats(batch).useful_share >= 0.97
+    pair = templates.make_template("image_text_pair", {"max_length": 200}, vocab)
+    text = templates.make_template("pretrain.text", {"max_length": 200}, vocab)
+    mixture = [MixtureComponent(pairs, Renderer(pair), 4), MixtureComponent(texts, Renderer(text))]
+    batch = next(iter(packed_batches(mixture, batch_size=4, sequence_length=1024, seed=0, tokenizer="f" * 64)))
+    assert packing_stats(batch).efficiency >= 0.97
     samples = list(segments(batch))
     with_image = [tokens for tokens in samples if vocab.boi in tokens]
     assert 0.7 < len(with_image) / len(samples) < 0.9

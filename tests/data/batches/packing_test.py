@@ -4,11 +4,11 @@ import random
 import numpy as np
 import pytest
 
-from seed_jax.data.batches.packing import Numbered, Sample, pack, packing_stats, take_row
+from seed_jax.data.batches.packing import PendingSample, RenderedSample, next_row, pack, packing_stats
 
 
-def sample(tokens, mask=None) -> Sample:
-    return Sample(np.array(tokens, np.int32), np.array([True] * len(tokens) if mask is None else mask, bool))
+def sample(tokens, mask=None) -> RenderedSample:
+    return RenderedSample(np.array(tokens, np.int32), np.array([True] * len(tokens) if mask is None else mask, bool))
 
 
 def test_a_row_as_literal_arrays():
@@ -38,17 +38,17 @@ def test_look_ahead_bounds_what_waits():
 
     def draw():
         drawn.append(next(sizes))
-        return Numbered(len(drawn), sample([1] * drawn[-1]))
+        return PendingSample(len(drawn), sample([1] * drawn[-1]))
 
-    assert [len(each) for each in take_row(pending, draw, 10, look_ahead=2)] == [8]
+    assert [len(each) for each in next_row(pending, draw, 10, look_ahead=2)] == [8]
     assert drawn == [8, 5, 5]  # the 2 that would fit is beyond the look-ahead
-    assert [len(each) for each in take_row(pending, draw, 10, look_ahead=2)] == [5, 5]
+    assert [len(each) for each in next_row(pending, draw, 10, look_ahead=2)] == [5, 5]
     assert [len(each) for each in pending] == []
 
 
 def test_a_full_row_draws_nothing_more():
-    pending = [Numbered(0, sample([1] * 10)), Numbered(1, sample([2] * 3))]
-    assert [each.number for each in take_row(pending, lambda: pytest.fail("not needed"), 10, 4)] == [0]
+    pending = [PendingSample(0, sample([1] * 10)), PendingSample(1, sample([2] * 3))]
+    assert [each.number for each in next_row(pending, lambda: pytest.fail("not needed"), 10, 4)] == [0]
     assert [each.number for each in pending] == [1]
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_lost_split_or_doubled(seed):
 
 def test_captions_and_documents_fill_the_rows():
     rng = np.random.default_rng(0)
-    # 85 of 100 samples are captioned pictures of 42 to 74 tokens, the others documents cut at 1024.
+    # 85 of 100 samples are captioned images of 42 to 74 tokens, the others documents cut at 1024.
     sizes = (
         int(rng.integers(42, 75)) if rng.random() < 0.85 else int(min(1024, rng.lognormal(5.8, 0.8) + 60))
         for _ in itertools.count()
@@ -87,10 +87,10 @@ def test_captions_and_documents_fill_the_rows():
     stats = packing_stats(pack(samples, 2048))
     assert stats.samples == 3000
     assert stats.tokens == sum(len(each.tokens) for each in samples)
-    assert stats.useful_share >= 0.97
+    assert stats.efficiency >= 0.97
 
 
 def test_stats_count_trained_labels():
     stats = packing_stats(pack([sample([1, 7, 8, 2], [1, 0, 1, 1]), sample([1, 9, 2], [1, 1, 0])], 9))
     assert (stats.tokens, stats.trained, stats.samples) == (7, 3.0, 2)
-    assert stats.useful_share == pytest.approx(7 / 9)
+    assert stats.efficiency == pytest.approx(7 / 9)

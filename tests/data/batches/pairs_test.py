@@ -1,4 +1,4 @@
-"""Batches of pictures with captions: the same on any number of hosts and workers, and from any position."""
+"""Batches of images with captions: the same on any number of hosts and workers, and from any position."""
 
 import dataclasses
 import io
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from seed_jax.data.batches.pairs import PairBatches, PairReader
-from seed_jax.data.batches.record_stream import Part, RecordStream
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream
 from seed_jax.data.batches.resume_state import merge_states
 from seed_jax.data.shards import manifest
 from seed_jax.data.shards.manifest import Manifest
@@ -45,8 +45,8 @@ def shards(tmp_path_factory):
 
 
 def batches(shards, rows=range(ROWS), reader=READER, **options):
-    stream = RecordStream([Part(shards)], seed=3)
-    return PairBatches(stream, reader, batch_size=ROWS, rows=list(rows), **options)
+    stream = RecordStream([MixtureComponent(shards)], seed=3)
+    return PairBatches(stream, reader, batch_size=ROWS, batch_indices=list(rows), **options)
 
 
 def take(iterator, count):
@@ -68,14 +68,14 @@ def test_rows_are_as_announced(shards):
     assert (batch["image_embedding"][:, 1] == 1).all()
 
 
-def test_an_epoch_has_every_picture_and_captions_are_drawn_anew(shards):
+def test_an_epoch_has_every_image_and_captions_are_drawn_anew(shards):
     reader = dataclasses.replace(READER, augmentation=None, embedding_width=2)
     found = take(batches(shards, reader=reader), 14)  # eight epochs of seven
     numbers = np.concatenate([batch["image_embedding"][:, 0] for batch in found])
     for epoch in numbers.reshape(8, 7):
         assert sorted(epoch) == list(range(7))
     texts = {tuple(row) for batch in found for row in batch["text"]}
-    assert texts == {tuple(VOCABULARY.frame(text.rstrip("."), 8).ids) for text in CAPTIONS}
+    assert texts == {tuple(VOCABULARY.pad(text.rstrip("."), 8).ids) for text in CAPTIONS}
 
 
 def test_hosts_make_the_rows_that_one_host_would(shards):
@@ -127,9 +127,9 @@ def test_the_reader_can_be_sent_to_workers():
 @pytest.mark.parametrize(
     ("items", "meta", "words"),
     [
-        ((np.zeros(32, np.uint16), "text"), {}, "holds codes, str, expected a picture and its caption"),
-        ((png(0),), {}, "holds bytes, expected a picture and its caption"),
-        ((b"no picture", "text"), {}, "not a picture"),
+        ((np.zeros(32, np.uint16), "text"), {}, "holds codes, str, expected an image and its caption"),
+        ((png(0),), {}, "holds bytes, expected an image and its caption"),
+        ((b"no image", "text"), {}, "not an image"),
         ((png(0), "text"), {"image_embedding": [1.0]}, "has 1 numbers, expected 2"),
     ],
 )

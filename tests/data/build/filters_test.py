@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from seed_jax.data.build.build import build
-from seed_jax.data.build.filters import ORIGINAL, Filters, similarity
-from seed_jax.data.build.settings import Settings
+from seed_jax.data.build.filters import ORIGINAL_FILTERS, ImageFilters, similarity
+from seed_jax.data.build.options import BuildOptions
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
@@ -43,14 +43,14 @@ def test_similarity_is_found_where_the_original_looks(meta, expected):
     ],
 )
 def test_size_and_shape(size, refused):
-    assert Filters(**ORIGINAL).refuse_size(*size) == refused
+    assert ImageFilters(**ORIGINAL_FILTERS).refuse_size(*size) == refused
 
 
 def test_what_is_not_set_lets_everything_pass():
-    assert Filters().refuse_size(1, 1000) is None
-    assert Filters().refuse_similarity(-1.0) is None
-    assert Filters(min_similarity=0.5).refuse_similarity(None) is None
-    assert Filters().settings() == {}
+    assert ImageFilters().refuse_size(1, 1000) is None
+    assert ImageFilters().refuse_similarity(-1.0) is None
+    assert ImageFilters(min_similarity=0.5).refuse_similarity(None) is None
+    assert ImageFilters().as_dict() == {}
 
 
 def test_filtered_records_are_counted_and_do_not_stop_the_build(tmp_path):
@@ -59,25 +59,27 @@ def test_filtered_records_are_counted_and_do_not_stop_the_build(tmp_path):
     for name, size in sizes.items():
         (tmp_path / f"{name}.png").write_bytes(png(ord(name), size))
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    settings = Settings(filters=Filters(**ORIGINAL), progress=False)  # one bad record of five would be too many
-    manifest = build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=Reds(), settings=settings)
+    options = BuildOptions(
+        filters=ImageFilters(**ORIGINAL_FILTERS), progress=False
+    )  # one bad record of five would be too many
+    manifest = build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=Reds(), options=options)
     assert manifest.dropped == {
         "aspect ratio above 1.818": 1,
         "side shorter than 180 pixels": 1,
         "similarity below 0.25": 1,
     }
-    assert manifest.filters == ORIGINAL
+    assert manifest.filters == ORIGINAL_FILTERS
     assert (tmp_path / "o/bad.jsonl").read_text() == ""
     assert [record.items[1] for record in open_shards(tmp_path / "o")] == ["a", "e"]
     with pytest.raises(UserError, match=r"filters was {'max_aspect': .*is {}"):
-        build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=Reds(), settings=Settings(progress=False))
+        build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=Reds(), options=BuildOptions(progress=False))
 
 
 def test_impossible_filters():
     with pytest.raises(UserError, match=r"--max-aspect 0.5 must be at least 1"):
-        Filters(max_aspect=0.5)
+        ImageFilters(max_aspect=0.5)
     with pytest.raises(UserError, match="--min-size 0 must be"):
-        Filters(min_size=0)
+        ImageFilters(min_size=0)
 
 
 class Slow(Reds):
@@ -87,10 +89,10 @@ class Slow(Reds):
         super().__init__()
         self.events = []
 
-    def encode(self, pictures):
+    def encode(self, images):
         number = len([event for event in self.events if event.startswith("start")])
         self.events.append(f"start {number}")
-        codes, events = super().encode(pictures), self.events
+        codes, events = super().encode(images), self.events
 
         class Codes:
             def __array__(self, dtype=None, copy=None):
@@ -106,12 +108,12 @@ def test_a_batch_is_fetched_when_the_next_one_has_been_started(tmp_path):
     lines = [{"image": f"{number}.png", "caption": str(number)} for number in range(8)]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     encoder = Slow()
-    build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=encoder, settings=Settings(progress=False))
+    build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=encoder, options=BuildOptions(progress=False))
     assert encoder.events == ["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"]
     assert [2 * int(record.items[0][0]) for record in open_shards(tmp_path / "o")] == [10 * n for n in range(8)]
 
 
-def test_a_picture_that_comes_again_is_encoded_once(tmp_path):
+def test_a_image_that_comes_again_is_encoded_once(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(png(40 * number))
     order = [0, 1, 1, 0, 2, 2, 1, 0]
@@ -119,11 +121,11 @@ def test_a_picture_that_comes_again_is_encoded_once(tmp_path):
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
     class Counting(Reds):
-        def encode(self, pictures):
-            self.batches.append(len(pictures))
-            return super().encode(pictures)
+        def encode(self, images):
+            self.batches.append(len(images))
+            return super().encode(images)
 
     encoder = Counting()
-    build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=encoder, settings=Settings(progress=False))
+    build(open_source("folder", [tmp_path]), tmp_path / "o", encoder=encoder, options=BuildOptions(progress=False))
     assert encoder.batches == [3]
     assert [2 * int(record.items[0][0]) for record in open_shards(tmp_path / "o")] == [40 * n for n in order]

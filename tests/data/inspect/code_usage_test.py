@@ -14,7 +14,7 @@ from seed_jax.errors import UserError
 def test_counts_use_and_perplexity():
     stats = code_stats([np.array([0, 0, 1, 1]), np.array([2, 2, 3, 3])], num_codes=8)
     np.testing.assert_array_equal(stats.counts, [2, 2, 2, 2, 0, 0, 0, 0])
-    assert (stats.pictures, stats.used) == (2, 4)
+    assert (stats.num_images, stats.used) == (2, 4)
     assert stats.perplexity == pytest.approx(4.0)
     assert code_stats([np.array([5, 5, 5])], 8).perplexity == pytest.approx(1.0)
     assert code_stats([], 8).perplexity == 0.0
@@ -32,7 +32,7 @@ def test_over_shards(tmp_path):
     shard = write_shard(tmp_path / shard_name(0), records)
     manifest.save(tmp_path, Manifest("test", (shard,), {"codes": 2, "texts": 2}, tokenizer="t"))
     stats = shard_code_stats(tmp_path, 64)
-    assert stats.pictures == 2
+    assert stats.num_images == 2
     assert stats.counts[7] == 33
     assert stats.used == 32
 
@@ -48,4 +48,4 @@ def test_data_show_prints_it(tmp_path, capsys):
     record = encode(Record("0", "test", (np.arange(32, dtype=np.uint16),)))
     manifest.save(tmp_path, Manifest("test", (write_shard(tmp_path / shard_name(0), [record]),), {"codes": 1}))
     assert not cli.main(["data", "show", str(tmp_path), "--codes", "64"])
-    assert "used: 32 of 64 (50.0%); perplexity 32.0; dead 32" in capsys.readouterr().out
+    assert "used: 32 of 64 (50.0%); perplexity 32.0; unused 32" in capsys.readouterr().out

@@ -44,10 +44,10 @@ def test_bytes_are_those_of_the_documented_format():
         (raw(items=[]), "no items"),
         (raw(items=[7]), "a int, expected text"),
         (raw(items=[["nested"]]), "a list, expected text"),
-        (raw(items=[b""]), "no bytes"),
-        (raw(items=[msgpack.ExtType(9, b"1234")]), "unknown kind 9"),
+        (raw(items=[b""]), "an image is empty"),
+        (raw(items=[msgpack.ExtType(9, b"1234")]), "unknown extension type 9"),
         (raw(items=[msgpack.ExtType(1, b"1" * 62)]), "31 codes, expected 32"),
-        (raw(meta={"codes": msgpack.ExtType(1, b"1" * 64)}), "meta holds a ndarray"),
+        (raw(meta={"codes": msgpack.ExtType(1, b"1" * 64)}), "meta contains a ndarray"),
         (raw(meta=[]), "id, a source, items and meta"),
         (raw(more=1), "id, a source, items and meta"),
         (raw(id=b"x"), "id, a source, items and meta"),
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_documented_format():
     ],
 )
 def test_anything_else_is_one_clear_error(data, reason):
-    with pytest.raises(UserError, match=r"Record 5 of s.array_record is not a record of schema 1") as caught:
+    with pytest.raises(UserError, match=r"Record 5 of s.array_record is not a valid record of schema 1") as caught:
         decode(data, "s.array_record", 5)
     assert reason in str(caught.value)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seed_jax.data.build.build import build
-from seed_jax.data.build.settings import Settings
+from seed_jax.data.build.options import BuildOptions
 from seed_jax.data.shards import manifest, records, shards
 from seed_jax.data.shards.shards import open_shards, shard_name, write_shard
 from seed_jax.data.sources import open_source
@@ -64,9 +64,9 @@ def test_a_shard_without_records_is_skipped(tmp_path):
 
 
 def test_missing_directory_and_unfinished_build(tmp_path):
-    with pytest.raises(UserError, match=r"d has no manifest.json; it is missing"):
+    with pytest.raises(UserError, match=r"d does not exist"):
         open_shards(tmp_path / "d")
-    with pytest.raises(UserError, match="is no directory of shards"):
+    with pytest.raises(UserError, match="is not a shard directory"):
         open_shards(tmp_path)
     (tmp_path / "build").mkdir()
     with pytest.raises(UserError, match="unfinished build"):
@@ -77,7 +77,7 @@ def test_other_schema_and_other_tokenizer(directory):
     with pytest.raises(UserError, match=r"made by image tokenizer ffffffffffff, expected 000000000000"):
         open_shards(directory, tokenizer="0" * 64)
     edit(directory, schema=99)
-    with pytest.raises(UserError, match=r"manifest.json is of schema 99, expected 1"):
+    with pytest.raises(UserError, match=r"manifest.json has schema 99, expected 1"):
         open_shards(directory)
 
 
@@ -91,13 +91,13 @@ def test_shards_of_text_fit_any_tokenizer(tmp_path):
 )
 def test_a_broken_manifest(directory, content):
     (directory / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest.json is not a manifest"):
+    with pytest.raises(UserError, match=r"manifest.json is not a valid manifest"):
         open_shards(directory)
 
 
 def test_counts_that_do_not_agree(directory):
     edit(directory, records=18)
-    with pytest.raises(UserError, match="its shards have 17 records, it says 18"):
+    with pytest.raises(UserError, match="its shards have 17 records in total, but `records` is 18"):
         open_shards(directory)
 
 
@@ -117,7 +117,7 @@ def test_changed_content_is_found_by_hash_and_by_reading(directory):
     place = data.index(mixtures.codes(9).tobytes())
     data[place] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"shard-000001.array_record does not have the recorded content"):
+    with pytest.raises(UserError, match=r"shard-000001.array_record does not match its recorded SHA-256"):
         open_shards(directory, verify=True)
     opened = open_shards(directory)
     assert opened[8].items[1] == "8"
@@ -156,14 +156,14 @@ def test_a_broken_shard_gives_its_records_or_a_sentence_never_others(directory, 
 def test_broken_state_files_are_one_sentence(tmp_path, name):
     (tmp_path / "t.jsonl").write_text('{"text": "a river"}\n' * 5)
     source, rng = open_source("text", [tmp_path / "t.jsonl"]), random.Random(0)
-    build(source, tmp_path / "o", settings=Settings(progress=False))
+    build(source, tmp_path / "o", options=BuildOptions(progress=False))
     whole = (tmp_path / "o" / name).read_bytes()
     for _ in range(100):
         data = bytearray(whole)
         data[rng.randrange(len(data))] = rng.randrange(256)
         (tmp_path / "o" / name).write_bytes(data[: rng.randint(0, len(data))] if rng.random() < 0.3 else data)
         with contextlib.suppress(UserError):
-            build(source, tmp_path / "o", settings=Settings(progress=False))
+            build(source, tmp_path / "o", options=BuildOptions(progress=False))
             assert len(list(open_shards(tmp_path / "o"))) == 5
 
 
@@ -173,5 +173,7 @@ def test_a_record_of_another_schema_is_named(tmp_path):
     good = records.encode(mixtures.captioned(0))
     file = write_shard(directory / shard_name(0), [good, good, b"\x95\x02" + good[2:]])
     manifest.save(directory, manifest.Manifest("folder", (file,)))
-    with pytest.raises(UserError, match=r"Record 2 of .*shard-000000.array_record is not a record .*its schema is 2"):
+    with pytest.raises(
+        UserError, match=r"Record 2 of .*shard-000000.array_record is not a valid record .*its schema is 2"
+    ):
         shards.open_shards(directory)[2]

@@ -1,4 +1,4 @@
-"""Broken input of every kind: a clear sentence, or a counted unit; never another exception, never a wrong count."""
+"""Broken input of every kind: a clear sentence, or a counted sample; never another exception, never a wrong count."""
 
 import base64
 import contextlib
@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from seed_jax.data.build.encoding import Prepared
-from seed_jax.data.build.filters import ORIGINAL, Filtered, Filters
+from seed_jax.data.build.encoding import PreparedSample
+from seed_jax.data.build.filters import ORIGINAL_FILTERS, FilteredSample, ImageFilters
 from seed_jax.data.build.preprocess import prepare
-from seed_jax.data.sources import SOURCES, Bad, Raw, open_source
-from seed_jax.data.sources.units import Video
+from seed_jax.data.sources import SOURCES, RawSample, SkippedSample, open_source
+from seed_jax.data.sources.samples import Video
 from seed_jax.errors import UserError
 from tests.data.sources import pickles_test
 from tests.data.sources.samples import Reds, png, tar
@@ -113,7 +113,7 @@ def mimicit(folder):
     return open_source("mimicit", [path], images=folder / "CGD.json"), path
 
 
-def base64_pictures(folder):
+def base64_images(folder):
     source, _ = mimicit(folder)
     return source, folder / "CGD.json"
 
@@ -126,7 +126,7 @@ def mmc4(folder):
     return open_source("mmc4", [folder / "d.jsonl.zip"], images=folder), folder / "d.jsonl.zip"
 
 
-def mmc4_pictures(folder):
+def mmc4_images(folder):
     source, _ = mmc4(folder)
     return source, folder / "d.tar"
 
@@ -160,7 +160,7 @@ def videos(folder):
 
 
 MAKERS = [captions, tables, folder_, text, coco, vqa, annotations, ocr, llava, edits, seeds, vist, mimicit]
-MAKERS += [base64_pictures, mmc4, mmc4_pictures, obelics, parquet, pickles, webdataset, videos]
+MAKERS += [base64_images, mmc4, mmc4_images, obelics, parquet, pickles, webdataset, videos]
 
 
 def broken(data: bytes, rng: random.Random) -> bytes:
@@ -197,39 +197,41 @@ def broken(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_broken_files_give_units_or_one_sentence(make, tmp_path):
-    rng, encoder, filters = random.Random(make.__name__), Reds(), Filters(**ORIGINAL)
+    rng, encoder, filters = random.Random(make.__name__), Reds(), ImageFilters(**ORIGINAL_FILTERS)
     (tmp_path / "a.png").write_bytes(png(3))
     source, path = make(tmp_path)
     data, kind = path.read_bytes(), source.kind
     assert any(source.count(file) for file in source.files)
     for _ in range(ROUNDS):
         path.write_bytes(broken(data, rng))
-        images = getattr(getattr(source, "pictures", None), "place", getattr(source, "_place", None))
+        images = getattr(getattr(source, "images", None), "location", getattr(source, "_images", None))
         options = {"images": images} if images else {}
         with contextlib.suppress(UserError):
             opened = open_source(kind, [file.path for file in source.files], **options)
             for file in opened.files:
                 count = opened.count(file)
-                units = list(opened.read(file, 0, count))
-                assert len(units) == count
-                for unit in units:
-                    assert isinstance(unit, Raw | Bad)
-                    assert isinstance(prepare(unit, encoder, filters), Prepared | Bad | Filtered)
+                samples = list(opened.read(file, 0, count))
+                assert len(samples) == count
+                for sample in samples:
+                    assert isinstance(sample, RawSample | SkippedSample)
+                    assert isinstance(
+                        prepare(sample, encoder, filters), PreparedSample | SkippedSample | FilteredSample
+                    )
 
 
 def is_used_or_counted(item, reason):
-    done = prepare(Raw("x", (item, "a dog")), Reds())
-    assert isinstance(done, Prepared) or (isinstance(done, Bad) and done.reason == reason)
-    return isinstance(done, Prepared)
+    done = prepare(RawSample("x", (item, "a dog")), Reds())
+    assert isinstance(done, PreparedSample) or (isinstance(done, SkippedSample) and done.reason == reason)
+    return isinstance(done, PreparedSample)
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, which still reads such files
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_broken_pictures_are_used_or_counted(kind):
+def test_broken_images_are_used_or_counted(kind):
     rng, file = random.Random(kind), io.BytesIO()
     Image.effect_noise((40, 30), 60).convert("RGB").save(file, kind)
-    pictures = [file.getvalue(), *(broken(file.getvalue(), rng) for _ in range(100)), b""]
-    used = [is_used_or_counted(data, "unreadable picture") for data in pictures]
+    images = [file.getvalue(), *(broken(file.getvalue(), rng) for _ in range(100)), b""]
+    used = [is_used_or_counted(data, "unreadable image") for data in images]
     assert used[0]
     assert used.count(False) > 5
 

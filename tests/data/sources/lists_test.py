@@ -9,7 +9,7 @@ import pytest
 
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
-from tests.data.sources.samples import all_units, png, reasons, records, rendered, shown, tar, write_pictures
+from tests.data.sources.samples import all_samples, png, reasons, records, rendered, shown, tar, write_images
 
 
 def jsonl(path, entries):
@@ -18,7 +18,7 @@ def jsonl(path, entries):
 
 
 def test_cc3m_tables_with_and_without_header(tmp_path):
-    write_pictures(tmp_path / "p", {"a.png": 10, "b.png": 20})
+    write_images(tmp_path / "p", {"a.png": 10, "b.png": 20})
     (tmp_path / "cc3m.tsv").write_text('a "red" dog\ta.png\n"quoted\tb.png\n')
     source = open_source("captions", [tmp_path / "cc3m.tsv"], images=tmp_path / "p")
     found = records(source, tmp_path / "one")
@@ -36,7 +36,7 @@ def test_cc3m_tables_with_and_without_header(tmp_path):
 
 
 def test_json_lists_of_captions(tmp_path):
-    write_pictures(tmp_path, {"a.png": 10, "b.png": 20})
+    write_images(tmp_path, {"a.png": 10, "b.png": 20})
     entries = [{"image": "a.png", "caption": "one"}, {"image": "b.png", "caption": ["two", "zwei"]}]
     (tmp_path / "list.json").write_text(json.dumps(entries))
     found = records(open_source("captions", [tmp_path / "list.json"]), tmp_path / "out")
@@ -47,13 +47,13 @@ def test_json_lists_of_captions(tmp_path):
 def test_addresses_and_names_that_lead_out_are_counted(tmp_path):
     names = ["http://example.org/a.jpg", "../secret.png", "/etc/passwd", "a\0.png", "", "x" * 300, "gone.png"]
     jsonl(tmp_path / "c.jsonl", [{"image": name, "caption": "x"} for name in names])
-    units = all_units(open_source("captions", [tmp_path / "c.jsonl"]))
-    assert reasons(units) == [
-        "picture is not downloaded",
-        "unsafe name of a picture",
-        "unsafe name of a picture",
-        "no picture named",
-        "no picture named",
+    samples = all_samples(open_source("captions", [tmp_path / "c.jsonl"]))
+    assert reasons(samples) == [
+        "image is not downloaded",
+        "unsafe image name",
+        "unsafe image name",
+        "no image name",
+        "no image name",
         None,  # not there, which is found out when it is read
         None,
     ]
@@ -61,25 +61,25 @@ def test_addresses_and_names_that_lead_out_are_counted(tmp_path):
         records(open_source("captions", [tmp_path / "c.jsonl"]), tmp_path / "out")
 
 
-def test_pictures_in_tars(tmp_path):
+def test_images_in_tars(tmp_path):
     tar(tmp_path / "p.tar", {"deep/a.png": png(10), "deep/b.png": png(20), "other/b.png": png(30)})
     entries = [{"image": name, "caption": "x"} for name in ("deep/a.png", "a.png", "other/b.png", "b.png", "c.png")]
     jsonl(tmp_path / "c.jsonl", entries)
     source = open_source("captions", [tmp_path / "c.jsonl"], images=tmp_path / "p.tar")
-    assert reasons(all_units(source)) == [None, None, None, "missing picture", "missing picture"]  # b.png: two of them
+    assert reasons(all_samples(source)) == [None, None, None, "missing image", "missing image"]  # b.png: two of them
     assert [shown(each)[0] for each in records(source, tmp_path / "out")] == [10, 10, 30]
     tar(tmp_path / "p.tar.gz", {"a.png": png(1)}, "w:gz")
     source = open_source("captions", [tmp_path / "c.jsonl"], images=tmp_path / "p.tar.gz")
-    with pytest.raises(UserError, match=r"neither a folder, nor a .tar"):
-        all_units(source)
+    with pytest.raises(UserError, match=r"not a folder, a .tar"):
+        all_samples(source)
     (tmp_path / "p.tar.gz").rename(tmp_path / "q.tar")
     source = open_source("captions", [tmp_path / "c.jsonl"], images=tmp_path / "q.tar")
     with pytest.raises(UserError, match="is compressed"):
-        all_units(source)
+        all_samples(source)
 
 
-def test_coco_gives_a_picture_all_its_captions(tmp_path):
-    write_pictures(tmp_path / "train2017", {"000000000009.jpg": 10, "000000000025.jpg": 20, "000000000030.jpg": 30})
+def test_coco_gives_a_image_all_its_captions(tmp_path):
+    write_images(tmp_path / "train2017", {"000000000009.jpg": 10, "000000000025.jpg": 20, "000000000030.jpg": 30})
     content = {
         "info": {"year": 2017},
         "licenses": [{"id": 1, "nested": [{"a": [1, 2]}]}],
@@ -98,7 +98,7 @@ def test_coco_gives_a_picture_all_its_captions(tmp_path):
     found = records(source, tmp_path / "out")
     assert [shown(each) for each in found] == [[10, "A dog."], [20, "Two cats.", "Cats."]]
     assert found[0].meta == {"id": 9, "height": 5, "width": 6}
-    assert reasons(all_units(source)) == [None, None, "no caption"]
+    assert reasons(all_samples(source)) == [None, None, "no caption"]
     rendered(found[1], "pretrain.image_text_pair")
 
 
@@ -114,7 +114,7 @@ def test_text_lines_plain_and_packed(tmp_path, packing):
     else:
         path.write_text(lines)
     source = open_source("text", [path])
-    assert reasons(all_units(source)) == [None, None, "entry is not a JSON object"]
+    assert reasons(all_samples(source)) == [None, None, "entry is not a JSON object"]
     found = records(source, tmp_path / "out")
     assert [each.items for each in found] == [("An article.",), ("B",)]
     assert found[0].meta == {"id": "1", "title": "A"}
@@ -126,7 +126,7 @@ def turn(role, value):
 
 
 def test_llava_conversations(tmp_path):
-    write_pictures(tmp_path / "p", {"a.png": 10, "7.jpg": 20})
+    write_images(tmp_path / "p", {"a.png": 10, "7.jpg": 20})
     entries = [
         {"id": "1", "image": "a.png", "conversations": [turn("human", "<image>\nWhat?"), turn("gpt", "A dog.")]},
         {"id": "2", "conversations": [turn("system", "Be kind."), turn("human", "Hello"), turn("gpt", "Hi.")]},
@@ -143,7 +143,7 @@ def test_llava_conversations(tmp_path):
     (tmp_path / "llava.json").write_text(json.dumps(entries))
     source = open_source("llava", [tmp_path / "llava.json"], images=tmp_path / "p")
     wrong = ["turns do not alternate", "no conversation", "no conversation"]
-    assert reasons(all_units(source)) == [None, None, None, None, *wrong, None]
+    assert reasons(all_samples(source)) == [None, None, None, None, *wrong, None]
     found = records(source, tmp_path / "out")
     assert [shown(each) for each in found] == [
         [10, "What?", "A dog."],
@@ -159,13 +159,13 @@ def test_llava_conversations(tmp_path):
 
 
 def test_a_list_that_breaks_off_is_counted(tmp_path):
-    write_pictures(tmp_path, {"a.png": 10})
+    write_images(tmp_path, {"a.png": 10})
     whole = json.dumps([{"image": "a.png", "caption": f"caption {number}"} for number in range(9)])
     for cut in range(0, len(whole) - 1, 7):
         (tmp_path / "c.json").write_text(whole[:cut])
-        units = all_units(open_source("captions", [tmp_path / "c.json"]))
-        assert cut == 0 or units[-1].reason in ("damaged file", "line is not JSON", "entry is not a JSON object")
-        assert sum(reason is None for reason in reasons(units)) == max(0, whole[:cut].count("}"))
+        samples = all_samples(open_source("captions", [tmp_path / "c.json"]))
+        assert cut == 0 or samples[-1].reason in ("damaged file", "line is not JSON", "entry is not a JSON object")
+        assert sum(reason is None for reason in reasons(samples)) == max(0, whole[:cut].count("}"))
     packed = gzip.compress(b'{"text": "x"}\n' * 2000)
     (tmp_path / "t.jsonl.gz").write_bytes(packed[:-20])
     source = open_source("text", [tmp_path / "t.jsonl.gz"])
@@ -190,11 +190,11 @@ def test_long_lists_are_read_in_windows(tmp_path, monkeypatch):
 
 def test_options_that_do_not_fit(tmp_path):
     jsonl(tmp_path / "c.jsonl", [{"text": "x"}])
-    with pytest.raises(UserError, match="'folder' has no --images; it takes no options"):
+    with pytest.raises(UserError, match="'folder' has no --images: it takes no options"):
         open_source("folder", [tmp_path], images=tmp_path)
-    with pytest.raises(UserError, match="'text' has no --frames, --split; it takes --images"):
+    with pytest.raises(UserError, match="'text' has no --frames, --split: it takes no options"):
         open_source("text", [tmp_path], frames=4, split="train")
     with pytest.raises(UserError, match="--images gone does not exist"):
         open_source("coco", [tmp_path / "c.jsonl"], images="gone")
-    with pytest.raises(UserError, match=r"has no VIST stories: expected files named \*story-in-sequence"):
+    with pytest.raises(UserError, match=r"contains no VIST stories: expected files named \*story-in-sequence"):
         open_source("vist", [tmp_path])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from seed_jax.data.build.build import build
-from seed_jax.data.build.settings import BadLimit, Settings
+from seed_jax.data.build.options import BuildOptions, SkipLimit
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.data.sources.plain_pickle import PickleError, load
-from tests.data.sources.samples import Reds, all_units, reasons, rendered, tar
+from tests.data.sources.samples import Reds, all_samples, reasons, rendered, tar
 
 
 def codes(*starts):
@@ -47,8 +47,8 @@ def shards(path, samples, protocol=None):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_kind_of_sample_is_read(tmp_path, protocol):
     source = open_source("pickles", [shards(tmp_path / "0000000.tar", SAMPLES.values(), protocol)])
-    assert reasons(all_units(source)) == [None] * len(SAMPLES)
-    build(source, tmp_path / "out", encoder=Reds(), settings=Settings(progress=False))
+    assert reasons(all_samples(source)) == [None] * len(SAMPLES)
+    build(source, tmp_path / "out", encoder=Reds(), options=BuildOptions(progress=False))
     found = open_shards(tmp_path / "out", tokenizer="c" * 64)
     for record, (task, sample) in zip(found, SAMPLES.items(), strict=True):
         images = [item.tolist() for item in record.items if isinstance(item, np.ndarray)]
@@ -144,18 +144,18 @@ def test_samples_that_cannot_be_used_are_counted(tmp_path):
     ]
     path = shards(tmp_path / "0.tar", samples)
     source = open_source("pickles", [path])
-    assert reasons(all_units(source)) == [
-        "pictures without 32 codes each",
-        "pictures without 32 codes each",
+    assert reasons(all_samples(source)) == [
+        "images without 32 codes each",
+        "images without 32 codes each",
         "codes out of range",
-        "pictures without 32 codes each",
-        "a field of the pickle is no text",
+        "images without 32 codes each",
+        "a field of the pickle is not text",
         "not a document",
         "pickle is not a sample",
         "pickle is not plain data",
     ]
     path.write_bytes(path.read_bytes()[:530])
-    assert reasons(all_units(open_source("pickles", [path]))) == ["pickle is not whole", "damaged archive"]
-    settings = Settings(progress=False, max_bad=BadLimit(share=1.0))
-    manifest = build(open_source("pickles", [shards(path, samples)]), tmp_path / "out", settings=settings)
+    assert reasons(all_samples(open_source("pickles", [path]))) == ["pickle is truncated", "damaged archive"]
+    options = BuildOptions(progress=False, max_skipped=SkipLimit(fraction=1.0))
+    manifest = build(open_source("pickles", [shards(path, samples)]), tmp_path / "out", options=options)
     assert manifest.records == 0

@@ -1,4 +1,4 @@
-"""Questions about pictures, stories and differences."""
+"""Questions about images, stories and differences."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ import numpy as np
 from seed_jax.data import templates
 from seed_jax.data.sources import open_source
 from seed_jax.data.templates.renderer import Renderer
-from tests.data.sources.samples import all_units, png, reasons, records, rendered, shown, vocabulary, write_pictures
+from tests.data.sources.samples import all_samples, png, reasons, records, rendered, shown, vocabulary, write_images
 
 
 def write(path, content):
@@ -18,7 +18,7 @@ def write(path, content):
 
 def test_vqav2_joins_questions_and_annotations(tmp_path):
     name = "COCO_train2014_{:012d}.jpg".format
-    write_pictures(tmp_path / "p", {name(9): 10, name(25): 20})
+    write_images(tmp_path / "p", {name(9): 10, name(25): 20})
     questions = [
         {"image_id": 9, "question": "What is it?", "question_id": 9000},
         {"image_id": 25, "question": "How many?", "question_id": 25000},
@@ -33,7 +33,7 @@ def test_vqav2_joins_questions_and_annotations(tmp_path):
     write(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", {**head, "questions": questions})
     write(tmp_path / "v2_mscoco_train2014_annotations.json", {**head, "annotations": annotations})
     source = open_source("vqa", [tmp_path], images=tmp_path / "p")
-    assert reasons(all_units(source)) == [None, None, "no answer"]
+    assert reasons(all_samples(source)) == [None, None, "no answer"]
     found = records(source, tmp_path / "out")
     assert [shown(each) for each in found] == [[10, "dog"], [20, "two"]]
     answers = ["2", "two", "two"]
@@ -42,26 +42,26 @@ def test_vqav2_joins_questions_and_annotations(tmp_path):
 
 
 def test_the_answer_length_suffix_comes_from_the_mixture(tmp_path):
-    write_pictures(tmp_path, {"a.png": 10})
+    write_images(tmp_path, {"a.png": 10})
     write(tmp_path / "q.json", [{"image": "a.png", "question": "What?", "answer": "dog"}])
     (record,) = records(open_source("vqa", [tmp_path / "q.json"]), tmp_path / "out")
-    render = Renderer(templates.make("sft.qa", {}, vocabulary()), suffix=templates.SHORT_ANSWER)
+    render = Renderer(templates.make_template("sft.qa", {}, vocabulary()), suffix=templates.SHORT_ANSWER)
     text = vocabulary().decode(render(record, np.random.default_rng(0))[0].tokens.tolist())
     assert f"What?{templates.SHORT_ANSWER}" in text
 
 
 def test_captions_become_questions_by_the_mixture(tmp_path):
-    write_pictures(tmp_path, {"a.png": 10})
+    write_images(tmp_path, {"a.png": 10})
     write(tmp_path / "c.json", [{"image": "a.png", "caption": ["dog", "cat", "bird"]}])
     (record,) = records(open_source("captions", [tmp_path / "c.json"]), tmp_path / "out")
-    render = Renderer(templates.make("sft.qa", {}, vocabulary()), question="Describe it.")
+    render = Renderer(templates.make_template("sft.qa", {}, vocabulary()), question="Describe it.")
     texts = {vocabulary().decode(render(record, np.random.default_rng(seed))[0].tokens.tolist()) for seed in range(30)}
     assert len(texts) == 3
     assert all("Describe it." in text for text in texts)
 
 
 def test_other_question_files(tmp_path):
-    write_pictures(tmp_path / "p", {f"{25:012d}.jpg": 10, "VizWiz_train_1.jpg": 20, "abc.jpg": 30, "123.jpg": 40})
+    write_images(tmp_path / "p", {f"{25:012d}.jpg": 10, "VizWiz_train_1.jpg": 20, "abc.jpg": 30, "123.jpg": 40})
     answers = [{"answer": "no", "answer_confidence": "yes"}] * 2
     files = {
         "aokvqa_v1p0_train.json": [
@@ -85,7 +85,7 @@ def test_other_question_files(tmp_path):
     one = [[[10, "a", "Q"]], [[20, "no", "Q"]], [[30, "a", "Q"]]]
     assert list(found.values()) == [*one, [[40, "a", "Q"], [40, "b", "R"]]]
     source = open_source("vqa", [tmp_path / "ocr.json"], images=tmp_path / "p", split="test")
-    assert reasons(all_units(source)) == ["missing picture"]
+    assert reasons(all_samples(source)) == ["missing image"]
 
 
 def scene(story, order, photo, text):
@@ -93,7 +93,7 @@ def scene(story, order, photo, text):
 
 
 def test_vist_stories(tmp_path):
-    write_pictures(tmp_path / "p", {f"{number}.{'png' if number % 2 else 'jpg'}": 10 * number for number in range(5)})
+    write_images(tmp_path / "p", {f"{number}.{'png' if number % 2 else 'jpg'}": 10 * number for number in range(5)})
     content = {
         "images": [{"id": "0"}],
         "annotations": [
@@ -105,16 +105,16 @@ def test_vist_stories(tmp_path):
     }
     write(tmp_path / "train.story-in-sequence.json", content)
     source = open_source("vist", [tmp_path], images=tmp_path / "p")
-    short = "not a story of five pictures"
-    assert reasons(all_units(source)) == [None, short, "missing picture", short]
+    short = "not a story of five images"
+    assert reasons(all_samples(source)) == [None, short, "missing image", short]
     (found,) = records(source, tmp_path / "out")
     assert shown(found) == ["Scene 0.", 0, "Scene 1.", 10, "Scene 2.", 20, "Scene 3.", 30, "Scene 4.", 40]
     rendered(found, "sft.story")
 
 
-def test_mimicit_differences_with_pictures_in_base64(tmp_path):
-    pictures = {f"CGD_IMG_{number}": base64.b64encode(png(number)).decode() for number in (10, 20, 30)}
-    write(tmp_path / "CGD.json", pictures | {"CGD_IMG_bad": "AAA"})
+def test_mimicit_differences_with_images_in_base64(tmp_path):
+    images = {f"CGD_IMG_{number}": base64.b64encode(png(number)).decode() for number in (10, 20, 30)}
+    write(tmp_path / "CGD.json", images | {"CGD_IMG_bad": "AAA"})
     questions = {
         "INS_1": {"instruction": "What differs?", "answer": "Colour.", "image_ids": ["CGD_IMG_10", "CGD_IMG_30"]},
         "INS_2": {"instruction": "What?", "answer": "One.", "image_ids": ["CGD_IMG_10"]},
@@ -123,7 +123,7 @@ def test_mimicit_differences_with_pictures_in_base64(tmp_path):
     }
     write(tmp_path / "CGD_instructions.json", {"meta": {"version": "0.0.1"}, "data": questions})
     source = open_source("mimicit", [tmp_path / "CGD_instructions.json"], images=tmp_path / "CGD.json")
-    assert reasons(all_units(source)) == [None, "not a question about two pictures", "missing picture", None]
+    assert reasons(all_samples(source)) == [None, "not a question about two images", "missing image", None]
     (found,) = records(source, tmp_path / "out")
     assert shown(found) == [10, 30, "What differs?", "Colour."]
     assert found.meta == {"key": "INS_1", "image_ids": ["CGD_IMG_10", "CGD_IMG_30"]}

@@ -5,12 +5,12 @@ import tarfile
 
 import pytest
 
-from seed_jax.data.sources import Raw, open_source
-from seed_jax.data.sources.units import text_problem
+from seed_jax.data.sources import RawSample, open_source
+from seed_jax.data.sources.samples import text_problem
 from seed_jax.errors import UserError
-from tests.data.sources.samples import all_units, reasons, tar
+from tests.data.sources.samples import all_samples, reasons, tar
 
-JPEG = b"\xff\xd8 bytes of a picture"
+JPEG = b"\xff\xd8 bytes of an image"
 
 
 def triple(key, text="A dog.", **meta):
@@ -25,12 +25,12 @@ def test_folder_reads_every_way_to_write_a_caption(tmp_path):
     ]
     text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     (tmp_path / "captions.jsonl").write_text("\ufeff" + text, encoding="utf-8")
-    units = all_units(open_source("folder", [tmp_path]))
-    assert [unit.id for unit in units] == ["captions.jsonl:1", "captions.jsonl:3", "captions.jsonl:5"]
-    assert units[0].items == (tmp_path / "a.jpg", "A dog.")
-    assert units[0].meta == {"image": "a.jpg", "licence": "CC0"}
-    assert units[1].items == (tmp_path / "sub/b.png", "One.", "Two.")
-    assert units[2].items == (tmp_path / "c.jpg", "犬")
+    samples = all_samples(open_source("folder", [tmp_path]))
+    assert [sample.id for sample in samples] == ["captions.jsonl:1", "captions.jsonl:3", "captions.jsonl:5"]
+    assert samples[0].items == (tmp_path / "a.jpg", "A dog.")
+    assert samples[0].meta == {"image": "a.jpg", "licence": "CC0"}
+    assert samples[1].items == (tmp_path / "sub/b.png", "One.", "Two.")
+    assert samples[2].items == (tmp_path / "c.jpg", "犬")
 
 
 def test_folder_counts_lines_that_cannot_be_used(tmp_path):
@@ -39,30 +39,30 @@ def test_folder_counts_lines_that_cannot_be_used(tmp_path):
         b"{not json",
         b"[1, 2]",
         b'{"image": "a.jpg", "caption": "\xff\xfe"}',
-        b'{"caption": "which picture?"}',
+        b'{"caption": "which image?"}',
         b'{"image": "a.jpg"}',
         b'{"image": "a.jpg", "caption": 7}',
         b'{"image": "a.jpg", "caption": []}',
         b'{"image": "a\\u0000.jpg", "caption": "x"}',
     ]
     (tmp_path / "c.jsonl").write_bytes(b"\n".join(lines))
-    assert reasons(all_units(open_source("folder", [tmp_path]))) == [
+    assert reasons(all_samples(open_source("folder", [tmp_path]))) == [
         None,
         "line is not JSON",
         "entry is not a JSON object",
         "text is not UTF-8",
-        "no picture named",
+        "no image name",
         "no caption",
         "no caption",
         "no caption",
-        "no picture named",
+        "no image name",
     ]
 
 
 def test_folder_metadata_can_always_be_stored(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"image": "a", "caption": "b", "n": 1' + "0" * 30 + ', "x": ["\\ud800"]}')
-    (unit,) = all_units(open_source("folder", [tmp_path]))
-    assert unit.meta == {"image": "a", "n": "1" + "0" * 30, "x": ["?"]}
+    (sample,) = all_samples(open_source("folder", [tmp_path]))
+    assert sample.meta == {"image": "a", "n": "1" + "0" * 30, "x": ["?"]}
 
 
 def test_folder_bad_input(tmp_path):
@@ -84,34 +84,34 @@ def test_webdataset_groups_files_by_key(tmp_path):
     folder = tarfile.TarInfo("d/003.txt")
     folder.type = tarfile.DIRTYPE
     tar(tmp_path / "one.tar", members, extra=[folder])
-    units = all_units(open_source("webdataset", [tmp_path / "one.tar"]))
-    assert [unit.id for unit in units] == ["one.tar/d/000", "one.tar/d/001", "one.tar/d/002"]
-    assert [unit.items for unit in units] == [(JPEG, "A dog."), (JPEG, "A dog."), (JPEG, "from json")]
-    assert units[0].meta == {"similarity": 0.3}
-    assert units[2].meta == {}
+    samples = all_samples(open_source("webdataset", [tmp_path / "one.tar"]))
+    assert [sample.id for sample in samples] == ["one.tar/d/000", "one.tar/d/001", "one.tar/d/002"]
+    assert [sample.items for sample in samples] == [(JPEG, "A dog."), (JPEG, "A dog."), (JPEG, "from json")]
+    assert samples[0].meta == {"similarity": 0.3}
+    assert samples[2].meta == {}
 
 
 def test_webdataset_names_tell_equal_file_names_apart(tmp_path):
     for part in ("part-0", "part-1"):
         (tmp_path / part).mkdir()
         tar(tmp_path / part / "00000.tar", triple(part))
-    units = all_units(open_source("webdataset", [tmp_path]))
-    assert [unit.id for unit in units] == ["part-0/00000.tar/part-0", "part-1/00000.tar/part-1"]
+    samples = all_samples(open_source("webdataset", [tmp_path]))
+    assert [sample.id for sample in samples] == ["part-0/00000.tar/part-0", "part-1/00000.tar/part-1"]
 
 
 def test_webdataset_compressed(tmp_path):
     tar(tmp_path / "a.tar.gz", triple("0") | triple("1"), "w:gz")
-    assert reasons(all_units(open_source("webdataset", [tmp_path]))) == [None, None]
+    assert reasons(all_samples(open_source("webdataset", [tmp_path]))) == [None, None]
 
 
 def test_webdataset_counts_samples_that_cannot_be_used(tmp_path):
-    members = {"0.txt": b"no picture", "1.jpg": JPEG, "2.jpg": JPEG, "2.png": JPEG, "2.txt": b"two", "3.jpg": JPEG}
+    members = {"0.txt": b"no image", "1.jpg": JPEG, "2.jpg": JPEG, "2.png": JPEG, "2.txt": b"two", "3.jpg": JPEG}
     members |= {"3.txt": b"\xff", "4.jpg": JPEG, "4.json": b"{", "5.jpg": JPEG, "5.json": b"[]", "6.jpg": JPEG}
     members |= {"6.json": b'{"caption": null}'}
-    assert reasons(all_units(open_source("webdataset", [tar(tmp_path / "a.tar", members)]))) == [
-        "no picture",
+    assert reasons(all_samples(open_source("webdataset", [tar(tmp_path / "a.tar", members)]))) == [
+        "no image",
         "no caption",
-        "several pictures",
+        "several images",
         "text is not UTF-8",
         "metadata is not JSON",
         "metadata is not a JSON object",
@@ -128,8 +128,8 @@ def test_webdataset_ignores_links_and_refuses_names_that_lead_out(tmp_path):
         link.type, link.linkname = kind, str(secret)
         links.append(link)
     members = {**triple("../up"), **triple("/etc/x"), **triple("a\\b"), **triple("ok")}
-    units = all_units(open_source("webdataset", [tar(tmp_path / "a.tar", members, extra=links)]))
-    assert reasons(units) == ["unsafe name in archive"] * 3 + [None]
+    samples = all_samples(open_source("webdataset", [tar(tmp_path / "a.tar", members, extra=links)]))
+    assert reasons(samples) == ["unsafe name in archive"] * 3 + [None]
 
 
 def test_webdataset_refuses_sparse_and_huge_members(tmp_path):
@@ -138,7 +138,7 @@ def test_webdataset_refuses_sparse_and_huge_members(tmp_path):
     header = tarfile.TarInfo("1.jpg")
     header.size = 1 << 40
     path.write_bytes(data[:3072] + header.tobuf() + data[3072:])  # three members of 512 + 512 bytes stand before it
-    assert reasons(all_units(open_source("webdataset", [path]))) == [
+    assert reasons(all_samples(open_source("webdataset", [path]))) == [
         None,
         "file in archive too large",
         "damaged archive",
@@ -149,9 +149,9 @@ def test_webdataset_refuses_sparse_and_huge_members(tmp_path):
 def test_webdataset_truncated_is_counted_not_silent(tmp_path, cut):
     path = tar(tmp_path / "a.tar", triple("0") | triple("1"))
     path.write_bytes(path.read_bytes()[:cut])
-    units = all_units(open_source("webdataset", [path]))
-    assert units[-1].reason == "damaged archive"
-    assert sum(isinstance(unit, Raw) for unit in units) == (cut >= 2049)  # .jpg and .txt of 0 end at 2048
+    samples = all_samples(open_source("webdataset", [path]))
+    assert samples[-1].reason == "damaged archive"
+    assert sum(isinstance(sample, RawSample) for sample in samples) == (cut >= 2049)  # .jpg and .txt of 0 end at 2048
 
 
 def test_webdataset_damaged_header_is_counted_not_silent(tmp_path):
@@ -159,7 +159,7 @@ def test_webdataset_damaged_header_is_counted_not_silent(tmp_path):
     data = bytearray(path.read_bytes())
     data[3072 + 150] ^= 0xFF  # checksum of the first header of sample 1
     path.write_bytes(data)
-    assert reasons(all_units(open_source("webdataset", [path]))) == [None, "damaged archive"]
+    assert reasons(all_samples(open_source("webdataset", [path]))) == [None, "damaged archive"]
 
 
 def test_webdataset_fuzzed_archives_never_crash(tmp_path):
@@ -177,11 +177,11 @@ def test_webdataset_fuzzed_archives_never_crash(tmp_path):
 
 
 def test_bad_sources(tmp_path):
-    with pytest.raises(UserError, match="no source of kind 'zip'; there are captions, coco"):
+    with pytest.raises(UserError, match="'zip' is not a kind of source: expected one of captions, coco"):
         open_source("zip", [tmp_path])
     with pytest.raises(UserError, match="gone does not exist"):
         open_source("webdataset", [tmp_path / "gone"])
-    with pytest.raises(UserError, match="has no tars"):
+    with pytest.raises(UserError, match="contains no tar files"):
         open_source("webdataset", [tmp_path])
     path = tar(tmp_path / "a.tar", triple("0"))
     with pytest.raises(UserError, match="is given twice"):

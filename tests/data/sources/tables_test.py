@@ -10,7 +10,7 @@ import pytest
 
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
-from tests.data.sources.samples import all_units, png, reasons, records, rendered, shown
+from tests.data.sources.samples import all_samples, png, reasons, records, rendered, shown
 
 
 def parquet(path, rows, **options):
@@ -54,7 +54,7 @@ def test_named_columns_lists_and_what_cannot_be_stored(tmp_path):
     )
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "t.parquet")
     source = open_source("parquet", [tmp_path / "t.parquet"], columns=["pics", "texts"])
-    assert reasons(all_units(source)) == [None, "empty cell", None, None]
+    assert reasons(all_samples(source)) == [None, "empty cell", None, None]
     found = records(source, tmp_path / "out")  # a sample with nothing in it is not one
     assert [shown(each) for each in found] == [[10, 20, "q", "a"], [10]]
     assert found[0].meta == {"n": str(2**64 - 1), "half": 0.5}
@@ -63,15 +63,15 @@ def test_named_columns_lists_and_what_cannot_be_stored(tmp_path):
 
 def test_parquet_bad_input(tmp_path):
     path = parquet(tmp_path / "t.parquet", [{"x": 1, "y": "a"}])
-    with pytest.raises(UserError, match="has the columns x, y: name those with pictures and texts with --columns"):
+    with pytest.raises(UserError, match="has the columns x, y: name those with images and texts with --columns"):
         open_source("parquet", [path])
-    with pytest.raises(UserError, match="has no column z but x, y"):
+    with pytest.raises(UserError, match="has no column z: choose from x, y"):
         open_source("parquet", [path], columns=["z"])
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(UserError, match=r"t.parquet is not a whole parquet file"):
+    with pytest.raises(UserError, match=r"t.parquet is not a complete parquet file"):
         open_source("parquet", [path], columns=["x"])
     (tmp_path / "t.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match="is not a whole parquet file"):
+    with pytest.raises(UserError, match="is not a complete parquet file"):
         open_source("parquet", [path])
 
 
@@ -82,8 +82,8 @@ def test_a_damaged_row_group_is_counted(tmp_path):
     place = data.index(b"text 10 text")  # the first of the second group, behind the header of its page
     data[place - 40 : place] = b"\xff" * 40
     path.write_bytes(data)
-    units = all_units(open_source("parquet", [path]))
-    assert reasons(units) == [None] * 10 + ["damaged row group"] * 10
+    samples = all_samples(open_source("parquet", [path]))
+    assert reasons(samples) == [None] * 10 + ["damaged row group"] * 10
 
 
 @pytest.fixture(scope="module")
@@ -142,5 +142,5 @@ def test_tfds_bad_input(tfds_folder, tmp_path):
         open_source("tfds", [tfds_folder], split="dev")
     with pytest.raises(UserError, match="has the features captions, captions/id, captions/text, image, name, number"):
         open_source("tfds", [tfds_folder], columns=["caption"])
-    with pytest.raises(UserError, match="has no data sets of tfds"):
+    with pytest.raises(UserError, match="contains no tfds datasets"):
         open_source("tfds", [tmp_path])

@@ -10,7 +10,7 @@ from seed_jax import video
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
-from tests.data.sources.samples import Reds, all_units, reasons, records, rendered
+from tests.data.sources.samples import Reds, all_samples, reasons, records, rendered
 
 av = pytest.importorskip("av")
 
@@ -29,8 +29,8 @@ def film(path, levels, rate=5):
     return path
 
 
-def levels(pictures):
-    return [int(np.asarray(picture).mean()) for picture in pictures]
+def levels(images):
+    return [int(np.asarray(image).mean()) for image in images]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_webvid_lists(folder):
     rows = ["videoid,contentUrl,duration,page_dir,name", '11,http://x,PT00H,000_050,"A cat, asleep"', "99,u,P,d,Gone"]
     (folder / "results.csv").write_text("\n".join(rows))
     source = open_source("videos", [folder / "results.csv"], images=folder / "v")
-    assert reasons(all_units(source)) == [None, "missing video"]
+    assert reasons(all_samples(source)) == [None, "missing video"]
     (found,) = records(source, folder / "out")
     assert [type(item) for item in found.items] == [np.ndarray] * 4 + [str]
     assert found.items[4] == "A cat, asleep"
@@ -89,7 +89,7 @@ def test_questions_about_videos(folder):
     ]
     (folder / "q.json").write_text(json.dumps(entries))
     source = open_source("videos", [folder / "q.json"], images=folder / "v", frames=8)
-    assert reasons(all_units(source)) == [None, None, None, "no answer", "no video named"]
+    assert reasons(all_samples(source)) == [None, None, None, "no answer", "no video name"]
     found = records(source, folder / "out")
     assert [len(each.items) for each in found] == [9, 9]
     assert (found[0].meta["question"], found[0].items[-1]) == ("What happens?", "Nothing.")
@@ -97,18 +97,18 @@ def test_questions_about_videos(folder):
     rendered(found[0], "sft.video_qa")
 
 
-def test_without_an_encoder_frames_are_stored_as_pictures(folder):
+def test_without_an_encoder_frames_are_stored_as_images(folder):
     from seed_jax.data.build.build import build
-    from seed_jax.data.build.settings import Settings
+    from seed_jax.data.build.options import BuildOptions
 
     (folder / "c.jsonl").write_text('{"video": "v_abc", "caption": "x"}')
     source = open_source("videos", [folder / "c.jsonl"], images=folder / "v", frames=2)
-    build(source, folder / "out", settings=Settings(progress=False))
+    build(source, folder / "out", options=BuildOptions(progress=False))
     (record,) = open_shards(folder / "out")
     assert [type(item) for item in record.items] == [bytes, bytes, str]
     with_codes = records(source, folder / "codes")[0]
     import io
 
-    pictures = [Image.open(io.BytesIO(item)) for item in record.items[:2]]
-    reds = Reds().encode(np.stack([Reds().prepare(picture) for picture in pictures]))
+    images = [Image.open(io.BytesIO(item)) for item in record.items[:2]]
+    reds = Reds().encode(np.stack([Reds().prepare(image) for image in images]))
     np.testing.assert_array_equal(reds, with_codes.items[:2])  # lossless

@@ -34,7 +34,7 @@ def fields(parts):
 
 def samples(vocab, parts, task="interleaved", **params):
     params = {"continued": True, "max_length": 200, **params}
-    made = templates.make(f"pretrain.{task}", params, vocab)
+    made = templates.make_template(f"pretrain.{task}", params, vocab)
     record = fields(parts) if task == "interleaved" else {"text": parts}
     return made.samples(record, np.random.default_rng(0))
 
@@ -42,7 +42,7 @@ def samples(vocab, parts, task="interleaved", **params):
 def whole(vocab, parts, task="interleaved", **params):
     params = {"max_images": None, **params} if task == "interleaved" else {}
     record = fields(parts) if task == "interleaved" else {"text": parts}
-    return templates.make(f"pretrain.{task}", params, vocab)(record, np.random.default_rng(0))
+    return templates.make_template(f"pretrain.{task}", params, vocab)(record, np.random.default_rng(0))
 
 
 def shape(vocab, sample):
@@ -156,10 +156,10 @@ def test_dropped_documents_stay_dropped(vocab):
 
 
 def test_bad_settings(vocab):
-    with pytest.raises(UserError, match="continued needs max_length, at least 128"):
-        templates.make("pretrain.text", {"continued": True}, vocab)
-    with pytest.raises(UserError, match="continued needs max_length, at least 128"):
-        templates.make("pretrain.interleaved", {"continued": True, "max_length": 100}, vocab)
+    with pytest.raises(UserError, match="continued needs a max_length of at least 128"):
+        templates.make_template("pretrain.text", {"continued": True}, vocab)
+    with pytest.raises(UserError, match="continued needs a max_length of at least 128"):
+        templates.make_template("pretrain.interleaved", {"continued": True, "max_length": 100}, vocab)
     sample = whole(vocab, [np.arange(130) % 128, "text"], strict_images=False)
     with pytest.raises(UserError, match="too many codes"):
         continued(sample, vocab, MIN_LENGTH)

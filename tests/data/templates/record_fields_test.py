@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seed_jax.data.shards.records import Record
-from seed_jax.data.templates import TASKS, make
+from seed_jax.data.templates import TASKS, make_template
 from seed_jax.data.templates.record_fields import fields_of
 from seed_jax.data.templates.renderer import Renderer
 from seed_jax.data.text.vocabulary import Vocabulary
@@ -101,13 +101,13 @@ CASES = [
 def test_fields(task, stored, expected, vocab):
     rng = np.random.default_rng(0)
     assert plain(fields_of(stored, task, rng)) == plain(expected)
-    (sample,) = Renderer(make(task, PARAMS.get(task, {}), vocab))(stored, rng)
+    (sample,) = Renderer(make_template(task, PARAMS.get(task, {}), vocab))(stored, rng)
     assert sample.kept
     assert (sample.tokens == vocab.boi).sum() == sum(isinstance(item, np.ndarray) for item in stored.items)
 
 
 def test_turns_among_the_items_read_like_marked_ones(vocab):
-    task = make("conversation", {}, vocab)
+    task = make_template("conversation", {}, vocab)
     rng = np.random.default_rng(0)
     (listed,) = Renderer(task)(record(A, "q", "a", "r", "b"), rng)
     (marked,) = Renderer(task)(record(A, **MARKED_FIELDS), rng)
@@ -125,7 +125,7 @@ def test_one_of_several_captions_is_drawn():
 
 
 def test_a_renderer_is_a_function_of_record_and_generator(vocab):
-    render = pickle.loads(pickle.dumps(Renderer(make("image_text_pair", {}, vocab))))
+    render = pickle.loads(pickle.dumps(Renderer(make_template("image_text_pair", {}, vocab))))
     stored = record(A, "a dog", "a cat")
     samples = [render(stored, np.random.default_rng(seed))[0].tokens.tolist() for seed in (1, 1, 2, 3, 4, 5)]
     assert samples[0] == samples[1]
@@ -135,17 +135,17 @@ def test_a_renderer_is_a_function_of_record_and_generator(vocab):
 @pytest.mark.parametrize(
     ("task", "stored", "message"),
     [
-        ("pretrain.image_text_pair", record(b"jpeg", "a"), "not tokenised yet"),
+        ("pretrain.image_text_pair", record(b"jpeg", "a"), "not tokenized"),
         ("pretrain.image_text_pair", record(A, B, "a"), "2 images, expected 1"),
-        ("pretrain.image_text_pair", record(A), "no the field 'text'"),
+        ("pretrain.image_text_pair", record(A), "no field 'text'"),
         ("pretrain.text", record(A, "a"), "1 images, expected 0"),
         ("pretrain.text", record("a", "b"), r"2 texts among its items, expected 1 \(text\)"),
         ("sft.story", record(A, "a"), r"1 texts among its items, expected 5 \(caption0, caption1"),
         ("sft.edit", record(A, "a"), "1 images, expected 2"),
-        ("pretrain.retrieval_augmented", record("a", A), "an image, its text, an image"),
+        ("pretrain.retrieval_augmented", record("a", A), "do not alternate between images and their texts"),
         ("sft.interleaved", record("a", A), "meta.response_at of the record is None"),
     ],
 )
 def test_unsuitable_records_are_named(task, stored, message, vocab):
     with pytest.raises(UserError, match=message):
-        Renderer(make(task, {}, vocab))(stored, np.random.default_rng(0))
+        Renderer(make_template(task, {}, vocab))(stored, np.random.default_rng(0))

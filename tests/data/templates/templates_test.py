@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from seed_jax.data.templates import TASKS, Phrases, make
+from seed_jax.data.templates import TASKS, Phrases, make_template
 from seed_jax.data.templates.phrases import DEFAULT
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
@@ -39,7 +39,7 @@ def official():
 def set_up(task, case, vocab, phrases, **options):
     params = {key: value for key, value in case["params"].items() if key not in WITHOUT_EFFECT.get(task, ())}
     strict = "nonstandard" not in case.get("tags", ())
-    return make(task, {"strict_images": strict, **params, **options}, vocab, phrases)
+    return make_template(task, {"strict_images": strict, **params, **options}, vocab, phrases)
 
 
 def fields_of(case):
@@ -121,7 +121,7 @@ def test_choices_follow_the_ratio_and_reach_every_phrase(vocab):
     fields = {"image_ids": CODES, "question": "q", "answer": "a", "text": "t"}
 
     def drawn(task, ratio, key, count=300):
-        made = make(task, {"reverse_ratio": ratio}, vocab)
+        made = make_template(task, {"reverse_ratio": ratio}, vocab)
         rng = np.random.default_rng(0)
         return [made.choose(fields, rng).get(key) for _ in range(count)]
 
@@ -145,7 +145,7 @@ def test_llama2_style(vocab):
     prompt, ids = next((text, ids) for text, ids in recorded.items() if text.startswith("<s>[INST] <img>"))
     codes = [token - vocab.first_code for token in ids if vocab.code_of(token) is not None]
     question = prompt[prompt.index("</img>") + 6 : prompt.index(" [/INST]")]
-    task = make("sft.visual_question", {"style": "llama2"}, vocab)
+    task = make_template("sft.visual_question", {"style": "llama2"}, vocab)
     sample = task.render({"image_ids": [codes], "data": [question, "two", "Why?", "yes"]}, {})
     later = vocab.encode("\n[INST] Why? [/INST]\n")
     expected = [ids, vocab.encode("two."), later, vocab.encode("yes."), [vocab.eos]]
@@ -158,15 +158,17 @@ def test_llama2_style(vocab):
 def test_vicuna_training_begins_with_the_prompt_of_inference(vocab):
     image = "<img>" + "".join(f"<img_{code:05d}>" for code in CODES) + "</img>"
     prompt = vocab.encode(f"USER: {image}What?\nASSISTANT:", bos=True)
-    sample = make("qa", {}, vocab).render({"image_ids": CODES, "question": "What? ", "answer": "a dog"}, UNDERSTANDING)
+    sample = make_template("qa", {}, vocab).render(
+        {"image_ids": CODES, "question": "What? ", "answer": "a dog"}, UNDERSTANDING
+    )
     assert sample.tokens.tolist() == [*prompt, *vocab.encode("a dog."), vocab.eos]
     assert sample.loss_mask.tolist() == [False] * len(prompt) + [True] * (len(sample) - len(prompt))
 
 
 def test_eos_between_turns(vocab):
     fields = {"data": ["a", "b", "c", "d", "e"]}
-    plain = make("sft.text_conversation", {}, vocab).render(fields, {})
-    ended = make("sft.text_conversation", {"eos_between_turns": True}, vocab).render(fields, {})
+    plain = make_template("sft.text_conversation", {}, vocab).render(fields, {})
+    ended = make_template("sft.text_conversation", {"eos_between_turns": True}, vocab).render(fields, {})
     assert words(vocab, plain) == " b d</s>"
     assert np.flatnonzero(plain.tokens == vocab.eos).tolist() == [len(plain) - 1]
     ends = np.flatnonzero(ended.tokens == vocab.eos)
@@ -174,16 +176,18 @@ def test_eos_between_turns(vocab):
     assert ended.loss_mask[ends].all()
     assert np.delete(ended.tokens, ends[:-1]).tolist() == plain.tokens.tolist()
     assert [vocab.decode([ended.tokens[end - 1]]) for end in ends[:-1]] == ["b", "d"]
-    answered = make("sft.text_conversation", {"eos_between_turns": True}, vocab).render({"data": ["a", "b"]}, {})
+    answered = make_template("sft.text_conversation", {"eos_between_turns": True}, vocab).render(
+        {"data": ["a", "b"]}, {}
+    )
     assert answered.tokens.tolist().count(vocab.eos) == 1
 
 
 def test_whole_images(vocab):
     fields = {"image_ids": [CODES, None, CODES], "texts": [None, "a dog", None]}
-    whole = len(make("pretrain.interleaved", {}, vocab).render(fields, {"swap": False}))
+    whole = len(make_template("pretrain.interleaved", {}, vocab).render(fields, {"swap": False}))
     for length in {1, 2, 3, 33, 34, 35, 36, 40, whole - 34, whole - 2, whole - 1, whole, whole + 1}:
-        faithful = make("pretrain.interleaved", {"max_length": length}, vocab).render(fields, {"swap": False})
-        sample = make("pretrain.interleaved", {"max_length": length, "whole_images": True}, vocab).render(
+        faithful = make_template("pretrain.interleaved", {"max_length": length}, vocab).render(fields, {"swap": False})
+        sample = make_template("pretrain.interleaved", {"max_length": length, "whole_images": True}, vocab).render(
             fields, {"swap": False}
         )
         kinds = [sum(sample.tokens == token) for token in (vocab.boi, vocab.eoi)]
@@ -198,13 +202,13 @@ def test_whole_images(vocab):
 
 def test_plain_text(vocab):
     fields = {"text": "the end</s> of <img> a </img> story <unk>"}
-    faithful = make("text", {}, vocab).render(fields, {})
-    plain = make("text", {"plain_text": True}, vocab).render(fields, {})
+    faithful = make_template("text", {}, vocab).render(fields, {})
+    plain = make_template("text", {"plain_text": True}, vocab).render(fields, {})
     assert faithful.tokens.tolist().count(vocab.eos) == 2
     assert plain.tokens.tolist().count(vocab.eos) == 1
     assert vocab.decode(plain.tokens[1:-1]) == fields["text"]
     assert plain.loss_mask.all()
-    pair = make("image_text_pair", {"plain_text": True}, vocab).render(
+    pair = make_template("image_text_pair", {"plain_text": True}, vocab).render(
         {"image_ids": CODES, "text": "</img> a"}, {"order": "image_first"}
     )
     assert pair.tokens.tolist().count(vocab.eoi) == 1
@@ -212,12 +216,12 @@ def test_plain_text(vocab):
 
 def test_samples_without_a_trained_token_can_be_dropped(vocab):
     fields = {"image_ids": CODES, "question": "What?", "answer": "a dog"}
-    assert make("qa", {"max_length": 36}, vocab).render(fields, UNDERSTANDING).kept
-    dropped = make("qa", {"max_length": 36, "drop_untrained": True}, vocab).render(fields, UNDERSTANDING)
+    assert make_template("qa", {"max_length": 36}, vocab).render(fields, UNDERSTANDING).kept
+    dropped = make_template("qa", {"max_length": 36, "drop_untrained": True}, vocab).render(fields, UNDERSTANDING)
     assert (dropped.kept, dropped.reason) == (False, "no trained token is left")
-    assert make("qa", {"max_length": 90, "drop_untrained": True}, vocab).render(fields, UNDERSTANDING).kept
+    assert make_template("qa", {"max_length": 90, "drop_untrained": True}, vocab).render(fields, UNDERSTANDING).kept
     # Nothing predicts BOS, so its label does not count.
-    assert not make("text", {"max_length": 1, "drop_untrained": True}, vocab).render({"text": "a"}, {}).kept
+    assert not make_template("text", {"max_length": 1, "drop_untrained": True}, vocab).render({"text": "a"}, {}).kept
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ def test_whole_word_renaming(vocab, text, renamed):
     names = {"1": one, "2": two, "T1": one.capitalize(), "T2": two.capitalize()}
     for key, value in names.items():
         renamed = renamed.replace(f"{{{key}}}", value)
-    task = make("difference", {"whole_words": True}, vocab)
+    task = make_template("difference", {"whole_words": True}, vocab)
     sample = task.render({"image_ids": CODES * 2, "question": text, "answer": text}, {"layout": "sentence_then_image"})
     answer = renamed if renamed.endswith(".") else renamed + "."
     assert words(vocab, sample) == f" {answer}</s>"
@@ -244,7 +248,7 @@ def test_whole_word_renaming(vocab, text, renamed):
 
 
 def test_replacing_letters_is_the_default_as_in_the_original(vocab):
-    sample = make("difference", {}, vocab).render(
+    sample = make_template("difference", {}, vocab).render(
         {"image_ids": CODES * 2, "question": "", "answer": "the image above"}, {"layout": "sentence_then_image"}
     )
     assert words(vocab, sample) == " the the first picturebove.</s>"
@@ -255,9 +259,9 @@ def test_replacing_letters_is_the_default_as_in_the_original(vocab):
     [
         ("image_text_pair", {"image_ids": CODES[:31], "text": "a"}, {"order": "image_first"}, r"codes of shape \[31\]"),
         ("image_text_pair", {"image_ids": [128] * 32, "text": "a"}, {"order": "image_first"}, "from 128 to 128"),
-        ("image_text_pair", {"image_ids": CODES}, {"order": "image_first"}, "no the field 'text'"),
-        ("image_text_pair", {"text": "a"}, {"order": "image_first"}, "no codes in the field 'image_ids'"),
-        ("text", {"text": None}, {}, "NoneType in the field 'text'"),
+        ("image_text_pair", {"image_ids": CODES}, {"order": "image_first"}, "no field 'text'"),
+        ("image_text_pair", {"text": "a"}, {"order": "image_first"}, "no codes in field 'image_ids'"),
+        ("text", {"text": None}, {}, "NoneType in field 'text'"),
         ("pretrain.interleaved", {"image_ids": [CODES], "texts": []}, {"swap": False}, "1 image_ids and 0 texts"),
         ("story", {"image_ids": CODES * 4}, {"variant": "multi_turn"}, "expected 5 images of 32 codes"),
         ("difference", {"image_ids": CODES * 3}, {"layout": ""}, "expected 2 images of 32 codes"),
@@ -265,27 +269,27 @@ def test_replacing_letters_is_the_default_as_in_the_original(vocab):
         ("video_qa", {"image_ids": [], "question": "q", "answer": "a"}, {}, "expected a multiple of 32 codes"),
         ("video_caption", {"image_ids": CODES * 3, "answer": "a"}, {}, "3 frames, expected at least num_frames 4"),
         ("sft.interleaved", {"instruction": "<img><img_00001></img>", "response": ""}, {}, r"codes of shape \[1\]"),
-        ("sft.text_conversation", {"data": "hello"}, {}, "expected a list of texts"),
+        ("sft.text_conversation", {"data": "hello"}, {}, "is not a list of texts"),
         ("sft.edit", {"source_image_ids": CODES, "instruction_gpt": "x"}, {"reply_index": None}, "'response'"),
     ],
 )
 def test_unsuitable_records_are_named(vocab, task, fields, choice, message):
     with pytest.raises(UserError, match=message):
-        make(task, {}, vocab).render(fields, choice)
+        make_template(task, {}, vocab).render(fields, choice)
 
 
 def test_video_with_unequal_turns_is_dropped(vocab):
     fields = {"image_ids": CODES, "question": "Question: a Question: b", "answer": "Answer: c"}
-    sample = make("video_conversation", {}, vocab).render(fields, {})
+    sample = make_template("video_conversation", {}, vocab).render(fields, {})
     assert (len(sample), sample.kept, sample.reason) == (0, False, "the numbers of questions and answers differ")
 
 
 @pytest.mark.parametrize(
     ("task", "params", "message"),
     [
-        ("image_pair", {}, "no task 'image_pair'; there are pretrain.caption_eval_prompt"),
-        ("edit", {}, "not unique: write pretrain.edit or sft.edit"),
-        ("qa", {"reverse": 0.5}, "sft.qa has no parameter 'reverse'; it has .*max_length.*reverse_ratio"),
+        ("image_pair", {}, "Unknown task 'image_pair': expected one of pretrain.caption_eval_prompt"),
+        ("edit", {}, "ambiguous: write pretrain.edit or sft.edit"),
+        ("qa", {"reverse": 0.5}, "sft.qa has no parameter 'reverse': expected one of .*max_length.*reverse_ratio"),
         ("text", {"max_length": "200"}, "max_length of task pretrain.text is '200', expected"),
         ("qa", {"reverse_ratio": True}, "reverse_ratio of task sft.qa is True, expected float"),
         ("qa", {"style": "chatml"}, "style is 'chatml', expected 'vicuna'"),
@@ -297,11 +301,11 @@ def test_video_with_unequal_turns_is_dropped(vocab):
 )
 def test_wrong_configs_are_named(vocab, task, params, message):
     with pytest.raises(UserError, match=message):
-        make(task, params, vocab)
+        make_template(task, params, vocab)
 
 
 def test_configs_may_say_it_shortly(vocab):
-    task = make("image_text_pair", {"reverse_ratio": 1, "caption_prompt": ["{} here", "There: {}"]}, vocab)
+    task = make_template("image_text_pair", {"reverse_ratio": 1, "caption_prompt": ["{} here", "There: {}"]}, vocab)
     assert task.name == "pretrain.image_text_pair"
     fields, rng = {"image_ids": CODES, "text": "a dog"}, np.random.default_rng(0)
     copy = pickle.loads(pickle.dumps(task))
@@ -332,10 +336,10 @@ def test_phrases_files_are_checked(tmp_path, vocab):
     ):
         path.write_text(json.dumps({**content, section: {**content[section], key: value}}))
         with pytest.raises(UserError, match=message):
-            make("qa", {}, vocab, path)
+            make_template("qa", {}, vocab, path)
     path.write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
-        make("qa", {}, vocab, path)
+        make_template("qa", {}, vocab, path)
     path.write_text(json.dumps({**content, "story": {**content["story"], "multi_turn_reply": "Voila."}}))
     story = {"image_ids": CODES * 5, **{f"caption{number}": "a" for number in range(5)}}
-    assert "Voila." in words(vocab, make("story", {}, vocab, path).render(story, {"variant": "multi_turn"}))
+    assert "Voila." in words(vocab, make_template("story", {}, vocab, path).render(story, {"variant": "multi_turn"}))

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from seed_jax.data.text.bert import DEC, FILE, BertVocabulary, train_small
+from seed_jax.data.text.bert import DEC_TOKEN, FILE, BertVocabulary, train_small
 from seed_jax.errors import UserError
 
 TEXTS = (
@@ -34,11 +34,11 @@ def test_equals_transformers(vocabulary, tmp_path):
 
 def test_frame_cuts_and_pads(vocabulary):
     ids = {piece: index for index, piece in enumerate(vocabulary.pieces)}
-    short = vocabulary.frame("photo of", 6)
+    short = vocabulary.pad("photo of", 6)
     expected = [ids["[CLS]"], ids["photo"], ids["of"], ids["[SEP]"], ids["[PAD]"], ids["[PAD]"]]
     np.testing.assert_array_equal(short.ids, expected)
     np.testing.assert_array_equal(short.mask, [True] * 4 + [False] * 2)
-    cut = vocabulary.frame("a photo of a photo", 4)
+    cut = vocabulary.pad("a photo of a photo", 4)
     np.testing.assert_array_equal(cut.ids, [ids["[CLS]"], ids["a"], ids["photo"], ids["[SEP]"]])
     assert cut.mask.all()
 
@@ -49,7 +49,7 @@ def test_names_of_special_tokens_in_a_text_are_text(vocabulary):
 
 
 def test_dec_comes_last_and_survives_a_round_trip(vocabulary, tmp_path):
-    assert vocabulary.pieces[-1] == DEC
+    assert vocabulary.pieces[-1] == DEC_TOKEN
     vocabulary.save(tmp_path / FILE)
     assert BertVocabulary.load(tmp_path).pieces == vocabulary.pieces
     (tmp_path / FILE).write_text("\n".join(vocabulary.pieces[:-1]) + "\n", encoding="utf-8")  # as published
@@ -62,5 +62,5 @@ def test_bad_files(tmp_path):
     (tmp_path / FILE).write_text("hello\nworld\n")
     with pytest.raises(UserError, match=r"lacks \[PAD\]"):
         BertVocabulary.load(tmp_path)
-    with pytest.raises(UserError, match="no room"):
+    with pytest.raises(UserError, match="too small"):
         train_small(TEXTS, 20)

@@ -83,9 +83,9 @@ def test_image_ids(vocab):
     [
         (list(range(31)), r"shape \[31\], expected \[32\]"),
         (np.ones((1, 32), int), r"shape \[1, 32\]"),
-        ([128] + [0] * 31, "from 0 to 128, expected whole numbers from 0 to 127"),
+        ([128] + [0] * 31, "from 0 to 128, expected integers from 0 to 127"),
         ([-1] + [0] * 31, "from -1 to 0"),
-        (np.full(32, 0.5), "whole numbers"),
+        (np.full(32, 0.5), "integers"),
     ],
 )
 def test_wrong_codes_are_refused(vocab, codes, message):
@@ -162,7 +162,7 @@ def test_missing_and_broken_files_are_named(vocab, tmp_path):
         Vocabulary.load(tmp_path)
     vocab.save(tmp_path)
     (tmp_path / "added_tokens.json").write_text("{")
-    with pytest.raises(UserError, match="not readable JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         Vocabulary.load(tmp_path)
     (tmp_path / "added_tokens.json").write_text("[]")
     with pytest.raises(UserError, match="holds a list"):
@@ -199,7 +199,7 @@ def test_train_small_needs_very_little_text(tmp_path):
     assert vocab.num_text < 300
     assert vocab.decode(vocab.encode("a dog")) == "a dog"
     for texts, size, codes, message in (
-        ([" \n"], 600, 8, "no text"),
+        ([" \n"], 600, 8, "at least one non-blank line"),
         (["a"], 600, 0, "num_codes is 0"),
         (["a"], 10, 8, "10 pieces could not be trained"),
     ):
