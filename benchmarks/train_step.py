@@ -43,11 +43,11 @@ def ours(args: argparse.Namespace) -> dict:
     config.precision.compute = "float32" if on_cpu else "bfloat16"
     config.data.batch_size, config.data.sequence_length, config.optimizer.accumulation = args.rows, args.length, 1
     mesh = sharding.make_mesh({"fsdp": -1})
-    config = auto_settings.resolve(config, mesh, accelerators.of_device(mesh.devices.flat[0]))
+    config = auto_settings.resolve(config, mesh, accelerators.for_device(mesh.devices.flat[0]))
     model = Llama(sizes, Precision("float32", config.precision.compute), attention=config.model.attention)
     stage = language.make_stage(config, model, range(sizes.vocab_size // 2, sizes.vocab_size))
     made = compiled_step.make(config, stage, mesh)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
         state, frozen = create(stage, made.optimizer, made.layout, jax.random.key(0))
         step = made.compile()
         tokens = np.random.default_rng(0).integers(0, sizes.vocab_size, (args.rows, args.length + 1)).astype(np.int32)
@@ -58,7 +58,7 @@ def ours(args: argparse.Namespace) -> dict:
             "positions": np.tile(np.arange(args.length, dtype=np.int32), (args.rows, 1)),
             "loss_mask": np.ones((args.rows, args.length), np.float32),
         }
-        batch = sharding.place(rows, sharding.batch_sharding(mesh), args.rows)
+        batch = sharding.shard_batch(rows, sharding.batch_sharding(mesh), args.rows)
         times, saving_times, blocked = [], [], 0.0
         with tempfile.TemporaryDirectory() as folder:
             config.checkpoint.keep_last = 1

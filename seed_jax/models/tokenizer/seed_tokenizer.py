@@ -4,9 +4,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax.core import meta
 from jaxtyping import Array, Float, Int
 
+from seed_jax import sharding
 from seed_jax.models.nn.layers import Dense, LayerNorm, Mlp, param
 from seed_jax.models.tokenizer import vq
 from seed_jax.models.tokenizer.config import SeedTokenizerConfig
@@ -137,4 +137,4 @@ def _codebook_init(key, shape, dtype):
 def abstract_params(config: SeedTokenizerConfig) -> Tree:
     """Return the tokenizer's abstract parameters, without logical axis names."""
     image = jnp.zeros((1, config.image_size, config.image_size, 3))
-    return meta.unbox(jax.eval_shape(SeedTokenizer(config).init, jax.random.key(0), image))["params"]
+    return sharding.unbox(jax.eval_shape(SeedTokenizer(config).init, jax.random.key(0), image))["params"]

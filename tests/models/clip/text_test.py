@@ -43,9 +43,7 @@ def test_quick_gelu_equals_transformers():
         f"text_model.{name.removeprefix('text_model.')}": value.numpy()
         for name, value in reference.state_dict().items()
     }
-    tensors_in_memory = TensorDict(
-        {name: LazyTensor(v.shape, v.dtype, lambda v=v: v) for name, v in state.items()}, "memory"
-    )
+    lazy = {name: LazyTensor(value.shape, value.dtype, lambda value=value: value) for name, value in state.items()}
     params = tables.assemble(key_table("text", shapes), TensorDict(lazy, "memory"), shapes)
     with torch.no_grad():
         expected = reference(torch.from_numpy(tokens)).last_hidden_state.numpy()
