@@ -14,28 +14,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import pretrain, pretrain_full, tokenizer_codebook, tokenizer_qformer
 from seed_jax import cli, sharding
-from seed_jax.data.batches.pairs import PairReader
 from seed_jax.data.shards.records import Record
-from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.errors import UserError
-from seed_jax.plan import planning, topology, work
+from seed_jax.plan import planning, topology
+from seed_jax.plan.executed_flops import executed_flops
 from seed_jax.train import auto_settings, compiled_step, loop
 from seed_jax.train.stages import registry
+from seed_jax.train.state import create
 from tests.data.batches import mixtures
-from tests.support import golden
+from tests.support import configs, golden
 
 ROOT = Path(__file__).parents[2]
 
 
 def tiny(**changes):
-    config = pretrain.get_config("tiny")
-    config.data.demo = False
-    config.data.vocabulary = str(golden.path("text_tokenizer/tokenizer"))
-    config.data.sequence_length = 64
-    config.update_from_flattened_dict(changes)
-    return config
+    options = {
+        "data.demo": False,
+        "data.vocabulary": str(golden.path("text_tokenizer/tokenizer")),
+        "data.mixture": ({"path": "unused", "task": "image_text_pair"},),
+        "data.sequence_length": 64,
+    }
+    return configs.config_for("pretrain:tiny", **(options | changes))
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +54,14 @@ def test_training_runs_the_program_that_was_planned(tmp_path, cpu):
     records = [
         Record(f"folder/{n}", "folder", (rng.integers(0, 128, 32).astype(np.uint16), "a dog"), {}) for n in range(9)
     ]
-    config = tiny(steps=1, **{"mesh.fsdp": 4, "mesh.tensor": 2})
-    part = {"path": str(mixtures.write(tmp_path / "pairs", records)), "task": "image_text_pair", "weight": 1.0}
-    with config.unlocked():
-        config.data.parts = ({**part, "params": {"max_length": 64}},)
-    loop.run(config, tmp_path / "run")
+    path = str(mixtures.write(tmp_path / "pairs", records))
+    component = {"path": path, "task": "image_text_pair", "weight": 1.0, "params": {"max_length": 64}}
+    config = tiny(steps=1, **{"mesh.fsdp": 4, "mesh.tensor": 2, "data.mixture": (component,)})
+    loop.train(config, tmp_path / "run")
     plan = planning.make(config, cpu, str(tmp_path / "planned.txt"))
     ran, planned = ((tmp_path / name).read_text() for name in ("run/step.hlo.txt", "planned.txt"))
     assert bare(ran) == bare(planned)
-    assert len(bare(ran)) > 100_000
+    assert "dot(" in bare(ran)
     resolved = json.loads((tmp_path / "run/run.json").read_text())
     assert resolved["model"]["remat"] == plan.remat == "none"
 
@@ -72,12 +71,11 @@ def test_the_memory_planned_is_the_memory_taken(cpu):
     config = tiny(**{"mesh.fsdp": 4, "mesh.tensor": 2})
     plan = planning.make(config, cpu)
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
-    stage = registry.sketch(config)
-    made = compiled_step.make(config, stage, mesh)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, init=""))
+    stage = registry.make_stage(config)
+    program = compiled_step.make_program(config, stage, mesh)
     with jax.set_mesh(mesh):
-        from seed_jax.train.state import create
-
-        state, frozen = create(stage, made.optimizer, made.layout, jax.random.key(0))
+        state, frozen = create(stage, program.optimizer, program.abstract, jax.random.key(0))
     held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert plan.memory.parameters == held((state.trained, frozen))
     assert plan.memory.optimizer == held(state.optimizer)
@@ -93,10 +91,10 @@ def test_work_is_counted_through_loops_and_recomputation():
         return jax.lax.scan(body, x, None, length=5)[0].sum()
 
     once = 2 * 8 * 16 * 16
-    forward = work.of(jax.jit(layers).trace(w, x))
-    assert forward.products == 5 * once
+    forward = executed_flops(jax.jit(layers).trace(w, x))
+    assert forward.matmuls == 5 * once
     # Backward: the product again, and one each for the gradients of its two factors.
-    assert work.of(jax.jit(jax.grad(layers)).trace(w, x)).products == 4 * 5 * once
+    assert executed_flops(jax.jit(jax.grad(layers)).trace(w, x)).matmuls == 4 * 5 * once
 
 
 def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
@@ -110,10 +108,10 @@ def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
         tried.append(tuple(layout.values())[1:])
         if config.mesh.tensor == 4:
             raise UserError("4 does not divide the heads.")
-        products = (3.0 if config.model.remat == "full" else 2.0) / rows
+        matmuls = (3.0 if config.model.remat == "full" else 2.0) / rows
         memory = dataclasses.replace(any_plan.memory, peak=rows, usable=3)
-        seconds = dataclasses.replace(any_plan.seconds, products=products, kernels=0.0, overlapping=0.0, exposed=0.0)
-        return dataclasses.replace(any_plan, memory=memory, seconds=seconds, **layout)
+        time = dataclasses.replace(any_plan.time, matmuls=matmuls, kernels=0.0, overlapped=0.0, exposed=0.0)
+        return dataclasses.replace(any_plan, memory=memory, time=time, **layout)
 
     monkeypatch.setattr(planning, "make", make)
     plans = planning.search(tiny(**{"data.batch_size": 16}), cpu, said.append)
@@ -124,7 +122,7 @@ def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
         (remat, count) for remat, count in (("save_qkv", 2), ("full", 2), ("save_qkv", 1), ("full", 1)) for _ in "12"
     ]
     assert len(said) == len(tried)
-    assert said.count("left out: 4 does not divide the heads.") == 8
+    assert said.count("skipped: 4 does not divide the heads.") == 8
 
 
 @pytest.mark.parametrize(
@@ -133,17 +131,17 @@ def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
         (["--topology", "v5e-64"], ["v5e-64", "v5e:16x16"]),
         (["--topology", "v5e:8x8x8"], ["v5e has 2 dimensions"]),
         (["--topology", "cpu:8", "--mesh", "fsdp=3"], ["fsdp 3", "8 device"]),
-        (["--topology", "cpu:8", "--mesh", "model=8"], ["mesh.model"]),
+        (["--topology", "cpu:8", "--mesh", "model=8"], ["--mesh model=8"]),
         (["--topology", "cpu:8", "--batch", "6"], ["data.batch_size is 6", "multiple of 8"]),
         (["--topology", "cpu:8", "--remat", "some"], ["'some'"]),
-        (["--topology", "cpu:8", "--set", "modell.remat=full"], ["modell.remat is not a key"]),
+        (["--topology", "cpu:8", "--set", "modell.remat=full"], ["modell.remat is not an option"]),
         (["--topology", "cpu:8", "--slices", "0"], ["--slices is 0"]),
         (["--topology", "cpu:99"], ["99 devices"]),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_compiled(capsys, monkeypatch, arguments, words):
     monkeypatch.setattr(
-        compiled_step.Program, "trace", lambda self: pytest.fail("compiled") if "some" not in words else None
+        compiled_step.TrainProgram, "trace", lambda self: pytest.fail("compiled") if "some" not in words else None
     )
     code = cli.main(["plan", "--config", str(ROOT / "configs/pretrain.py:tiny"), *arguments])
     message = capsys.readouterr().err.strip()
@@ -181,8 +179,7 @@ def test_a_plan_for_tpus_without_their_compiler_says_what_to_install(monkeypatch
 
 def test_what_is_left_open_is_filled_in(cpu):
     mesh = sharding.make_mesh({"fsdp": -1})
-    config = pretrain_full.get_config("8b")
-    config.data.batch_size = 64
+    config = configs.config_for("pretrain_full:8b", **{"data.batch_size": 64})
     resolved = auto_settings.resolve(config, mesh, topology.accelerators.by_name("v5e"))
     # 8 rows a device of 2048 tokens; at most 8192 tokens at a time.
     assert (resolved.optimizer.accumulation, resolved.model.attention) == (2, "splash")
@@ -211,25 +208,28 @@ def test_two_tpu_topologies_compile(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (json.loads("{" + text) for text in ("\n" + done.stdout).split("\n{")[1:])
     assert (one["chips"], two["chips"], two["mesh"]["replica"]) == (16, 8, 2)
-    kinds = {(row["kind"], row["axes"]) for row in one["exchanges"]}
+    kinds = {(row["kind"], row["axes"]) for row in one["collectives"]}
     assert ("all-gather", "fsdp") in kinds or ("collective-permute", "fsdp") in kinds
     assert one["memory"]["fits"]
     assert 0 < one["mfu"] < 1
-    assert one["seconds"]["kernels"] > 0
+    assert one["time"]["kernels"] > 0
 
 
-def test_the_image_tokenizers_first_stage_is_planned_like_it_is_trained(cpu):
-    """The sketch has the shapes and dtypes of rows that the real stage's reader makes."""
-    config = tokenizer_qformer.get_config("tiny")
-    plan = planning.make(config, cpu)
-    assert (plan.unit, plan.fits) == ("pictures", True)
-    sketched = registry.sketch(config).row_spec
-    vocabulary = BertVocabulary(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    reader = PairReader(sketched["image"].shape[0], vocabulary, config.data.text_length, None)
-    rows = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in reader.row_spec().items()}
-    assert rows == {name: (row.shape, row.dtype) for name, row in sketched.items()}
+@pytest.mark.parametrize("name", ["sft:tiny", "tokenizer_qformer:tiny", "tokenizer_codebook:tiny", "decoder:tiny"])
+def test_every_stage_is_planned(cpu, name):
+    # The decoder's few latent channels do not divide over fsdp.
+    changes = {} if name.startswith("sft") else {"data.batch_size": 8, "mesh.replica": 8, "mesh.fsdp": 1}
+    plan = planning.make(configs.config_for(name, **changes), cpu)
+    assert plan.fits
+    assert plan.unit == ("tokens" if name.startswith("sft") else "images")
+    assert plan.model_flops > 0
+    assert plan.step_seconds < 60
 
 
-def test_a_stage_without_a_sketch_says_which_have_one(cpu):
-    with pytest.raises(UserError, match="'codebook' cannot be planned: expected one of pretrain"):
-        planning.make(tokenizer_codebook.get_config("tiny"), cpu)
+@pytest.mark.parametrize("name", ["pretrain:8b", "tokenizer_qformer:full", "tokenizer_codebook:full", "decoder:full"])
+def test_a_stage_of_full_size_is_constructed_without_its_files(name):
+    config = auto_settings.resolve(configs.config_for(name), sharding.make_mesh({"fsdp": -1}), None)
+    stage = registry.make_stage(config)
+    shapes = jax.tree.leaves(sharding.unbox(stage.abstract_variables()))
+    assert sum(leaf.size for leaf in shapes) > 1e9
+    assert stage.batch_spec()

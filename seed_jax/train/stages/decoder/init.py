@@ -9,7 +9,7 @@ from jaxtyping import Array, Key
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
-from seed_jax.inference.drawing.drawer import drawing_params
+from seed_jax.inference.drawing.drawer import decoder_params
 from seed_jax.models.diffusion import Unclip, UnclipConfig
 from seed_jax.train.config.decoder import DecoderModelConfig
 from seed_jax.train.optimizer import EMA, init_ema
@@ -66,7 +66,7 @@ def init_variables(
     """
     key_params, key_source = jax.random.split(key)
     if model_init:
-        stored = drawing_params(_open(model_init))
+        stored = decoder_params(_open(model_init))
         model_dir.check_tree(stored, jax.eval_shape(lambda: sharding.unbox(unclip.init(key))), model_init)
         params = jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings["params"])
     else:
