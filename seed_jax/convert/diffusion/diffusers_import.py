@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax.core import meta
 from flax.traverse_util import flatten_dict
 
+from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.checkpoint.lazy import materialize
@@ -160,7 +160,7 @@ def read_config(folder: Path, vocabulary: ClipVocabulary) -> UnclipConfig:
 
 def abstract_params(config: UnclipConfig) -> Tree:
     """Return the parameters of each part as abstract arrays."""
-    return meta.unbox(jax.eval_shape(Unclip(config).init, jax.random.key(0)))
+    return sharding.unbox(jax.eval_shape(Unclip(config).init, jax.random.key(0)))
 
 
 def open_part(folder: Path, part: str, table: list[Entry], abstract: Tree, variant: str | None = None) -> TensorDict:

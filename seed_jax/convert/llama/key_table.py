@@ -8,8 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 
+from seed_jax import sharding
 from seed_jax.convert.key_table import IDENTITY, LINEAR, Entry, Layout
 from seed_jax.convert.tensors import Shape
 from seed_jax.models.llama.model import Llama, LlamaConfig
@@ -67,4 +67,4 @@ def rotary_buffers(config: LlamaConfig) -> list[str]:
 def abstract_params(config: LlamaConfig, dtype: str = "float32") -> Tree:
     """Return the parameters of a LLaMA as abstract arrays."""
     init = Llama(config, Precision(params=dtype)).init
-    return meta.unbox(jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    return sharding.unbox(jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]

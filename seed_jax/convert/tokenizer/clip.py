@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 
+from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import (
@@ -47,7 +47,7 @@ def import_vision(directory: str | Path) -> tuple[VitConfig, Tree]:
         return config, jax.tree.map(np.asarray, params)
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     variables = jax.eval_shape(lambda key, x: Vit(config).init(key, x, method="embed"), jax.random.key(0), image)
-    abstract = meta.unbox(variables)["params"]
+    abstract = sharding.unbox(variables)["params"]
     tensors = _with_fused_attention(open_directory(directory), config.blocks.depth)
     return config, _assemble(_vision_table(config), tensors, abstract)
 
@@ -56,7 +56,7 @@ def import_text(directory: str | Path) -> tuple[ClipTextConfig, Tree]:
     """Read the config and parameters (float32 NumPy arrays) of a CLIP text encoder."""
     config = text_config(directory)
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    abstract = meta.unbox(jax.eval_shape(ClipText(config).init, jax.random.key(0), ids))["params"]
+    abstract = sharding.unbox(jax.eval_shape(ClipText(config).init, jax.random.key(0), ids))["params"]
     tensors = open_directory(directory)
     if "embeddings.token_embedding.weight" in tensors:  # a text encoder alone, as transformers writes it from 5 on
         tensors = tensors.with_prefix(TEXT)

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 from jax.sharding import Mesh
 
+from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
@@ -118,7 +118,7 @@ class Generator:
         # Unrolled layers: a scan would copy each layer's kernels out of their stack before it multiplies by them.
         self.model = Llama(config, precision, attention=attention, scan_layers=False)
         self.grammar = Grammar.from_vocabulary(vocabulary)
-        model_dir.check_tree(params, meta.unbox(self._abstract_params(scan_layers=True)), "the language model")
+        model_dir.check_tree(params, sharding.unbox(self._abstract_params(scan_layers=True)), "the language model")
         self.params = self._load_params(params, quantize, mesh)
         self.batcher = Batcher(
             config, vocabulary, self.grammar, StopStringCompiler(vocabulary), self.sharder.num_shards
