@@ -36,8 +36,8 @@ LAYERS = [
     "plan",
     "quickstart",
     "serving",
-    "cli",
     "main",
+    "cli",
 ]
 # Third-party package -> where it may be imported; at the top of a file only where the second value says so.
 CONFINED = {

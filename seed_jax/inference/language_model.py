@@ -12,6 +12,7 @@ above and "language_model". What a bundle does not name is taken from the langua
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from seed_jax.checkpoint.lazy import LazyArray
 from seed_jax.convert.merging import merge_lora
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
+from seed_jax.files import write_json
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.lora import LoraSpec
@@ -73,6 +75,45 @@ def read_references(directory: str | Path) -> ModelReferences:
         decoder=named[DECODER] or inner.decoder,
         prompt_style=style or inner.prompt_style,
     )
+
+
+def write_bundle(
+    directory: str | Path,
+    *,
+    language_model: str | Path,
+    image_tokenizer: str | Path | None = None,
+    decoder: str | Path | None = None,
+    prompt_style: str | None = None,
+) -> None:
+    """Write the `config.json` of a bundle: after it every command needs `--model DIRECTORY` alone.
+
+        write_bundle("runs/mine", language_model="runs/mine/sft", image_tokenizer="runs/mine/codebook")
+
+    Args:
+        directory: of the bundle; paths are stored relative to it.
+        language_model: model directory or training workdir.
+        image_tokenizer: model directory or training workdir; by default what the language model names.
+        decoder: model directory or training workdir; by default what the language model names.
+        prompt_style: "vicuna", "llama2" or "base"; by default what the language model names.
+
+    Raises:
+        UserError: a directory does not hold a model of its kind.
+    """
+    directory = Path(directory)
+    config: dict[str, Any] = {"kind": ModelKind.SEED_LLAMA, "format": model_dir.FORMAT}
+    parts = {
+        LANGUAGE_MODEL: (language_model, ModelKind.LLAMA),
+        IMAGE_TOKENIZER: (image_tokenizer, ModelKind.IMAGE_TOKENIZER),
+        DECODER: (decoder, ModelKind.UNCLIP),
+    }
+    for key, (path, kind) in parts.items():
+        if path is not None:
+            model_dir.read_config(path, kind)
+            config[key] = os.path.relpath(Path(path).resolve(), directory.resolve())
+    if prompt_style is not None:
+        config[PROMPT_STYLE] = prompt_style
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / model_dir.CONFIG, config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,6 +147,7 @@ class Quickstart(Recipe):
             yield Step("tokenize", 65, self.tokenize)
             yield Step("pretrain", 85, self.pretrain)
             yield Step("sft", 145, self.finetune)
+            yield Step("bundle", 1, self.bundle)
         yield Step("evaluate", 33, self.evaluate)
 
     def unpack_teacher(self) -> None:
@@ -185,6 +186,17 @@ class Quickstart(Recipe):
     def finetune(self) -> None:
         paths = {"data.vocabulary": self.corpus.vocabulary, "model.init": self.workdir / "pretrain"}
         self.train("sft", self.corpus.language_mixture("sft"), paths)
+
+    def bundle(self) -> None:
+        """Make the workdir a model for `seed-jax generate --model WORKDIR`."""
+        from seed_jax.inference.language_model import write_bundle
+
+        write_bundle(
+            self.workdir,
+            language_model=self.workdir / "sft",
+            image_tokenizer=self.workdir / "codebook",
+            decoder=self.workdir / "decoder",
+        )
 
     def evaluate(self) -> None:
         # Imported late: training needs neither.

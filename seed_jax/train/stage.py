@@ -160,7 +160,11 @@ class Stage(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def model_config(self) -> dict[str, Any]:
-        """Return what `config.json` of the model directory holds beside kind and provenance."""
+        """Return the architecture as `config.json` holds it; a resumed run must have the same."""
+
+    def references(self) -> dict[str, Any]:
+        """Return what else `config.json` holds: the prompt style, and paths of models that belong to this one."""
+        return {}
 
     def model_files(self) -> dict[str, Path]:
         """Return name -> file to copy into the model directory, such as a text tokenizer's."""

@@ -206,8 +206,9 @@ def write_run(workdir: AnyPath, config: TrainConfig, stage: Stage) -> None:
     write_json(workdir / RUN, values)
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / "model"
+        values = {**stage.model_config(), **stage.references()}
         provenance = {"stage": config.stage}
-        model_dir.save(made, stage.kind, stage.model_config(), None, files=stage.model_files(), provenance=provenance)
+        model_dir.save(made, stage.kind, values, None, files=stage.model_files(), provenance=provenance)
         target = workdir / "model"
         if isinstance(target, Path):
             shutil.rmtree(target, ignore_errors=True)

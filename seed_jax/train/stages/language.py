@@ -15,6 +15,7 @@ from jaxtyping import Array, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import empty_batch
@@ -63,7 +64,7 @@ class LanguageStage(Stage[LanguageConfig]):
     """Pre-training with LoRA, full fine-tuning, or instruction tuning."""
 
     config_class = LanguageConfig
-    kind = language_init.KIND
+    kind = ModelKind.LLAMA
     unit = "tokens"
 
     def __init__(self, config: LanguageConfig):
@@ -230,11 +231,22 @@ class LanguageStage(Stage[LanguageConfig]):
     def model_config(self) -> dict[str, Any]:
         spec = self.model.lora
         lora = {"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout} if spec else None
+        return {"sizes": self.model.config.to_dict(), "lora": lora}
+
+    def references(self) -> dict[str, Any]:
+        """Return the prompt style that training used, and the demo's image tokenizer."""
         tokenizer = None
         if self._demo:
             # Relative to the directory of config.json, so that a workdir can be moved.
             tokenizer = str(Path("..") / self._demo.image_tokenizer.relative_to(self._workdir))
-        return {"sizes": self.model.config.to_dict(), "lora": lora, "image_tokenizer": tokenizer}
+        return {"image_tokenizer": tokenizer, "prompt_style": self._prompt_style()}
+
+    def _prompt_style(self) -> str:
+        if self.config.stage != "sft":
+            return "base"
+        params = [entry.get("params", {}) for entry in self.config.data.mixture]
+        styles = {values.get("style", "vicuna") for values in params}
+        return styles.pop() if len(styles) == 1 else "vicuna"
 
     def model_files(self) -> dict[str, Path]:
         directory = self._vocabulary_files

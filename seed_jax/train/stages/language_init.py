@@ -10,14 +10,13 @@ from jaxtyping import Array, Float, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
 from seed_jax.models.llama.config import LlamaConfig
 from seed_jax.models.llama.model import Llama
 from seed_jax.models.nn import lora
 from seed_jax.precision import as_dtype
 from seed_jax.typing import Tree
-
-KIND = "llama"
 
 
 def abstract_variables(model: Llama) -> Tree:
@@ -57,7 +56,7 @@ def init_variables(model: Llama, init: str, merged_dtype: str, key: Key[Array, "
 
 def _load(directory: Path, target: LlamaConfig, merged_dtype: str, key: Key[Array, ""], shardings: Tree) -> Tree:
     """Read parameters into their shardings, merge adapters, and extend a vocabulary that has no image tokens yet."""
-    _, stored = model_dir.read_config(directory, KIND)
+    _, stored = model_dir.read_config(directory, ModelKind.LLAMA)
     source = LlamaConfig.from_dict(stored["sizes"])
     if source.vocab_size > target.vocab_size:
         raise UserError(
@@ -69,7 +68,7 @@ def _load(directory: Path, target: LlamaConfig, merged_dtype: str, key: Key[Arra
     # The checkpoint of a run holds collections, an imported model the parameters alone.
     tree = tree["params"] if (directory / model_dir.PARAMS).is_dir() else tree
     mesh = jax.tree.leaves(shardings)[0].mesh
-    loaded = model_dir.load(directory, KIND, shardings=sharding.tree_shardings(tree, mesh)).params
+    loaded = model_dir.load(directory, ModelKind.LLAMA, shardings=sharding.tree_shardings(tree, mesh)).params
     params, adapters = (loaded["params"], loaded.get("lora")) if "params" in loaded else (loaded, None)
     extends = source.vocab_size < target.vocab_size
     if adapters:

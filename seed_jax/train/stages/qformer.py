@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from seed_jax import images, sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import Entry
 from seed_jax.convert.tokenizer.key_table import SHARED_MODULES, image_text_table
 from seed_jax.data.batches.pairs import PairReader
@@ -21,7 +22,7 @@ from seed_jax.evaluation.retrieval import PairEmbeddings, recall
 from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.losses.tokenizer import contrastive_loss
-from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
+from seed_jax.models.tokenizer.image_text import BERT_VOCAB_SIZE, ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.precision import Precision
 from seed_jax.train import flops
@@ -38,20 +39,17 @@ from seed_jax.train.stages.pair_data import (
 )
 from seed_jax.typing import ParamPath, Tree
 
-KIND = "seed_qformer"
-BERT_VOCABULARY_SIZE = 30523  # of bert-base-uncased with [DEC]
-
 
 class QFormerStage(Stage[QFormerStageConfig]):
     """Contrastive training of the causal Q-Former."""
 
     config_class = QFormerStageConfig
-    kind = KIND
+    kind = ModelKind.QFORMER
 
     def __init__(self, config: QFormerStageConfig):
         super().__init__(config)
         self._sources: PairSources | None = None
-        self._set_model(BERT_VOCABULARY_SIZE)
+        self._set_model(BERT_VOCAB_SIZE)
 
     def _set_model(self, vocab_size: int) -> None:
         precision = Precision("float32", self.config.precision.compute)
@@ -62,7 +60,7 @@ class QFormerStage(Stage[QFormerStageConfig]):
         if init and Path(init).exists():
             folder, stored = model_dir.read_config(init)
             where = str(folder / model_dir.CONFIG)
-            if stored["kind"] == KIND:
+            if stored["kind"] == ModelKind.QFORMER:
                 sizes = ImageTextConfig.from_dict(stored["sizes"], where)
             else:
                 sizes = _of_tokenizer(SeedTokenizerConfig.from_dict(stored["sizes"], where), options.joint_width)
@@ -175,7 +173,7 @@ def _load_model(directory: Path, table: Sequence[Entry], params: Tree) -> Tree:
     """Load a stage I model, or of an image tokenizer the encoder and, where it is there, the text side."""
     folder, stored = model_dir.read_config(directory)
     loaded = warm_start.open_collections(directory, stored["kind"])["params"]
-    if stored["kind"] != KIND:
+    if stored["kind"] != ModelKind.QFORMER:
         params = warm_start.load_extras(folder, table, params)
         loaded = warm_start.select(loaded, SHARED_MODULES)
     return warm_start.overlay(params, loaded, str(directory))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from seed_jax import images, sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import Entry
 from seed_jax.convert.tokenizer.key_table import key_table, retrieval_table, text_branch_table, with_path_prefix
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
@@ -21,8 +22,6 @@ from seed_jax.train.stage import Batches
 from seed_jax.train.stages import warm_start
 from seed_jax.train.stages.codebook.model import RETRIEVAL, SHARED, CodebookModel, CodebookSizes
 from seed_jax.typing import Tree
-
-_STAGE_I = "seed_qformer"
 
 
 def architecture(config: CodebookStageConfig, vocab_size: int) -> CodebookSizes:
@@ -58,7 +57,7 @@ def _named(config: CodebookStageConfig) -> SeedTokenizerConfig:
 def _stored(config: CodebookStageConfig) -> CodebookSizes:
     folder, stored = model_dir.read_config(config.init_from.model)
     where = str(folder / model_dir.CONFIG)
-    if stored["kind"] != _STAGE_I:
+    if stored["kind"] != ModelKind.QFORMER:
         return CodebookSizes.from_dict(stored, where)
     encoder = ImageTextConfig.from_dict(stored["sizes"], where)
     tokenizer = dataclasses.replace(
@@ -82,7 +81,7 @@ def load_weights(init_from: InitFromConfig, sizes: CodebookSizes, variables: Tre
     if init_from.model:
         folder, stored = model_dir.read_config(init_from.model)
         loaded = warm_start.open_collections(init_from.model, stored["kind"])
-        if stored["kind"] == _STAGE_I:
+        if stored["kind"] == ModelKind.QFORMER:
             params = loaded["params"]
             loaded = {"params": warm_start.select(params, SHARED), "retrieval": warm_start.select(params, RETRIEVAL)}
         else:

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from seed_jax import images, sharding
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.data.batches.pairs import PairReader
 from seed_jax.data.text import bert
 from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
+from seed_jax.models.tokenizer.image_text import BERT_VOCAB_SIZE
 from seed_jax.precision import Precision
 from seed_jax.train import flops
 from seed_jax.train.config import CodebookStageConfig
@@ -41,7 +43,6 @@ from seed_jax.train.stages.pair_data import (
     open_held_out,
     pair_batch_spec,
 )
-from seed_jax.train.stages.qformer import BERT_VOCABULARY_SIZE
 from seed_jax.typing import ParamPath, Tree
 
 _FROZEN = ("vit", "ln_vision", "qformer")
@@ -51,12 +52,12 @@ class CodebookStage(Stage[CodebookStageConfig]):
     """Training of the codebook."""
 
     config_class = CodebookStageConfig
-    kind = "seed_tokenizer"
+    kind = ModelKind.IMAGE_TOKENIZER
 
     def __init__(self, config: CodebookStageConfig):
         super().__init__(config)
         self._sources: PairSources | None = None
-        self._set_model(BERT_VOCABULARY_SIZE)
+        self._set_model(BERT_VOCAB_SIZE)
 
     def _set_model(self, vocab_size: int) -> None:
         config = self.config

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.tokenizer import clip
 from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
@@ -19,7 +20,6 @@ from seed_jax.train.config.decoder import EmbeddingSourceConfig
 from seed_jax.train.stages import warm_start
 from seed_jax.typing import Tree
 
-KIND = "seed_tokenizer"
 UNTRAINED = "untrained"
 
 
@@ -59,7 +59,7 @@ class EmbeddingSource:
             return init(key)
         if isinstance(self.model, Vit):
             return jax.tree.map(jax.device_put, clip.import_vision(self.path)[1], shardings)
-        stored = warm_start.open_collections(self.path, KIND)["params"]
+        stored = warm_start.open_collections(self.path, ModelKind.IMAGE_TOKENIZER)["params"]
         model_dir.check_tree(stored, sharding.unbox(self.abstract()), self.path)
         return jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings)
 
@@ -83,7 +83,7 @@ def make_source(config: EmbeddingSourceConfig, precision: Precision) -> Embeddin
         return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.tiny(), precision), UNTRAINED)
     if not Path(config.tokenizer).exists():
         return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.full(), precision), config.tokenizer)
-    folder, stored = model_dir.read_config(Path(config.tokenizer), KIND)
+    folder, stored = model_dir.read_config(Path(config.tokenizer), ModelKind.IMAGE_TOKENIZER)
     sizes = SeedTokenizerConfig.from_dict(stored["sizes"], str(folder / model_dir.CONFIG))
     return EmbeddingSource(SeedTokenizer(sizes, precision), config.tokenizer)
 

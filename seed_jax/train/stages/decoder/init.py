@@ -8,6 +8,7 @@ from jaxtyping import Array, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
 from seed_jax.inference.drawing.drawer import decoder_params
 from seed_jax.models.diffusion import Unclip, UnclipConfig
@@ -17,7 +18,6 @@ from seed_jax.train.stages import warm_start
 from seed_jax.train.stages.decoder.embedding_source import EmbeddingSource
 from seed_jax.typing import Tree
 
-KIND = "unclip"
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 
 
@@ -30,7 +30,7 @@ def architecture(config: DecoderModelConfig, embedding_width: int) -> tuple[Uncl
     """
     files = {}
     if config.init and Path(config.init).exists():
-        folder, stored = model_dir.read_config(config.init, KIND)
+        folder, stored = model_dir.read_config(config.init, ModelKind.UNCLIP)
         sizes = UnclipConfig.from_dict(stored["sizes"], str(folder / model_dir.CONFIG))
         files = {name: folder / name for name in VOCABULARY_FILES if (folder / name).is_file()}
     elif config.config == "full":
@@ -80,5 +80,5 @@ def init_variables(
 
 def _open(directory: str) -> Tree:
     """Open a model directory's parameters, or a workdir's collections; arrays are read when they are indexed."""
-    collections = warm_start.open_collections(directory, KIND)
+    collections = warm_start.open_collections(directory, ModelKind.UNCLIP)
     return collections if EMA in collections else collections["params"]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from PIL import Image
 
 from seed_jax import images, sharding
+from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.data.batches.pairs import ImageReader
 from seed_jax.data.batches.record_stream import MixtureComponent
 from seed_jax.data.build import build
@@ -46,7 +47,7 @@ class DecoderStage(Stage[DecoderConfig]):
     """Fine-tuning of the unCLIP decoder."""
 
     config_class = DecoderConfig
-    kind = init.KIND
+    kind = ModelKind.UNCLIP
     untracked_collections = (EMA,)
 
     def __init__(self, config: DecoderConfig):

@@ -1,0 +1,49 @@
+"""Model directories and bundles name what belongs to a model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.errors import UserError
+from seed_jax.inference.language_model import read_references, write_bundle
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Directories of each kind; their weights do not matter here."""
+    params = {"w": np.zeros(2, np.float32)}
+    kinds = {"llm": ModelKind.LLAMA, "tokenizer": ModelKind.IMAGE_TOKENIZER, "decoder": ModelKind.UNCLIP}
+    for name, kind in kinds.items():
+        keys = {"sizes": {}, "image_tokenizer": "../tokenizer", "prompt_style": "llama2"} if name == "llm" else {}
+        model_dir.save(tmp_path / name, kind, keys, params)
+    return tmp_path
+
+
+def test_a_bundle_names_its_parts_with_relative_paths(parts):
+    bundle = parts / "bundle"
+    write_bundle(bundle, language_model=parts / "llm", image_tokenizer=parts / "tokenizer", decoder=parts / "decoder")
+    stored = json.loads((bundle / "config.json").read_text())
+    assert stored["language_model"] == "../llm"
+    references = read_references(bundle)
+    assert references.language_model.resolve() == parts / "llm"
+    assert references.image_tokenizer.resolve() == parts / "tokenizer"
+    assert references.decoder.resolve() == parts / "decoder"
+    moved = parts.rename(parts.parent / "moved")
+    assert read_references(moved / "bundle").decoder.resolve() == moved / "decoder"
+
+
+def test_what_a_bundle_does_not_name_comes_from_its_language_model(parts):
+    write_bundle(parts / "bundle", language_model=parts / "llm")
+    references = read_references(parts / "bundle")
+    assert references.image_tokenizer.resolve() == parts / "tokenizer"
+    assert references.prompt_style == "llama2"
+    assert references.decoder is None
+
+
+def test_a_part_of_another_kind_is_refused(parts):
+    with pytest.raises(UserError, match=r"decoder.*kind"):
+        write_bundle(parts / "bundle", language_model=parts / "decoder")
+    assert not (parts / "bundle").exists()
