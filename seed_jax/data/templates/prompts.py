@@ -1,7 +1,6 @@
 """Further pre-training templates: retrieval-augmented pairs, and prompts without labels."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,7 @@ class RetrievalAugmented:
         return {"num_images": pairs, "context_order": drawn, "order": draw_order(rng, self.reverse_ratio)}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
-        retrieved: Sequence[Fields] = fields.get("context") or ()
+        retrieved: list[Fields] = list(fields.get("context") or [])
         pairs: list[Fields] = [fields, *(retrieved[index] for index in choice["context_order"])]
         segments: list[Segment] = []
         for pair in pairs:
