@@ -11,7 +11,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "bundle",
         help="join a language model, an image tokenizer and a decoder in one directory",
-        description="Write a directory that names the parts of a SEED-LLaMA, so that every command needs --model alone. "
+        description="Write a directory that names the parts of a SEED-LLaMA, so that commands need --model alone. "
         "The parts stay where they are; paths are relative, so that all can be moved together.",
     )
     parts = parser.add_argument_group("parts")

@@ -55,7 +55,7 @@ def test_the_bundle_command_prints_what_it_names(parts, capsys):
     arguments = ["--model", str(parts / "llm"), "--style", "vicuna", "--out", str(parts / "b")]
     assert cli.main(["bundle", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "image tokenizer" in printed and str(parts / "b/../tokenizer") in printed  # noqa: PT018
+    assert f"image tokenizer {parts / 'tokenizer'}" in printed
     assert "decoder none" in printed
     assert "prompt style vicuna" in printed
     assert cli.main(["bundle", *arguments]) == 2  # not overwritten
