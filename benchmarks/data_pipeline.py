@@ -51,7 +51,7 @@ def main() -> None:
 
 def tokens(args: argparse.Namespace, folder: Path) -> dict:
     """Measure packed tokens for captions alone, and for the official pre-training mixture."""
-    from seed_jax.data.packing import packing_stats
+    from seed_jax.data.batches.packing import packing_stats
 
     results = {}
     for name, parts in _mixtures(args, folder).items():
@@ -80,8 +80,8 @@ def tokens(args: argparse.Namespace, folder: Path) -> dict:
 
 def _padded_share(parts: list) -> float:
     """Return the share of useful positions if every sample were padded to its part's `max_length`."""
-    from seed_jax.data.measure import measure, useful_shares
-    from seed_jax.data.stream import open_all
+    from seed_jax.data.batches.record_stream import open_all
+    from seed_jax.data.inspect.statistics import measure, useful_shares
 
     opened = open_all([part.directory for part in parts])
     measured = [measure(part, shards, 500, 8192) for part, shards in zip(parts, opened, strict=True)]
@@ -119,8 +119,8 @@ def _build_threads(args: argparse.Namespace, folder: Path, files: list[bytes]) -
     """Measure what `seed-jax data build` does with pictures before the device: reading tars, threads, batches."""
     import tarfile
 
-    from seed_jax.data.build import build
-    from seed_jax.data.build_settings import Settings
+    from seed_jax.data.build.build import build
+    from seed_jax.data.build.settings import Settings
     from seed_jax.data.sources import open_source
 
     class Nothing:
@@ -204,7 +204,7 @@ def memory(args: argparse.Namespace, folder: Path) -> dict:
     """Make batches for some minutes, behind the prefetching thread, and note the resident memory."""
     import psutil
 
-    from seed_jax.data.pipeline import packed_batches
+    from seed_jax.data.batches.packed import packed_batches
 
     batches = iter(packed_batches(_mixtures(args, folder)["official mixture"], rows=64, length=2048, seed=0))
     process, found = psutil.Process(), []
@@ -247,7 +247,7 @@ def _of_children() -> float:
 
 
 def _batches(parts: list) -> Iterator:
-    from seed_jax.data.pipeline import packed_batches
+    from seed_jax.data.batches.packed import packed_batches
 
     return iter(packed_batches(parts, rows=16, length=2048, seed=0, prefetch=0))
 
@@ -255,8 +255,8 @@ def _batches(parts: list) -> Iterator:
 def _mixtures(args: argparse.Namespace, folder: Path) -> dict:
     """Return captions alone, and the six official parts, over synthetic shards."""
     from configs.data import pretrain
-    from seed_jax.data.parts import make_parts
-    from seed_jax.data.vocab import Vocabulary, train_small
+    from seed_jax.data.batches.mixture_config import make_parts
+    from seed_jax.data.text.vocabulary import Vocabulary, train_small
 
     rng = np.random.default_rng(0)
     if args.vocabulary:
@@ -274,8 +274,8 @@ def _mixtures(args: argparse.Namespace, folder: Path) -> dict:
 
 
 def _write(folder: Path, task: str, count: int, rng: np.random.Generator) -> None:
-    from seed_jax.data import manifest, records, shards
-    from seed_jax.data.records import Record
+    from seed_jax.data.shards import manifest, records, shards
+    from seed_jax.data.shards.records import Record
 
     def record(number: int) -> bytes:
         image = [rng.integers(0, 8192, 32).astype(np.uint16) for _ in range(6)]

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from peaks import GIB, apart, seed_jax
 
-from seed_jax.checkpoint.model_dir import write_json
-from seed_jax.convert.llama_export import hf_config, parse_size, write_weights
-from seed_jax.convert.llama_table import abstract_params, key_table
-from seed_jax.convert.table import expected_shapes
+from seed_jax.convert.key_table import expected_shapes
+from seed_jax.convert.llama.hf_export import hf_config, parse_size, write_weights
+from seed_jax.convert.llama.key_table import abstract_params, key_table
 from seed_jax.convert.tensors import Tensor, Tensors, open_tensors
-from seed_jax.models.llama import LlamaConfig
-from seed_jax.precision import dtype as dtype_of
+from seed_jax.files import write_json
+from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.precision import as_dtype
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 def generate(directory: Path, config: LlamaConfig, dtype_name: str, max_shard_size: str) -> int:
     """Write a random model a tensor at a time and return the size of its tensors."""
     directory.mkdir()
-    rng, dtype = np.random.default_rng(0), dtype_of(dtype_name)
+    rng, dtype = np.random.default_rng(0), as_dtype(dtype_name)
     shapes = expected_shapes(key_table(config), abstract_params(config))
 
     def tensor(shape: tuple[int, ...]) -> Tensor:

@@ -63,11 +63,10 @@ def with_ours(args: argparse.Namespace, name: str, batch: int) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from seed_jax.data.vocab import Vocabulary, train_small
-    from seed_jax.inference.generate import Generator
-    from seed_jax.inference.memory import size_of
-    from seed_jax.inference.working import Workload, cache_size
-    from seed_jax.models.llama import Llama, LlamaConfig
+    from seed_jax.data.text.vocabulary import Vocabulary, train_small
+    from seed_jax.inference.generation.generator import Generator
+    from seed_jax.inference.memory_plan import Workload, cache_size, size_of
+    from seed_jax.models.llama.model import Llama, LlamaConfig
     from seed_jax.precision import Precision
     from seed_jax.sharding import unbox
 

@@ -13,18 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from seed_jax import images
-from seed_jax.inference import memory
-from seed_jax.inference.decoding import Decoding
-from seed_jax.inference.drawing_program import Batch, draw_batch
-from seed_jax.inference.grammar import Grammar
-from seed_jax.inference.memory import GIB
-from seed_jax.inference.settings import Controls, Settings
-from seed_jax.inference.streams import Prompts, Streams
-from seed_jax.inference.working import Workload
-from seed_jax.models.llama import Llama, LlamaConfig
-from seed_jax.models.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
-from seed_jax.models.unclip import Unclip, UnclipConfig
-from seed_jax.models.unclip import plan as steps_of
+from seed_jax.inference import memory_plan
+from seed_jax.inference.drawing.batch import Batch, draw_batch
+from seed_jax.inference.generation.decode_loop import Decoding
+from seed_jax.inference.generation.grammar import Grammar
+from seed_jax.inference.generation.model_runner import Prompts, Streams
+from seed_jax.inference.generation.sampling_params import Controls, Settings
+from seed_jax.inference.memory_plan import GIB, Workload
+from seed_jax.models.diffusion import Unclip, UnclipConfig
+from seed_jax.models.diffusion import plan as steps_of
+from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
 from seed_jax.precision import Precision
 
 LLAMA, TOKENIZER, DECODER = LlamaConfig.seed_8b(), SeedTokenizerConfig.full(), UnclipConfig.full()
@@ -45,7 +44,7 @@ def main() -> None:
     work, half = Workload(prompt_length=args.prompt, new_tokens=512), Precision("bfloat16", "bfloat16")
     rounds, parts = {"quantize": "int8", "quantize_vit": "int8"}, {"tokenizer": TOKENIZER, "decoder": DECODER}
     for name, precision in (("as it runs, bfloat16", half), ("as compiled here, float32", Precision())):
-        planned = memory.plan(LLAMA, precision, work, **rounds, **parts)
+        planned = memory_plan.plan(LLAMA, precision, work, **rounds, **parts)
         print(f"\n{name}:\n  " + "\n  ".join(planned.lines()))
     print("\n| program | plan: weights and cache | compiled: arguments | plan: while it runs | compiled: temporary |")
     print("|---|---:|---:|---:|---:|")
@@ -66,7 +65,7 @@ def row(name: str, held: int, working: int, compiled) -> None:
 
 def llama(work: Workload):
     model = Llama(LLAMA, attention="chunked", scan=False)
-    params, program = memory.llama_weights(LLAMA, Precision(), "int8"), Decoding(Streams(model), GRAMMAR)
+    params, program = memory_plan.llama_weights(LLAMA, Precision(), "int8"), Decoding(Streams(model), GRAMMAR)
     length = work.slots(LLAMA)
     prompts = Prompts(shape(1, length, kind=jnp.int32), shape(1, kind=jnp.int32))
     controls = Controls.of([Settings()], [work.new_tokens], NoStops())
@@ -79,7 +78,7 @@ def llama(work: Workload):
 
 
 def encoder():
-    model, params = SeedTokenizer(TOKENIZER), memory.tokenizer_weights(TOKENIZER, "int8")
+    model, params = SeedTokenizer(TOKENIZER), memory_plan.tokenizer_weights(TOKENIZER, "int8")
     size = TOKENIZER.image_size
 
     def encode(params, pixels):
@@ -89,7 +88,7 @@ def encoder():
 
 
 def drawing():
-    model, params = Unclip(DECODER), memory.decoder_weights(DECODER, Precision())
+    model, params = Unclip(DECODER), memory_plan.decoder_weights(DECODER, Precision())
     text, width, side = DECODER.text, DECODER.embedding_width, DECODER.unet.sample_size
     states = shape(1, text.max_length, DECODER.unet.text_width)
     row_ = shape(1, width)

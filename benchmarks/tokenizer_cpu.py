@@ -57,10 +57,10 @@ def start_side(side: str, args: argparse.Namespace) -> dict:
 
 def run_side(args: argparse.Namespace) -> dict:
     """Make weights and pictures, warm up, and time batches."""
-    from seed_jax.convert.table import expected_shapes
+    from seed_jax.convert.key_table import expected_shapes
     from seed_jax.convert.tensors import Tensor, Tensors
-    from seed_jax.convert.tokenizer_table import key_table
-    from seed_jax.models.seed_tokenizer import abstract_params
+    from seed_jax.convert.tokenizer.key_table import key_table
+    from seed_jax.models.tokenizer.seed_tokenizer import abstract_params
 
     config = sizes(args.blocks)
     shapes = expected_shapes(key_table(config), abstract_params(config))
@@ -82,7 +82,7 @@ def sizes(blocks: int):
     """Return the released sizes with some blocks fewer."""
     import dataclasses
 
-    from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
+    from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 
     full = SeedTokenizerConfig.full()
     return dataclasses.replace(
@@ -104,10 +104,10 @@ def weight(seed: int, name: str, shape: tuple[int, ...]):
 def make_jax(config, tensors, args):
     """Return our encoder as the command `tokenize` runs it."""
     from seed_jax.checkpoint.lazy import on_device
-    from seed_jax.convert.table import assemble_lazily
-    from seed_jax.convert.tokenizer_table import key_table
+    from seed_jax.convert.key_table import assemble_lazily
+    from seed_jax.convert.tokenizer.key_table import key_table
     from seed_jax.inference.image_tokenizer import ImageTokenizer
-    from seed_jax.models.seed_tokenizer import abstract_params
+    from seed_jax.models.tokenizer.seed_tokenizer import abstract_params
 
     params = on_device(assemble_lazily(key_table(config), tensors, abstract_params(config)))
     return ImageTokenizer(config, params, batch_size=args.batch).encode_pixels
@@ -117,7 +117,7 @@ def make_torch(config, tensors, args):
     """Return PyTorch's encoder in eager mode."""
     import torch
 
-    from seed_jax.convert.torch_reference import TorchTokenizer
+    from seed_jax.convert.tokenizer.torch_reference import TorchTokenizer
 
     class Eager(TorchTokenizer):
         def __init__(self):
@@ -140,7 +140,7 @@ def make_onednn(config, tensors, args):
     """Return PyTorch's encoder with its matrices in the layout that oneDNN multiplies fastest."""
     import torch
 
-    from seed_jax.convert.torch_reference import TorchTokenizer
+    from seed_jax.convert.tokenizer.torch_reference import TorchTokenizer
 
     torch.set_num_threads(args.threads)
     encode = make_torch(config, tensors, args)

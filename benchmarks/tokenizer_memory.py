@@ -17,12 +17,11 @@ import numpy as np
 from peaks import GIB, apart, seed_jax
 from PIL import Image
 
+from seed_jax.convert.key_table import expected_shapes
 from seed_jax.convert.safetensors_writer import write_safetensors
-from seed_jax.convert.table import expected_shapes
-from seed_jax.convert.tensors import open_tensors
-from seed_jax.convert.tokenizer_table import VIT, buffers, key_table
-from seed_jax.convert.torch_file import write_torch
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from seed_jax.convert.tensors import open_tensors, write_torch
+from seed_jax.convert.tokenizer.key_table import VIT, buffers, key_table
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 
 CODEBOOK_SCALE = 0.3  # about that of what is quantised, so that many codes are used
 

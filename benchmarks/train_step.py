@@ -28,9 +28,11 @@ def ours(args: argparse.Namespace) -> dict:
 
     from configs import pretrain_full
     from seed_jax import accelerators, sharding
-    from seed_jax.models.llama import Llama, LlamaConfig
+    from seed_jax.models.llama.model import Llama, LlamaConfig
     from seed_jax.precision import Precision
-    from seed_jax.train import language, program, saving, tuning
+    from seed_jax.train import auto_settings, compiled_step
+    from seed_jax.train.runtime import checkpointing
+    from seed_jax.train.stages import language
     from seed_jax.train.state import create
 
     on_cpu = jax.default_backend() == "cpu"
@@ -41,10 +43,10 @@ def ours(args: argparse.Namespace) -> dict:
     config.precision.compute = "float32" if on_cpu else "bfloat16"
     config.data.batch_size, config.data.sequence_length, config.optimizer.accumulation = args.rows, args.length, 1
     mesh = sharding.make_mesh({"fsdp": -1})
-    config = tuning.resolve(config, mesh, accelerators.of_device(mesh.devices.flat[0]))
+    config = auto_settings.resolve(config, mesh, accelerators.of_device(mesh.devices.flat[0]))
     model = Llama(sizes, Precision("float32", config.precision.compute), attention=config.model.attention)
     stage = language.make_stage(config, model, range(sizes.vocab_size // 2, sizes.vocab_size))
-    made = program.make(config, stage, mesh)
+    made = compiled_step.make(config, stage, mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
         state, frozen = create(stage, made.optimizer, made.layout, jax.random.key(0))
         step = made.compile()
@@ -60,7 +62,7 @@ def ours(args: argparse.Namespace) -> dict:
         times, saving_times, blocked = [], [], 0.0
         with tempfile.TemporaryDirectory() as folder:
             config.checkpoint.keep_last = 1
-            store = saving.open_store(config, folder)
+            store = checkpointing.open_store(config, folder)
             for number in range(args.steps + 1 + args.saving * args.steps):
                 start = time.perf_counter()
                 state, metrics = step(state, frozen, batch)
@@ -68,7 +70,7 @@ def ours(args: argparse.Namespace) -> dict:
                 (times if number <= args.steps else saving_times).append(time.perf_counter() - start)
                 if args.saving and number == args.steps:
                     start = time.perf_counter()
-                    saving.save(store, number, state, frozen, {}, stage)
+                    checkpointing.save(store, number, state, frozen, {}, stage)
                     blocked = time.perf_counter() - start
             store.close()
     kernels = jax.tree.leaves(made.layout.state.trained)

@@ -44,10 +44,10 @@ def step(args: argparse.Namespace) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from seed_jax.convert.table import assemble
+    from seed_jax.convert.diffusion.diffusers_import import abstract_params, key_table
+    from seed_jax.convert.key_table import assemble
     from seed_jax.convert.tensors import Tensor, Tensors
-    from seed_jax.convert.unclip import abstract_params, key_table
-    from seed_jax.models.unclip import Condition, Unclip
+    from seed_jax.models.diffusion import Condition, Unclip
 
     config = _config(args)
     rng, c = np.random.default_rng(0), config.unet
@@ -81,7 +81,7 @@ def _pytorch_step(config, repeats: int, latents, text, labels):
     import torch
     from diffusers import UNet2DConditionModel
 
-    from seed_jax.convert.unclip_export import folder_files
+    from seed_jax.convert.diffusion.diffusers_export import folder_files
 
     torch.set_num_threads(os.cpu_count())
     network = UNet2DConditionModel.from_config(folder_files(config)["unet/config.json"]).eval()
@@ -102,9 +102,9 @@ def picture(args: argparse.Namespace) -> dict:
     import numpy as np
     from flax.core import meta
 
-    from seed_jax.inference.draw import Drawer
-    from seed_jax.inference.drawing_request import DrawOptions
-    from seed_jax.models.unclip import Unclip
+    from seed_jax.inference.drawing.drawer import Drawer
+    from seed_jax.inference.drawing.request import DrawOptions
+    from seed_jax.models.diffusion import Unclip
     from seed_jax.precision import Precision
 
     config, began = _config(args), time.perf_counter()
@@ -124,7 +124,7 @@ def picture(args: argparse.Namespace) -> dict:
 
 
 def _config(args: argparse.Namespace):
-    from seed_jax.models.unclip import UnclipConfig
+    from seed_jax.models.diffusion import UnclipConfig
 
     return UnclipConfig.tiny() if args.tiny else UnclipConfig.full()
 

@@ -17,11 +17,11 @@ import numpy as np
 from flax.core import meta
 from tqdm import tqdm
 
-from seed_jax.data.vocab import Vocabulary, train_small
-from seed_jax.inference.generate import Generation, Generator, Request, Settings
-from seed_jax.inference.grammar import ImageRule
-from seed_jax.inference.segments import ImageSegment, MalformedSegment
-from seed_jax.models.llama import Llama, LlamaConfig
+from seed_jax.data.text.vocabulary import Vocabulary, train_small
+from seed_jax.inference.generation.generator import Generation, Generator, Request, Settings
+from seed_jax.inference.generation.grammar import ImageRule
+from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment
+from seed_jax.models.llama.model import Llama, LlamaConfig
 
 METHODS = {
     "greedy": Settings(),

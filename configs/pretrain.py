@@ -43,7 +43,7 @@ def _official() -> ml_collections.ConfigDict:
     config.model.sizes = "seed_8b"  # a classmethod of LlamaConfig; ignored where `init` is given
     config.model.init = "pretrained/vicuna-7b-v1.1"  # a model directory; "" starts from random weights
     config.model.train = "lora"  # or "full": everything but the embedding table
-    # "auto": as suits the accelerator, see seed_jax/accelerators.py; else names of models/remat.py and attention.py.
+    # "auto": as suits the accelerator, see seed_jax/accelerators.py; else names of models/nn/remat.py and attention.py.
     config.model.remat = "auto"
     config.model.attention = "auto"
 
@@ -59,7 +59,7 @@ def _official() -> ml_collections.ConfigDict:
     # The original's batches hold about 23k padded tokens per GPU, x 4 accumulation, of which about 40 % are useful.
     config.data.batch_size = 256
     config.data.prefetch = 4
-    # Weights are the original's (spec D.3) and mean the same: see seed_jax/data/parts.py.
+    # Weights are the original's (spec D.3) and mean the same: see seed_jax/data/batches/mixture_config.py.
     config.data.weight_by = "samples"  # or "tokens"
     config.data.parts = mixture.parts("data")
 

@@ -36,8 +36,8 @@ class Accelerator:
         clock: Hz of the compiler's cycle counts; 0 where it gives none.
         dimensions: of the torus; 0 without one.
         wraps: size from which on an axis of the torus closes to a ring.
-        remat: what layers keep by default, see `seed_jax.models.remat`.
-        attention: implementation, see `seed_jax.models.attention`.
+        remat: what layers keep by default, see `seed_jax.models.nn.remat`.
+        attention: implementation, see `seed_jax.models.nn.attention`.
         tokens: most tokens of a microbatch on a chip: more no longer makes a step faster, or does not fit.
         compiler: options the step is compiled with.
         mesh: of a slice or node, where the config leaves it open.

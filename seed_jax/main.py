@@ -26,7 +26,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics
 def main(argv: list[str]) -> None:
     del argv
     _set_up_log()
-    from seed_jax.train import loop, recipe  # late: bad flags are reported without waiting for jax
+    from seed_jax.quickstart import recipe  # late: bad flags are reported without waiting for jax
+    from seed_jax.train import loop
 
     distributed.initialize()  # before any backend is touched; does nothing on a single host
     several = _CONFIG.value.stage == recipe.STAGE

@@ -10,7 +10,7 @@ from seed_jax.errors import UserError
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
-def dtype(name: str) -> jnp.dtype:
+def as_dtype(name: str) -> jnp.dtype:
     """Return the dtype called `name` (float32, bfloat16 or float16)."""
     if name not in _DTYPES:
         raise UserError(f"Unknown dtype {name!r}: expected one of {', '.join(_DTYPES)}.")
@@ -29,11 +29,11 @@ class Precision:
 
     @property
     def param_dtype(self) -> jnp.dtype:
-        return dtype(self.params)
+        return as_dtype(self.params)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        return dtype(self.compute)
+        return as_dtype(self.compute)
 
     @property
     def matmul(self) -> jax.lax.Precision:

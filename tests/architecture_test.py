@@ -1,84 +1,150 @@
-"""The house: imports go downwards only, and heavy or optional packages stay in their rooms."""
+"""The layout: imports go downwards only, directories hold one concept, heavy packages stay behind one module."""
 
 import ast
+import functools
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "seed_jax"
-# Floor of each room; a module imports from its own room and from lower floors.
-FLOORS = {
-    "errors": 0,
-    "precision": 0,
-    "images": 0,
-    "accelerators": 0,
-    "models": 1,
-    "distributed": 2,
-    "sharding": 2,
-    "losses": 2,
-    "tokenizer_losses": 2,
-    "data": 3,
-    "checkpoint": 3,
-    "convert": 3,
-    "inference": 4,
-    "train": 5,
-    "evaluation": 5,
-    "serving": 5,
-    "plan": 5,
-    "main": 6,
-    "cli": 6,
-}
-# Where a package may be imported; inside functions anywhere else it would be loaded late, at top level nowhere.
-ROOMS_OF = {
-    "diffusers": ("models/unclip", "convert/unclip_parity"),
-    "skimage": ("train",),
-    "torch": ("convert",),
-    "transformers": ("convert",),
+# From the ground up. Every package is a layer of its own: it imports from itself and from layers below, so that two
+# packages never import each other.
+LAYERS = [
+    "errors",
+    "typing",
+    "precision",
+    "files",
+    "images",
+    "video",
+    "accelerators",
+    "distributed",
+    "sharding",
+    "models",
+    "losses",
+    "checkpoint",
+    "data",
+    "hub",
+    "convert",
+    "inference",
+    "demo",
+    "evaluation",
+    "train",
+    "plan",
+    "quickstart",
+    "serving",
+    "cli",
+    "main",
+]
+# Third-party package -> where it may be imported; at the top of a file only where the second value says so.
+CONFINED = {
+    "diffusers": (("models/diffusion/flax_blocks.py", "convert/diffusion/parity.py"), True),
+    "skimage": (("demo.py",), False),
+    "torch": (("convert",), False),
+    "transformers": (("convert",), False),
 }
 NEVER = ("tensorflow", "tensorflow_datasets.core.tf_compat")
+MOST_ENTRIES = 14
+# Registries of like files, which grow by one file per format or command.
+REGISTRIES = ("cli", "data/sources", "evaluation/tasks")
+MOST_SMALL_FILES = 10
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room(module: str) -> str:
-    return module.split(".")[1]
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> list[tuple[str, bool]]:
-    """Return (module, whether at top level) for every import in a file."""
+@functools.cache
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Return (module or name, whether at top level) for every import in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = set(map(id, tree.body))
-    found = []
+    names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) in top) for alias in node.names]
+            names += [(alias.name, id(node) in top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [(name, id(node) in top) for name in names]
-    return found
+            names += [(f"{node.module}.{alias.name}", id(node) in top) for alias in node.names]
+    return names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_downwards(path):
-    relative = path.relative_to(PACKAGE)
-    own = relative.parts[0].removesuffix(".py")
-    if own == "__init__":
-        return
-    for module, _ in imported(path):
-        if not module.startswith("seed_jax.") or room(module) == "__version__":
+def test_every_package_is_a_layer_and_imports_go_downwards():
+    wrong = []
+    for path in MODULES:
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if own == "__init__":
             continue
-        other = room(module)
-        assert other in FLOORS, f"{relative} imports {module}: give its room a floor"
-        assert other == own or FLOORS[other] <= FLOORS[own], f"{relative} imports {module} from a higher floor"
-        if own == "models":
-            assert other == "models" or FLOORS[other] == 0
+        assert own in LAYERS, f"{own} has no place in LAYERS"
+        for module, _ in imports(path):
+            parts = module.split(".")
+            if parts[0] != "seed_jax" or len(parts) < 2 or parts[1].startswith("__"):
+                continue
+            if parts[1] not in LAYERS[: LAYERS.index(own) + 1]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {module}")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_optional_packages_stay_in_their_rooms(path):
-    relative = str(path.relative_to(PACKAGE))
-    for module, top in imported(path):
-        name = module.split(".")[0]
-        assert name not in NEVER
-        if name in ROOMS_OF:
-            assert relative.startswith(ROOMS_OF[name]), f"{relative} imports {name}"
-            assert not top or name == "diffusers", f"{relative} imports {name} at top level"
+def test_no_cycles_between_files():
+    modules = {dotted(path): path for path in MODULES}
+
+    def edges(path: Path) -> set[str]:
+        targets = set()
+        for module, _ in imports(path):
+            while module and module not in modules:
+                module = module.rpartition(".")[0]
+            if module and modules[module] != path:
+                targets.add(module)
+        # A package's __init__ is imported with every file in it; what it re-exports is not a dependency of theirs.
+        return targets
+
+    graph = {name: edges(path) for name, path in modules.items()}
+    done, stack = set(), []
+
+    def visit(name: str) -> None:
+        assert name not in stack, f"import cycle: {' -> '.join([*stack[stack.index(name) :], name])}"
+        if name in done:
+            return
+        stack.append(name)
+        for target in sorted(graph[name]):
+            visit(target)
+        stack.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
+def test_directories_hold_one_concept():
+    sizes = Counter()
+    for directory in {path.parent for path in MODULES}:
+        entries = [
+            entry
+            for entry in directory.iterdir()
+            if entry.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed")
+            and (entry.is_file() or any(entry.rglob("*.py")))
+        ]
+        sizes[str(directory.relative_to(PACKAGE))] = len(entries)
+    crowded = {name: size for name, size in sizes.items() if size > MOST_ENTRIES and name not in (".", *REGISTRIES)}
+    assert not crowded
+
+
+def test_few_files_are_fragments():
+    small = [
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if path.name not in ("__init__.py", "__main__.py") and len(path.read_text(encoding="utf-8").splitlines()) < 30
+    ]
+    assert len(small) <= MOST_SMALL_FILES, small
+
+
+@pytest.mark.parametrize("package", [*CONFINED, *NEVER])
+def test_confined_packages(package):
+    places, at_top = CONFINED.get(package, ((), False))
+    for path in MODULES:
+        relative = str(path.relative_to(PACKAGE))
+        for module, top in imports(path):
+            if module == package or module.startswith(f"{package}."):
+                assert relative.startswith(places) and places, f"{relative} imports {module}"
+                assert at_top or not top, f"{relative} imports {module} at top level"

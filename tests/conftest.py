@@ -3,10 +3,10 @@
 import os
 import tempfile
 
-from tests import fast_xla
+from tests.support import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast_xla.flags(8)}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.flags(8)}"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Programs that several tests or their subprocesses run (resumed runs, other folders) are compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from seed_jax import images
 from seed_jax.errors import UserError
-from tests import golden
+from tests.support import golden
 
 GRADIENT = np.stack([*np.meshgrid(np.arange(40) * 6, np.arange(24) * 10), np.full((24, 40), 90)], -1).astype(np.uint8)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import fast_xla
-from tests.pages import command_lines
+from tests.support import xla_flags
+from tests.support.pages import command_lines
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
@@ -27,7 +27,7 @@ def command(workdir: Path, *overrides: str) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": fast_xla.flags(devices)}
+    return {**os.environ, "XLA_FLAGS": xla_flags.flags(devices)}
 
 
 def run(workdir: Path, *overrides: str, devices: int = 1) -> subprocess.CompletedProcess:

@@ -12,12 +12,12 @@ import pytest
 from flax.core import meta
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.models.llama import Llama, LlamaConfig
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
-from seed_jax.models.unclip import UnclipConfig
-from tests import fast_xla, golden
-from tests.models.tokenizer_cases import random_like
-from tests.models.unclip_cases import random_decoder
+from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from tests.models.diffusion.cases import random_decoder
+from tests.models.tokenizer.cases import random_like
+from tests.support import golden, xla_flags
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -64,7 +64,7 @@ def with_values(notebook, values):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, values, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-    monkeypatch.setenv("XLA_FLAGS", fast_xla.flags(1))
+    monkeypatch.setenv("XLA_FLAGS", xla_flags.flags(1))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = with_values(nbformat.read(path, as_version=4), values)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 
 from seed_jax import sharding
 from seed_jax.errors import UserError
-from seed_jax.models import lora
-from seed_jax.models.llama import Llama, LlamaConfig
+from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.nn import lora
 
 
 def boxed(shape, names):

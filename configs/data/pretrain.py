@@ -1,7 +1,8 @@
 """The original's pre-training mixture as data: six parts (spec D.3, `multi_torchdata_pretrain.yaml`).
 
 `weight`, `batch_size`, `max_length` and `cycles` are the original's numbers. Its weight is the probability that the
-next whole batch comes from a pipe, so a part's share of the samples is weight * batch_size / sum (`data/parts.py`):
+next whole batch comes from a pipe, so the share of the samples is weight * batch_size / sum
+(`data/batches/mixture_config.py`):
 
 | part | weight | batch | share of samples | of batches |
 |---|---|---|---|---|

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from flax.traverse_util import flatten_dict
 
 from seed_jax.checkpoint import lazy
 from seed_jax.errors import UserError
-from seed_jax.precision import dtype as dtype_of
+from seed_jax.files import new_directory, write_json
+from seed_jax.precision import as_dtype
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -39,38 +39,6 @@ class ModelDir:
     config: dict[str, Any]
     params: dict[str, Any]
     directory: Path
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def check_vacant(directory: Path) -> None:
-    """Refuse a place where something lies: `save` would, but only after its caller's long work."""
-    if directory.is_file() or (directory.exists() and any(directory.iterdir())):
-        raise UserError(f"{directory} exists and is not empty: choose another --out or remove it.")
-
-
-@contextlib.contextmanager
-def new_directory(directory: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `directory` when the block ends, and vanishes when it fails."""
-    directory = Path(directory)
-    check_vacant(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if directory.exists():
-            directory.rmdir()
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def save(
@@ -182,7 +150,7 @@ def restore_params(path: Path, *, dtype: str | None = None, shardings: Any = Non
 
 
 def _target(stored: np.dtype, wanted: str | None) -> np.dtype:
-    return dtype_of(wanted) if wanted and jax.numpy.issubdtype(stored, jax.numpy.floating) else stored
+    return as_dtype(wanted) if wanted and jax.numpy.issubdtype(stored, jax.numpy.floating) else stored
 
 
 def check_tree(params: dict[str, Any], expected: dict[str, Any], where: str) -> None:

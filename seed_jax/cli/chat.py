@@ -6,13 +6,13 @@ from pathlib import Path
 
 from seed_jax.cli.generation_options import add_model_options, add_settings, load, open_pictures, settings_of
 from seed_jax.errors import UserError
-from seed_jax.inference.chat import interleave
-from seed_jax.inference.conversation import Conversation
-from seed_jax.inference.drawn import line, save_pictures
-from seed_jax.inference.generate import Generation
+from seed_jax.inference.answers import line, save_pictures
+from seed_jax.inference.chat.conversation import Conversation
+from seed_jax.inference.chat.prompts import interleave
+from seed_jax.inference.generation.generator import Generation
+from seed_jax.inference.generation.sampling_params import Settings
+from seed_jax.inference.generation.segments import TextSegment
 from seed_jax.inference.seed_llama import SeedLlama
-from seed_jax.inference.segments import TextSegment
-from seed_jax.inference.settings import Settings
 
 PICTURES = 4  # of a turn, for which memory is planned
 HELP = """Write what you want to say. Commands:

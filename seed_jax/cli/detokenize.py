@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from seed_jax import images
-from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
+from seed_jax.files import write_json
 from seed_jax.inference.contact_sheet import contact_sheet
-from seed_jax.inference.drawing_request import DrawOptions
-from seed_jax.models.unclip import SAMPLERS
+from seed_jax.inference.drawing.request import DrawOptions
+from seed_jax.models.diffusion import SAMPLERS
 
 SETTINGS, SHEET = "drawing.json", "contact_sheet.png"
 SHEET_ROWS = 40
@@ -122,7 +122,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(args: argparse.Namespace, settings: dict[str, Any], missing: list[tuple[Line, int, Path]]) -> None:
-    from seed_jax.inference.draw import Drawer  # late: what is wrong with the arguments is said before JAX starts
+    from seed_jax.inference.drawing.drawer import (
+        Drawer,
+    )  # late: what is wrong with the arguments is said before JAX starts
     from seed_jax.inference.image_tokenizer import ImageTokenizer
 
     tokenizer = ImageTokenizer.load(args.model)
@@ -145,7 +147,7 @@ def _draw(args: argparse.Namespace, settings: dict[str, Any], missing: list[tupl
     paths = [path for _, _, path in missing]
     for pictures in stream:
         args.out.mkdir(parents=True, exist_ok=True)
-        model_dir.write_json(args.out / SETTINGS, settings)
+        write_json(args.out / SETTINGS, settings)
         for picture in pictures:
             _save(Image.fromarray(picture), paths.pop(0))
 

@@ -4,15 +4,14 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from seed_jax.cli import generate_batch
 from seed_jax.cli.generation_options import add_model_options, add_settings, load, open_pictures, settings_of
 from seed_jax.errors import UserError
-from seed_jax.inference.chat import USER, Turn, build_prompt, check_placeholders, interleave
-from seed_jax.inference.drawn import described, save_pictures
-from seed_jax.inference.generate import Generation, Request
-from seed_jax.inference.settings import Settings
+from seed_jax.inference.answers import as_dict, described, report_images, save_pictures
+from seed_jax.inference.chat.prompts import USER, Turn, build_prompt, check_placeholders, interleave
+from seed_jax.inference.generation.generator import Generation, Request
+from seed_jax.inference.generation.sampling_params import Settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -64,24 +63,6 @@ def _one(args: argparse.Namespace, settings: Settings) -> None:
     print(as_json(answer, paths) if args.json else "\n".join(described(answer.segments, paths)))
     if answer.stopped == "interrupted":
         logging.warning("Interrupted: this is what there was.")
-
-
-def report_images(answers: list[Generation], boi: int) -> None:
-    """Say how many of the images that were begun are whole, which only without a grammar are not all."""
-    begun = sum(answer.ids.count(boi) for answer in answers)
-    whole = sum(segment["type"] == "image" for answer in answers for segment in as_dict(answer)["segments"])
-    rate = f"{100 * whole / begun:.1f} %" if begun else "none were begun"
-    logging.info("Valid images without the grammar: %d of %d (%s).", whole, begun, rate)
-
-
-def as_dict(answer: Generation, paths: list[Path] | None = None) -> dict[str, Any]:
-    """Return an answer as it is written; drawn images have their file's `path`."""
-    segments, rest = [segment.to_dict() for segment in answer.segments], iter(paths or [])
-    for segment in segments:
-        if segment["type"] == "image" and (path := next(rest, None)) is not None:
-            segment["path"] = str(path)
-    found = {"segments": segments, "ids": list(answer.ids), "stopped": answer.stopped}
-    return found if answer.score is None else found | {"score": answer.score}
 
 
 def as_json(answer: Generation, paths: list[Path]) -> str:

@@ -11,15 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from seed_jax.checkpoint.model_dir import write_json
-from seed_jax.cli import generate
 from seed_jax.cli.generation_options import load, parts_of
 from seed_jax.errors import UserError
-from seed_jax.inference.chat import USER, Turn, build_prompt, check_placeholders, interleave
-from seed_jax.inference.drawn import save_pictures
-from seed_jax.inference.generate import Request
+from seed_jax.files import write_json
+from seed_jax.inference.answers import as_dict, report_images, save_pictures
+from seed_jax.inference.chat.prompts import USER, Turn, build_prompt, check_placeholders, interleave
+from seed_jax.inference.generation.generator import Request
+from seed_jax.inference.generation.sampling_params import Settings
 from seed_jax.inference.seed_llama import SeedLlama
-from seed_jax.inference.settings import Settings
 
 ANSWERS, RUN = "answers.jsonl", "run.json"
 OWN = {"id", "prompt", "images", "negative_prompt", "number_of_images"}  # what is in a line beside settings
@@ -67,13 +66,13 @@ def run(args: argparse.Namespace, defaults: Settings) -> None:
                 paths = (
                     save_pictures(model, answer.segments, args.out, name, line.settings.seed) if args.decoder else []
                 )
-                found = {"line": line.number, "id": line.id, **generate.as_dict(answer, paths)}
+                found = {"line": line.number, "id": line.id, **as_dict(answer, paths)}
                 file.write(json.dumps(found, ensure_ascii=False) + "\n")
                 file.flush()
                 bar.update()
                 ungoverned += [answer] if line.settings.mode == "none" else []
     if ungoverned:
-        generate.report_images(ungoverned, model.generator.vocabulary.boi)
+        report_images(ungoverned, model.generator.vocabulary.boi)
 
 
 def read_lines(path: Path, defaults: Settings) -> list[Line]:

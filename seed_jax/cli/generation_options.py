@@ -4,15 +4,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from seed_jax import images
-from seed_jax.data import videos
+from seed_jax import images, video
 from seed_jax.errors import UserError
-from seed_jax.inference import memory
-from seed_jax.inference.chat import STYLES
+from seed_jax.inference import memory_plan
+from seed_jax.inference.chat.prompts import STYLES
+from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, Settings
+from seed_jax.inference.memory_plan import Workload
 from seed_jax.inference.seed_llama import Parts, Picture, SeedLlama
-from seed_jax.inference.settings import EARLY_STOPPING, Settings
-from seed_jax.inference.working import Workload
-from seed_jax.models.quantized import SCHEMES
+from seed_jax.models.nn.quantized import SCHEMES
 
 
 def add_model_options(parser: argparse.ArgumentParser, style: str) -> None:
@@ -73,8 +72,8 @@ def load(args: argparse.Namespace, settings: Settings, *, prompts: int = 1, pict
     """Print what will take how much memory, refuse what cannot fit, and load the language model."""
     guided = settings.guidance_scale != 1.0
     work = Workload(prompts, settings.beams, guided, new_tokens=settings.max_new_tokens)
-    planned = memory.plan_parts(parts_of(args), work, pictures=pictures)
-    limit = memory.parse_size(args.memory) if args.memory else memory.device_memory()
+    planned = memory_plan.plan_parts(parts_of(args), work, pictures=pictures)
+    limit = memory_plan.parse_size(args.memory) if args.memory else memory_plan.device_memory()
     logging.info("Memory, for a prompt of up to %d tokens:\n  %s", work.prompt_length, "\n  ".join(planned.lines()))
     planned.check(limit)
     return SeedLlama.of(parts_of(args), args.style)
@@ -86,4 +85,4 @@ def open_pictures(path: str, frames: int | None = None) -> list[Picture]:
         return [images.load(path)]
     if frames < 1:
         raise UserError(f"--frames {frames}: expected at least 1.")
-    return list(videos.frames(Path(path), frames))
+    return list(video.frames(Path(path), frames))

@@ -31,7 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit code 1 when it does not fit."""
-    from seed_jax.plan import planning, report, search, topology  # late: --help needs no jax
+    from seed_jax.plan import (
+        planning,
+        report,
+        topology,  # late: --help needs no jax
+    )
 
     topology.prepare()
     config = load_config(args.config)
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         override(config, key, value)
     where = topology.find(args.topology, args.slices)
     if args.search:
-        plans = search.run(config, where, say=lambda line: print(line, file=sys.stderr))
+        plans = planning.search(config, where, say=lambda line: print(line, file=sys.stderr))
         if not plans:
             raise UserError(f"Nothing that was tried fits {args.topology}: take more chips, or a smaller --batch.")
     else:

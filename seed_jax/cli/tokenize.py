@@ -12,8 +12,8 @@ from jax.sharding import AxisType, Mesh
 from tqdm import tqdm
 
 from seed_jax import images
-from seed_jax.checkpoint.model_dir import write_json
 from seed_jax.errors import UserError
+from seed_jax.files import write_json
 from seed_jax.inference.image_tokenizer import Coded, ImageTokenizer, Preprocessing
 from seed_jax.precision import Precision
 

@@ -7,8 +7,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seed_jax.checkpoint.lazy import LazyArray
-from seed_jax.convert.rounding import rounded
-from seed_jax.models.lora import LoraSpec
+from seed_jax.convert.key_table import rounded
+from seed_jax.models.nn.lora import LoraSpec
 
 
 def merged(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:

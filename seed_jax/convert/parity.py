@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seed_jax.convert.rounding import rounded
+from seed_jax.convert.key_table import rounded
 from seed_jax.convert.tensors import Tensors
 
 STEM = "parity"

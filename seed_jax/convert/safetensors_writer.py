@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seed_jax.convert.rounding import rounded
+from seed_jax.convert.key_table import rounded
 from seed_jax.convert.tensors import SAFETENSORS_DTYPES, Shape
 
 _NAMES = {np.dtype(dtype): name for name, dtype in SAFETENSORS_DTYPES.items()}

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
-from seed_jax.inference import weights
-from seed_jax.inference.row_groups import in_groups
-from seed_jax.models.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig, abstract_params
+from seed_jax.inference import weight_loading
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 
 KIND = "seed_tokenizer"  # of its model directory
@@ -81,9 +80,9 @@ class ImageTokenizer:
         self._cut = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._weights = params
         whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        choose = weights.vit_schemes(quantize) if quantize else lambda path: None
+        choose = weight_loading.vit_schemes(quantize) if quantize else lambda path: None
         place = lambda path, leaf: jax.device_put(leaf, whole)  # noqa: E731
-        self._params = weights.load(params, lambda path: _dtype(path, precision), choose, place)
+        self._params = weight_loading.load(params, lambda path: _dtype(path, precision), choose, place)
         model = SeedTokenizer(config, precision)
 
         def encode(params, pixels):
@@ -212,3 +211,44 @@ def _dtype(path: tuple[str, ...], precision: Precision) -> np.dtype | None:
     What the codes are chosen from stays float32.
     """
     return precision.compute_dtype if path[-1] == "kernel" and path[0] != "encode_task" else None
+
+
+class PictureEncoder:
+    """What a `data.encoding.Encoder` is: fingerprint, preprocessing, batch size; prepare one picture, encode many."""
+
+    def __init__(self, tokenizer: ImageTokenizer):
+        self.fingerprint, self.batch_size = tokenizer.fingerprint, tokenizer.batch_size
+        size = {"image_size": tokenizer.config.image_size}
+        self.preprocessing = size | dataclasses.asdict(tokenizer.preprocessing)
+        self.prepare, self._start = tokenizer.pixels, tokenizer.start_pixels
+
+    def encode(self, pictures: np.ndarray) -> "Codes":
+        """Give a batch to the device and return at once."""
+        return Codes(self._start(pictures), len(pictures))
+
+
+class Codes:
+    """Codes that the device is computing; `np.asarray` waits for them."""
+
+    def __init__(self, batch: jax.Array, count: int):
+        self._batch, self._count = batch, count
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._batch, dtype)[: self._count]
+
+
+# ViT-g on a CPU, a block and a picture: 75 ms in groups of 4, 85 of 1 or 8, 105 of 16. A group of 4 still lies in the
+# caches, and is large enough for the weights' own traffic not to count (AMD EPYC with AVX-512, one core, float32).
+ROWS = 4
+
+
+def in_groups(function: Callable[[Any, jax.Array], jax.Array], rows: int = ROWS) -> Callable[..., jax.Array]:
+    """Return `function(params, batch)` that runs over up to `rows` rows at a time, one program inside one loop."""
+
+    def run(params: Any, batch: jax.Array) -> jax.Array:
+        size = max(n for n in range(1, rows + 1) if len(batch) % n == 0)
+        groups = batch.reshape(-1, size, *batch.shape[1:])
+        found = jax.lax.map(lambda group: function(params, group), groups)
+        return found.reshape(len(batch), *found.shape[2:])
+
+    return run

@@ -11,14 +11,14 @@ from PIL import Image
 
 from seed_jax import images
 from seed_jax.errors import UserError
-from seed_jax.inference.chat import BASE, USER, Turn, build_prompt, interleave
-from seed_jax.inference.draw import Drawer
-from seed_jax.inference.drawing_request import DrawOptions
-from seed_jax.inference.generate import Generation, Generator
+from seed_jax.inference.chat.prompts import BASE, USER, Turn, build_prompt, interleave
+from seed_jax.inference.drawing.drawer import Drawer
+from seed_jax.inference.drawing.request import DrawOptions
+from seed_jax.inference.generation.generator import Generation, Generator
+from seed_jax.inference.generation.sampling_params import Settings
+from seed_jax.inference.generation.segments import ImageSegment, Segment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.inference.language_model import LanguageModel, open_language_model
-from seed_jax.inference.segments import ImageSegment, Segment
-from seed_jax.inference.settings import Settings
+from seed_jax.inference.weight_loading import LanguageModel, open_language_model
 from seed_jax.precision import Precision
 
 LARGEST_BATCH = 8  # pictures that are encoded at a time, as the frames of a video

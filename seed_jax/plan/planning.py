@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seed_jax import sharding
+from seed_jax.errors import UserError
 from seed_jax.plan import estimate, hlo, work
 from seed_jax.plan.estimate import Exchange, Seconds
 from seed_jax.plan.topology import Topology
-from seed_jax.train import checks, program, registry, tuning
+from seed_jax.train import auto_settings, compiled_step, validation
+from seed_jax.train.stages import registry
 
 GPU_STAND_INS = {"cudnn": "chunked"}  # a GPU's kernel, and what the CPU's compiler gets in its place
 
@@ -86,16 +89,16 @@ def make(config: ml_collections.ConfigDict, topology: Topology, hlo_file: str | 
         UserError: the config, its mesh or its batch cannot work on this topology.
     """
     mesh = sharding.make_mesh(config.mesh.to_dict(), topology.devices)
-    config = tuning.resolve(config, mesh, topology.accelerator)
-    checks.check(config)
+    config = auto_settings.resolve(config, mesh, topology.accelerator)
+    validation.check(config)
     notes = () if topology.exact else ("memory and exchanges are those of the CPU's compiler for as many devices",)
     wanted = config.model.get("attention", "")
     if not topology.exact and wanted in GPU_STAND_INS:
         config.model.attention = GPU_STAND_INS[wanted]
         notes += (f"attention {config.model.attention} stands in for {wanted}",)
     stage = registry.sketch(config)
-    checks.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
-    step = program.make(config, stage, mesh)
+    validation.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
+    step = compiled_step.make(config, stage, mesh)
     compiled, seconds, work_done = _compile(step)
     memory = _memory(step, compiled, topology)
     plan = Plan(
@@ -124,7 +127,7 @@ def make(config: ml_collections.ConfigDict, topology: Topology, hlo_file: str | 
     return _timed(plan, hlo.parse(text), work_done, mesh, topology)
 
 
-def _compile(step: program.Program) -> tuple[jax.stages.Compiled | int, float, work.Work]:
+def _compile(step: compiled_step.Program) -> tuple[jax.stages.Compiled | int, float, work.Work]:
     """Return the compiled step, or the bytes it would need where it does not fit; and the seconds it took."""
     start = time.perf_counter()
     traced = step.trace()
@@ -151,7 +154,7 @@ def _timed(plan: Plan, module: hlo.Module, done: work.Work, mesh: Mesh, topology
     )
 
 
-def _memory(step: program.Program, compiled: jax.stages.Compiled | int, topology: Topology) -> Memory:
+def _memory(step: compiled_step.Program, compiled: jax.stages.Compiled | int, topology: Topology) -> Memory:
     local = lambda tree: sum(map(_local_bytes, jax.tree.leaves(tree)))  # noqa: E731
     parameters, batch = local((step.layout.state.trained, step.layout.frozen)), local(step.batch)
     if isinstance(compiled, int):
@@ -177,3 +180,43 @@ def summary(plan: Plan) -> str:
 
 def gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
+
+
+def search(
+    config: ml_collections.ConfigDict, topology: Topology, say: Callable[[str], None] = lambda line: None
+) -> list[Plan]:
+    """Try microbatches, remat policies and meshes; return what fits, least time per token first."""
+    found = []
+    for candidate in _candidates(config, topology):
+        try:
+            plan = make(candidate, topology)
+        except UserError as error:
+            say(f"left out: {error}")
+            continue
+        say(summary(plan))
+        found.append(plan)
+    fitting = [plan for plan in found if plan.fits]
+    return sorted(fitting, key=lambda plan: plan.seconds.step / plan.tokens)
+
+
+def _candidates(config: ml_collections.ConfigDict, topology: Topology) -> list[ml_collections.ConfigDict]:
+    candidates = []
+    for tensor in (1, 2, 4):
+        mesh = {"replica": topology.slices, "fsdp": -1, "tensor": tensor}
+        if topology.chips % (topology.slices * tensor):
+            continue
+        shards = topology.chips // tensor
+        for remat in ("save_qkv", "full"):
+            most = config.data.batch_size // shards if config.data.batch_size >= shards else 0
+            for rows in [rows for rows in (1, 2, 4, 8) if rows <= most and most % rows == 0]:
+                one = config.copy_and_resolve_references()
+                one.mesh.update(mesh)
+                one.model.remat = remat
+                one.optimizer.accumulation = most // rows
+                candidates.append(one)
+    if not candidates:
+        raise UserError(
+            f"data.batch_size is {config.data.batch_size}, too small for {topology.chips} chips with any tensor axis "
+            "up to 4: give --batch."
+        )
+    return candidates

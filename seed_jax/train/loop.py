@@ -17,15 +17,17 @@ from etils import epath
 from jax.sharding import Mesh
 
 from seed_jax import accelerators, sharding
-from seed_jax.train import checks, profiling, program, registry, saving, tuning
-from seed_jax.train import workdir as workdirs
-from seed_jax.train.goodput import Goodput
-from seed_jax.train.preemption import EXIT_PREEMPTED, Preemption
-from seed_jax.train.progress import Progress
-from seed_jax.train.stages import Batches, Stage
+from seed_jax.files import Directory
+from seed_jax.train import auto_settings, compiled_step, validation
+from seed_jax.train.runtime import checkpointing, profiling
+from seed_jax.train.runtime import workdir as workdirs
+from seed_jax.train.runtime.goodput import Goodput
+from seed_jax.train.runtime.metric_writer import MetricWriter
+from seed_jax.train.runtime.progress import Progress
+from seed_jax.train.runtime.watchdog import EXIT_PREEMPTED, Hosts, Preemption, Watchdog
+from seed_jax.train.stage import Batches, Stage
+from seed_jax.train.stages import registry
 from seed_jax.train.state import TrainState, join
-from seed_jax.train.watchdog import Hosts, Watchdog
-from seed_jax.train.writer import MetricWriter
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
@@ -36,12 +38,12 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         SystemExit: with code 75 after SIGTERM, once the state is saved, or at the end; the same command continues.
     """
     workdir = workdirs.place(workdir)
-    checks.check(config)
+    validation.check(config)
     with workdirs.locked(workdir), contextlib.closing(Preemption()) as preemption, _hosts(config) as hosts:
         mesh = sharding.make_mesh(config.mesh.to_dict())
-        config = tuning.resolve(config, mesh, accelerators.of_device(mesh.devices.flat[0]))
+        config = auto_settings.resolve(config, mesh, accelerators.of_device(mesh.devices.flat[0]))
         stage = registry.build(config, workdir)
-        checks.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
+        validation.check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
         with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
             variables = _train(config, workdir, mesh, stage, preemption, hosts)
         # Outside the mesh: what a stage shows at the end are ordinary programs of their own.
@@ -65,7 +67,7 @@ def _hosts(config: ml_collections.ConfigDict) -> Iterator[Hosts]:
 
 def _train(
     config: ml_collections.ConfigDict,
-    workdir: workdirs.Folder,
+    workdir: Directory,
     mesh: Mesh,
     stage: Stage,
     preemption: Preemption,
@@ -73,11 +75,11 @@ def _train(
 ) -> dict[str, Any]:
     """Return the variables after the last step."""
     began = time.perf_counter()
-    made = program.make(config, stage, mesh)
-    store = saving.open_store(config, workdir)
+    made = compiled_step.make(config, stage, mesh)
+    store = checkpointing.open_store(config, workdir)
     batches = stage.batches(sharding.local_rows(sharding.batch_sharding(mesh), stage.batch_size))
     with contextlib.closing(store), contextlib.closing(batches):
-        state, frozen, restored = saving.restore_or_create(stage, made, store, batches, config.seed)
+        state, frozen, restored = checkpointing.restore_or_create(stage, made, store, batches, config.seed)
         first, fresh = int(state.step), state
         if restored:
             logging.info("Continuing from step %d of %s.", first, store.directory)
@@ -90,7 +92,7 @@ def _train(
         project = config.get("wandb", {}).get("project", "")
         writer = MetricWriter(workdir, first_step=first, wandb=project, described=config)
         progress = Progress(config, stage, mesh, writer, goodput, restored_from=first if restored else None)
-        due = saving.Schedule(config)
+        due = checkpointing.Schedule(config)
         with contextlib.closing(progress), contextlib.closing(_watchdog(config)) as watchdog:
             for step, state, position in _steps(config, workdir, fresh, frozen, batches, step_fn, stage, progress):
                 for watcher in (watchdog, hosts):
@@ -100,7 +102,7 @@ def _train(
                 if due.due(step) or stop:
                     progress.flush()  # a run that continues from here will not report this step again
                     with progress.saving(step):
-                        saving.save(store, step, state, frozen, position, stage)
+                        checkpointing.save(store, step, state, frozen, position, stage)
                     watchdog.beat(step)
                 if stop and step < config.steps:
                     store.close()
@@ -115,7 +117,7 @@ def _watchdog(config: ml_collections.ConfigDict) -> Watchdog:
 
 def _steps(
     config: ml_collections.ConfigDict,
-    workdir: workdirs.Folder,
+    workdir: Directory,
     state: TrainState,
     frozen: Any,
     batches: Batches,

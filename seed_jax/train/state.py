@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from seed_jax import sharding
-from seed_jax.precision import dtype as dtype_of
-from seed_jax.train.stages import Stage
+from seed_jax.precision import as_dtype
+from seed_jax.train.stage import Stage
 
 Tree = dict[str, Any]
 
@@ -57,7 +57,7 @@ def make_layout(stage: Stage, tx: optax.GradientTransformation, mesh: Mesh, froz
     shapes = sharding.unbox(boxed)
 
     def described(path, leaf, cut):
-        kept = jnp.float32 if stage.trainable(path) else dtype_of(frozen_dtype)
+        kept = jnp.float32 if stage.trainable(path) else as_dtype(frozen_dtype)
         return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=cut)
 
     flat_cut = flatten_dict(shardings)

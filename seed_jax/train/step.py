@@ -1,16 +1,17 @@
 """One optimizer step: microbatches summed exactly, one division at the end."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Key
 
-from seed_jax.train import norms
 from seed_jax.train.guard import GuardState
-from seed_jax.train.stages import LossOutput, Stage
+from seed_jax.train.stage import LossOutput, Stage
 from seed_jax.train.state import TrainState, Tree, join
 
 Batch = dict[str, Array]
@@ -82,7 +83,21 @@ def make_step(
         if isinstance(optimizer, GuardState):
             metrics["skipped_steps"] = optimizer.skipped
         if layer_norms:
-            metrics |= norms.by_layer("grad_norm", grads) | norms.by_layer("param_norm", trained)
+            metrics |= by_layer("grad_norm", grads) | by_layer("param_norm", trained)
         return TrainState(state.step + 1, trained, optimizer), metrics
 
     return step
+
+
+def by_layer(name: str, tree: Tree) -> dict[str, Array]:
+    """Return `name/<layer>` -> norm: of stacked layers one by one (`layers/07`), of other tensors by their module."""
+    squares: dict[str, list[Array]] = defaultdict(list)
+    for path, leaf in flatten_dict(tree).items():
+        square = jnp.square(leaf.astype(jnp.float32))
+        if "layers" not in path:
+            squares["/".join(path[1:2] or path)].append(square.sum())
+            continue
+        sums = square.reshape(leaf.shape[0], -1).sum(-1)
+        for layer in range(leaf.shape[0]):
+            squares[f"layers/{layer:02d}"].append(sums[layer])
+    return {f"{name}/{layer}": jnp.sqrt(sum(parts)) for layer, parts in sorted(squares.items())}

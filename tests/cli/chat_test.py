@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from seed_jax.cli import main
+from seed_jax.inference.generation.segments import ImageSegment
 from seed_jax.inference.seed_llama import SeedLlama
-from seed_jax.inference.segments import ImageSegment
 from tests.cli.generate_test import models  # noqa: F401
 
 

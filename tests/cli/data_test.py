@@ -10,13 +10,13 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import main
-from seed_jax.data.shards import open_shards
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import SOURCES
-from seed_jax.data.vocab_files import train_small
-from seed_jax.inference.draw import Drawer
+from seed_jax.data.text.vocabulary_files import train_small
+from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
-from tests.models.tokenizer_cases import random_like
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from tests.models.tokenizer.cases import random_like
 
 
 def png(number):

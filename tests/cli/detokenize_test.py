@@ -8,11 +8,11 @@ from PIL import Image
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import detokenize
 from seed_jax.errors import UserError
-from seed_jax.inference.contact_sheet import GAP, contact_sheet
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
-from seed_jax.models.unclip import UnclipConfig
-from tests.models import tokenizer_cases
-from tests.models.unclip_cases import random_decoder
+from seed_jax.inference.answers import GAP, contact_sheet
+from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from tests.models.diffusion.cases import random_decoder
+from tests.models.tokenizer import cases
 
 TOKENIZER = SeedTokenizerConfig.tiny()
 
@@ -21,7 +21,7 @@ TOKENIZER = SeedTokenizerConfig.tiny()
 def models(tmp_path_factory):
     """Directories of a tiny tokenizer and of a tiny decoder for its embeddings."""
     root = tmp_path_factory.mktemp("models")
-    weights = tokenizer_cases.random_like(abstract_params(TOKENIZER))
+    weights = cases.random_like(abstract_params(TOKENIZER))
     model_dir.save(root / "tokenizer", "seed_tokenizer", {"sizes": TOKENIZER.to_dict()}, weights)
     for name, width in (("decoder", TOKENIZER.embedding_width), ("other", TOKENIZER.embedding_width + 2)):
         unclip, params = random_decoder(UnclipConfig.tiny(width))

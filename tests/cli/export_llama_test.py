@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from seed_jax.cli import main
 from seed_jax.convert.tensors import open_tensors
-from seed_jax.data.vocab import Vocabulary
-from tests import golden
-from tests.convert import llama_cases
+from seed_jax.data.text.vocabulary import Vocabulary
+from tests.convert.llama import cases
+from tests.support import golden
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -22,12 +22,12 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return llama_cases.hugging_face(tmp_path_factory.mktemp("hf"))
+    return cases.hugging_face(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    return llama_cases.peft(tmp_path_factory.mktemp("peft") / "adapter")
+    return cases.peft(tmp_path_factory.mktemp("peft") / "adapter")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def model(tmp_path_factory, source):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, source, adapter):
-    return llama_cases.workdir(tmp_path_factory.mktemp("run"), source, adapter)
+    return cases.workdir(tmp_path_factory.mktemp("run"), source, adapter)
 
 
 def export(model, out, *options) -> int:
@@ -160,9 +160,9 @@ def test_a_number_beyond_float16_is_named_and_nothing_written(source, tmp_path, 
 
 
 def test_a_wrong_file_fails_the_verification(model, tmp_path, monkeypatch, capsys):
-    from seed_jax.convert import llama_export
+    from seed_jax.convert.llama import hf_export
 
-    whole = llama_export.write_llama
+    whole = hf_export.write_llama
 
     def spoiled(directory, *args):
         whole(directory, *args)
@@ -172,7 +172,7 @@ def test_a_wrong_file_fails_the_verification(model, tmp_path, monkeypatch, capsy
         )
         save_file(tensors, directory / "model.safetensors", {"format": "pt"})
 
-    monkeypatch.setattr(llama_export, "write_llama", spoiled)
+    monkeypatch.setattr(hf_export, "write_llama", spoiled)
     assert export(model, tmp_path / "out", "--verify") == 1
     assert "29 of 30 tensors exact; logits 2." in (out := capsys.readouterr().out)
     assert out.rstrip().endswith("FAILED")

@@ -13,13 +13,13 @@ from safetensors.numpy import load_file, save_file
 from seed_jax.checkpoint import lazy, model_dir
 from seed_jax.checkpoint.store import Store
 from seed_jax.cli import main
-from seed_jax.models.image_text import ImageText, ImageTextConfig
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig
-from seed_jax.models.text_branch import TextBranchConfig
+from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
+from seed_jax.models.tokenizer.text_branch import TextBranchConfig
 from seed_jax.sharding import unbox
-from seed_jax.train.codebook_model import CodebookModel, CodebookSizes
-from tests import golden
-from tests.models.tokenizer_cases import random_like
+from seed_jax.train.stages.codebook.model import CodebookModel, CodebookSizes
+from tests.models.tokenizer.cases import random_like
+from tests.support import golden
 
 VIT = "visual_encoder."
 HEADS = ("--vit-heads", "4", "--qformer-heads", "4", "--decoder-heads", "4")

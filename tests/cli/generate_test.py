@@ -13,16 +13,16 @@ from PIL import Image
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import main
-from seed_jax.data.vocab import Vocabulary
-from seed_jax.inference.chat import USER, Turn, build_prompt, interleave
-from seed_jax.inference.generate import Generator
+from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.inference.chat.prompts import USER, Turn, build_prompt, interleave
+from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.models.llama import Llama, LlamaConfig
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
-from seed_jax.models.unclip import UnclipConfig
-from tests import golden
-from tests.models.tokenizer_cases import random_like
-from tests.models.unclip_cases import random_decoder
+from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from tests.models.diffusion.cases import random_decoder
+from tests.models.tokenizer.cases import random_like
+from tests.support import golden
 
 TOKENIZER = SeedTokenizerConfig.tiny()
 SIZES = dataclasses.replace(LlamaConfig.tiny(830), hidden_size=32, intermediate_size=48, max_length=256)

@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import main
-from seed_jax.convert.llama_source import open_source
-from seed_jax.convert.peft_export import SAVED_MODULES
-from seed_jax.inference.language_model import load_language_model
-from tests import golden
-from tests.convert import llama_cases
+from seed_jax.convert.llama.peft import SAVED_MODULES
+from seed_jax.convert.llama.source import open_source
+from seed_jax.inference.weight_loading import load_language_model
+from tests.convert.llama import cases
+from tests.support import golden
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -24,12 +24,12 @@ pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return llama_cases.hugging_face(tmp_path_factory.mktemp("hf"))
+    return cases.hugging_face(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    return llama_cases.peft(tmp_path_factory.mktemp("peft") / "adapter")
+    return cases.peft(tmp_path_factory.mktemp("peft") / "adapter")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def as_bin_shards(directory) -> None:
 
 def test_old_style_shards_with_wrong_token_ids(copy, tmp_path, caplog):
     as_bin_shards(copy)
-    llama_cases.edit(copy / "config.json", bos_token_id=0, eos_token_id=1, pad_token_id=-1)
+    cases.edit(copy / "config.json", bos_token_id=0, eos_token_id=1, pad_token_id=-1)
     caplog.set_level(logging.INFO)
     assert run(copy, tmp_path / "out", "--verify") == 0
     assert "bos_token_id 1, eos_token_id 2, pad_token_id 0 are used instead" in caplog.text
@@ -130,7 +130,7 @@ def test_an_adapter_may_bring_the_image_tokens_along(copy, adapter, tmp_path):
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         tensors[name] = tensors[name][:300]
     save_file(tensors, copy / "model.safetensors")
-    llama_cases.edit(copy / "config.json", vocab_size=300)
+    cases.edit(copy / "config.json", vocab_size=300)
     assert run(copy, tmp_path / "out", "--adapter", adapter) == 0
     assert open_source(tmp_path / "out").config.vocab_size == 366
 
@@ -147,7 +147,7 @@ def test_what_is_refused_leaves_nothing_behind(copy, adapter, tmp_path, capsys):
     refused("give one with --adapter", "--unmerged")
     path = adapter / "adapter_config.json"
     before = path.read_text()
-    llama_cases.edit(path, base_model_name_or_path="llama-13b", r=8)
+    cases.edit(path, base_model_name_or_path="llama-13b", r=8)
     refused("is an adapter for another base model (its config names 'llama-13b')", "--adapter", adapter)
     path.write_text(before)
     refused("has neither adapter_model.safetensors nor adapter_model.bin", "--adapter", tmp_path)
@@ -162,14 +162,14 @@ def test_what_is_refused_leaves_nothing_behind(copy, adapter, tmp_path, capsys):
     refused("has no weights")
     (copy / "pytorch_model.bin").write_bytes(whole)
     refused("it is truncated, of another kind, or holds code, which is never run")
-    llama_cases.edit(copy / "config.json", architectures=["MistralForCausalLM"])
+    cases.edit(copy / "config.json", architectures=["MistralForCausalLM"])
     refused("has architectures ['MistralForCausalLM'], expected ['LlamaForCausalLM']")
 
 
 def test_an_adapter_with_other_layers_is_for_another_base(copy, adapter, tmp_path, capsys):
     tensors = {n: t for n, t in load_file(copy / "model.safetensors").items() if ".layers.2." not in n}
     save_file(tensors, copy / "model.safetensors")
-    llama_cases.edit(copy / "config.json", num_hidden_layers=2)
+    cases.edit(copy / "config.json", num_hidden_layers=2)
     assert run(copy, tmp_path / "out", "--adapter", adapter) == 2
     error = capsys.readouterr().err
     assert f"{adapter} is an adapter for another base model (its config names 'vicuna')" in error

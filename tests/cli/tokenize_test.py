@@ -8,8 +8,8 @@ from PIL import Image
 from seed_jax import cli
 from seed_jax.checkpoint import model_dir
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
-from tests.models.tokenizer_cases import random_like
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from tests.models.tokenizer.cases import random_like
 
 CONFIG = SeedTokenizerConfig.tiny()
 

@@ -6,8 +6,8 @@ import pytest
 
 from seed_jax.cli import export, import_
 from seed_jax.errors import UserError
-from tests import golden
-from tests.models.unclip_cases import FOLDER
+from tests.models.diffusion.cases import FOLDER
+from tests.support import golden
 
 
 def run(*words):

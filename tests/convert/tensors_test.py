@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from seed_jax.convert import torch_file
+from seed_jax.convert import tensors as tensor_files
 from seed_jax.convert.tensors import Tensor, Tensors, check, listed, open_tensors
 from seed_jax.errors import UserError
 
@@ -57,7 +57,7 @@ def test_torch_files_are_unwrapped(tmp_path, torch, wrapper, old):
 def test_a_mapped_file_is_mapped_anew_so_that_its_pages_are_let_go(tmp_path, torch, monkeypatch, old, loads):
     state = {name: torch.full((3,), float(i)) for i, name in enumerate("abc")}
     torch.save(state, tmp_path / "m.pth", _use_new_zipfile_serialization=not old)
-    monkeypatch.setattr(torch_file, "_REMAP_AFTER", 0)
+    monkeypatch.setattr(tensor_files, "_REMAP_AFTER", 0)
     calls, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: calls.append(1) or load(*args, **options))
     tensors = open_tensors(tmp_path / "m.pth")

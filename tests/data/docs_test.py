@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.cli import data_build, main
-from seed_jax.data import measure
-from seed_jax.data.shards import open_shards
+from seed_jax.cli import main
+from seed_jax.cli.data import build
+from seed_jax.data.inspect import statistics
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import SOURCES
-from seed_jax.data.vocab import train_small
-from seed_jax.models.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from seed_jax.data.text.vocabulary import train_small
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.data.sources.samples import png, tar, write_pictures
-from tests.models.tokenizer_cases import random_like
-from tests.pages import blocks, command_lines
+from tests.models.tokenizer.cases import random_like
+from tests.support.pages import blocks, command_lines
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
@@ -46,14 +47,14 @@ def place(tmp_path, monkeypatch):
 
 
 def test_every_command_runs(place, capsys, monkeypatch):
-    encoders, load = [], data_build._load_encoder
+    encoders, load = [], build._load_encoder
 
     def load_once(args):
         encoders.append(encoders[0] if encoders else load(args))  # all of the page are the same; compiled once
         return encoders[0]
 
-    monkeypatch.setattr(data_build, "_load_encoder", load_once)
-    monkeypatch.setattr(measure, "PACKED_ROWS", 2)
+    monkeypatch.setattr(build, "_load_encoder", load_once)
+    monkeypatch.setattr(statistics, "PACKED_ROWS", 2)
     (mixture,) = blocks("docs/data.md", "file mixture.py")
     (place / "mixture.py").write_text(mixture)
     assert sum("```bash" in line for line in PAGE.splitlines()) == len(blocks("docs/data.md", "commands"))

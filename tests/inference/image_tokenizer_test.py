@@ -13,9 +13,9 @@ from seed_jax import images
 from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
 from seed_jax.inference.image_tokenizer import ImageTokenizer, Preprocessing
-from seed_jax.models.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig, abstract_params
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
-from tests.models.tokenizer_cases import imported, random_like, recorded
+from tests.models.tokenizer.cases import imported, random_like, recorded
 
 CONFIG = SeedTokenizerConfig.tiny()
 PARAMS = random_like(abstract_params(CONFIG))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seed_jax.inference.row_groups import in_groups
+from seed_jax.inference.image_tokenizer import in_groups
 
 
 @pytest.mark.parametrize(("count", "size"), [(16, 4), (6, 3), (7, 1), (3, 3), (4, 4)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seed_jax.plan import groups, hlo
+from seed_jax.plan import hlo
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -82,7 +82,7 @@ def test_a_gather_that_fusions_share_is_one_exchange_and_others_count_each():
     ],
 )
 def test_groups_are_read_however_they_are_written(written, group):
-    assert groups.first_group(written) == group
+    assert hlo.first_group(written) == group
 
 
 def test_what_did_not_fit_says_how_much_it_needs():

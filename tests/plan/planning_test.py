@@ -16,14 +16,15 @@ import pytest
 
 from configs import pretrain, pretrain_full, tokenizer_codebook, tokenizer_qformer
 from seed_jax import cli, sharding
-from seed_jax.data.bert_vocab import BertVocabulary
-from seed_jax.data.pairs import PairReader
-from seed_jax.data.records import Record
+from seed_jax.data.batches.pairs import PairReader
+from seed_jax.data.shards.records import Record
+from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.errors import UserError
-from seed_jax.plan import planning, search, topology, work
-from seed_jax.train import loop, program, registry, tuning
-from tests import golden
-from tests.data import parts
+from seed_jax.plan import planning, topology, work
+from seed_jax.train import auto_settings, compiled_step, loop
+from seed_jax.train.stages import registry
+from tests.data.batches import mixtures
+from tests.support import golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +55,7 @@ def test_training_runs_the_program_that_was_planned(tmp_path, cpu):
         Record(f"folder/{n}", "folder", (rng.integers(0, 128, 32).astype(np.uint16), "a dog"), {}) for n in range(9)
     ]
     config = tiny(steps=1, **{"mesh.fsdp": 4, "mesh.tensor": 2})
-    part = {"path": str(parts.write(tmp_path / "pairs", records)), "task": "image_text_pair", "weight": 1.0}
+    part = {"path": str(mixtures.write(tmp_path / "pairs", records)), "task": "image_text_pair", "weight": 1.0}
     with config.unlocked():
         config.data.parts = ({**part, "params": {"max_length": 64}},)
     loop.run(config, tmp_path / "run")
@@ -72,7 +73,7 @@ def test_the_memory_planned_is_the_memory_taken(cpu):
     plan = planning.make(config, cpu)
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
     stage = registry.sketch(config)
-    made = program.make(config, stage, mesh)
+    made = compiled_step.make(config, stage, mesh)
     with jax.set_mesh(mesh):
         from seed_jax.train.state import create
 
@@ -115,7 +116,7 @@ def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
         return dataclasses.replace(any_plan, memory=memory, seconds=seconds, **layout)
 
     monkeypatch.setattr(planning, "make", make)
-    plans = search.run(tiny(**{"data.batch_size": 16}), cpu, said.append)
+    plans = planning.search(tiny(**{"data.batch_size": 16}), cpu, said.append)
     rows = (1, 2, 1, 2, 4, 1, 2, 4, 8)  # of tensor 1, 2 and 4
     assert sorted(tried) == sorted((remat, count) for remat in ("full", "save_qkv") for count in rows)
     found = [(plan.remat, plan.rows) for plan in plans]
@@ -141,7 +142,9 @@ def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_compiled(capsys, monkeypatch, arguments, words):
-    monkeypatch.setattr(program.Program, "trace", lambda self: pytest.fail("compiled") if "some" not in words else None)
+    monkeypatch.setattr(
+        compiled_step.Program, "trace", lambda self: pytest.fail("compiled") if "some" not in words else None
+    )
     code = cli.main(["plan", "--config", str(ROOT / "configs/pretrain.py:tiny"), *arguments])
     message = capsys.readouterr().err.strip()
     assert code == 2
@@ -180,7 +183,7 @@ def test_what_is_left_open_is_filled_in(cpu):
     mesh = sharding.make_mesh({"fsdp": -1})
     config = pretrain_full.get_config("8b")
     config.data.batch_size = 64
-    resolved = tuning.resolve(config, mesh, topology.accelerators.by_name("v5e"))
+    resolved = auto_settings.resolve(config, mesh, topology.accelerators.by_name("v5e"))
     # 8 rows a device of 2048 tokens; at most 8192 tokens at a time.
     assert (resolved.optimizer.accumulation, resolved.model.attention) == (2, "splash")
     assert config.optimizer.accumulation == 0

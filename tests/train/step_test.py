@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from seed_jax import sharding
-from seed_jax.losses import WeightedSum
-from seed_jax.train.stages import LossOutput, Stage
+from seed_jax.losses.next_token import WeightedSum
+from seed_jax.train.stage import LossOutput, Stage
 from seed_jax.train.state import create, join, make_layout
 from seed_jax.train.step import gradients, make_step, microbatches
 

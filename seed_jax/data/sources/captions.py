@@ -9,17 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.data.sources.listed import (
-    TABLES,
-    Listed,
-    Numbered,
-    entry_of,
-    first,
-    list_entries,
-    opened,
-    rest,
-    texts,
-)
+from seed_jax.data.sources.listed import TABLES, Listed, Numbered, entry_of, first, list_entries, opened, rest, texts
 from seed_jax.data.sources.units import Bad, InputFile, Raw, UnusableError
 
 IMAGE_KEYS = ("image", "path", "file_name", "filepath")

@@ -7,9 +7,8 @@ of tars of that name is used for that list alone, which keeps the table of names
 
 from typing import Any
 
-from seed_jax.data.sources.items import Slice
 from seed_jax.data.sources.listed import Entry, Listed, entry_of, rest
-from seed_jax.data.sources.units import InputFile, Raw, UnusableError
+from seed_jax.data.sources.units import InputFile, Raw, Slice, UnusableError
 
 _META = ("url", "could_have_url_duplicate")
 

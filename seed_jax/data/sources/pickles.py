@@ -15,7 +15,7 @@ import numpy as np
 from seed_jax.data.sources.plain_pickle import PickleError, load
 from seed_jax.data.sources.tar_groups import Group, groups, tars
 from seed_jax.data.sources.units import Bad, InputFile, Item, Raw, UnusableError, named, plain
-from seed_jax.data.vocab import CODES_PER_IMAGE
+from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 
 _IMAGES = ("image_ids", "source_image_ids", "target_image_ids")
 _CAPTIONS = tuple(f"caption{number}" for number in range(5))

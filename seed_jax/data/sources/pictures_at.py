@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seed_jax.data.sources.items import Slice
 from seed_jax.data.sources.tar_index import LARGEST, TarIndex
-from seed_jax.data.sources.units import UnusableError
+from seed_jax.data.sources.units import Slice, UnusableError
 from seed_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from seed_jax.data.sources.items import Slice
+from seed_jax.data.sources.units import Slice
 from seed_jax.errors import UserError
 
 LARGEST = 1 << 28  # bytes; a larger member is no picture, and a sparse one could claim any size

@@ -1,5 +1,7 @@
 """What a source yields: one work unit at a time, as found, or why it cannot be used."""
 
+import base64
+import binascii
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -8,8 +10,38 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from seed_jax.data.sources.items import Slice, Video
 from seed_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A picture inside a larger file: `size` bytes from `offset`, perhaps written in base64."""
+
+    path: Path
+    offset: int
+    size: int
+    base64: bool = False
+
+    def read_bytes(self) -> bytes:
+        """Return the picture's bytes; OSError where they are not there any more, or not base64."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise OSError(f"{self.path} ends within a picture")
+        try:
+            return base64.b64decode(data, validate=True) if self.base64 else data
+        except binascii.Error as error:
+            raise OSError(f"a picture in {self.path} is not base64 ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A video file of which `frames` frames are used, each from the middle of an equal stretch."""
+
+    path: Path
+    frames: int
+
 
 Item = str | bytes | Path | Slice | Video | np.ndarray
 """A text, a picture (its bytes, its file or a stretch of a file), a video, or codes made earlier: uint16 [32]."""

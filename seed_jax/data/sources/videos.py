@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from seed_jax.data.sources.items import Video
 from seed_jax.data.sources.listed import Entry, Listed, Numbered, entry_of, first, list_entries, rest, text
-from seed_jax.data.sources.units import Bad, InputFile, Item, Raw, UnusableError, plain
-from seed_jax.data.videos import check_available
+from seed_jax.data.sources.units import Bad, InputFile, Item, Raw, UnusableError, Video, plain
 from seed_jax.errors import UserError
+from seed_jax.video import check_available
 
 EXTENSIONS = ("", ".mp4", ".webm", ".mkv", ".avi", ".mov")
 _NAME = ("video", "video_id", "videoid", "video_name", "vid")

@@ -12,7 +12,7 @@ import functools
 import numpy as np
 
 from seed_jax.data.templates.sample import Sample
-from seed_jax.data.vocab import Vocabulary
+from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 
 MIN_LENGTH = 128  # three images and a little text; anything shorter has no room for context

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seed_jax.data.templates.phrases import Phrases
-from seed_jax.data.vocab import CODES_PER_IMAGE
+from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 
 # A stretch of text, or one image as its codes.

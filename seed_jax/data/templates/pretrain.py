@@ -6,18 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from seed_jax.data.templates.layout import (
-    Choice,
-    Fields,
-    Layout,
-    Part,
-    Segment,
-    Setting,
-    codes_of,
-    is_empty,
-    text_of,
-)
-from seed_jax.data.vocab import CODES_PER_IMAGE
+from seed_jax.data.templates.layout import Choice, Fields, Layout, Part, Segment, Setting, codes_of, is_empty, text_of
+from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 
 EMPTY = "the text is empty or only punctuation"

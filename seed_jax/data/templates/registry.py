@@ -13,7 +13,7 @@ from seed_jax.data.templates import chat, continuation, conversation, instruct, 
 from seed_jax.data.templates.layout import Choice, Fields, Setting
 from seed_jax.data.templates.phrases import DEFAULT, Phrases
 from seed_jax.data.templates.sample import Options, Sample, assemble
-from seed_jax.data.vocab import Vocabulary
+from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 
 TASKS: dict[str, type] = {

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from seed_jax.data.templates.layout import Layout
-from seed_jax.data.vocab import Vocabulary
+from seed_jax.data.text.vocabulary import Vocabulary
 
 IGNORED = -100  # the label of positions outside the loss
 

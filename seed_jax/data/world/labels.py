@@ -1,62 +1,61 @@
-"""A scene as class numbers, for a model that is taught to read it: as a whole, and patch by patch."""
+"""Class labels of a scene and of each image patch, for a model that learns to read attributes."""
 
 import numpy as np
 from jaxtyping import Int32
 
-from seed_jax.data.world.scenes import BACKGROUNDS, COLOURS, COLUMN, PLACES, ROW, SHAPES, SIZES, Scene
+from seed_jax.data.world.scenes import BACKGROUNDS, COLUMN, OBJECT_ATTRIBUTES, POSITIONS, ROW, Scene
 
-MOST_THINGS = 3
-UNSAID = -1  # the class of what a picture does not tell
-_ARRANGEMENTS = (ROW, COLUMN, *PLACES)
-_OF_THING = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES)}
-# What is asked of a scene, in order: (kind, number of classes); of things that are not there the last class is right.
+MAX_OBJECTS = 3
+UNLABELED = -1  # label of attributes that the image does not show
+_ARRANGEMENTS = (ROW, COLUMN, *POSITIONS)
+_OBJECT_ATTRIBUTES = ("colour", "shape", "size")
+_OBJECT_CLASSES = tuple((name, len(OBJECT_ATTRIBUTES[name]) + 1) for name in _OBJECT_ATTRIBUTES)
+# (attribute, number of classes) of a scene, in order; the last class of an object's attributes is "no such object".
 ATTRIBUTES: tuple[tuple[str, int], ...] = (
     ("background", len(BACKGROUNDS)),
     ("arrangement", len(_ARRANGEMENTS)),
-    ("count", MOST_THINGS),
-    *[
-        attribute
-        for _ in range(MOST_THINGS)
-        for attribute in ((kind, len(names) + 1) for kind, names in _OF_THING.items())
-    ],
+    ("count", MAX_OBJECTS),
+    *(_OBJECT_CLASSES * MAX_OBJECTS),
 )
+# (attribute, number of classes) of a patch: the index of the object it shows and that object's attributes; the last
+# class is "background".
+PATCH_ATTRIBUTES: tuple[tuple[str, int], ...] = (("object", MAX_OBJECTS + 1), *_OBJECT_CLASSES)
 
 
-# What is asked of each patch: which of the things it shows, and that thing's look; the last class is none.
-PATCH_ATTRIBUTES: tuple[tuple[str, int], ...] = (
-    ("place", MOST_THINGS + 1),
-    *((kind, len(names) + 1) for kind, names in _OF_THING.items()),
-)
+def scene_labels(scene: Scene) -> Int32[np.ndarray, " A"]:
+    """Return the class of each of `ATTRIBUTES`."""
+    classes = [
+        list(BACKGROUNDS).index(scene.background),
+        _ARRANGEMENTS.index(scene.arrangement),
+        len(scene.objects) - 1,
+    ]
+    for obj in scene.objects:
+        classes += _object_classes(obj.attributes)
+    classes += [count - 1 for _, count in ATTRIBUTES[len(classes) :]]
+    return np.array(classes, np.int32)
 
 
 def patch_labels(scene: Scene, grid: int) -> Int32[np.ndarray, "N 4"]:
-    """Return the right class of each attribute of each of grid x grid patches, row by row."""
-    found = np.tile(np.array([classes - 1 for _, classes in PATCH_ATTRIBUTES], np.int32), (grid, grid, 1))
-    middle = (np.arange(grid) + 0.5) / grid
+    """Return the class of each of `PATCH_ATTRIBUTES` for each of grid x grid patches, row by row."""
+    classes = np.tile(np.array([count - 1 for _, count in PATCH_ATTRIBUTES], np.int32), (grid, grid, 1))
+    centers = (np.arange(grid) + 0.5) / grid
     nearest = np.full((grid, grid), np.inf)
-    for place, thing in enumerate(scene.things):
-        away = np.maximum(abs(middle[None] - thing.x), abs(middle[:, None] - thing.y))
-        shown = (away <= thing.radius + 0.2 / grid) & (away < nearest)
-        nearest = np.where(shown, away, nearest)
-        found[shown] = [place, *(names.index(getattr(thing, kind)) for kind, names in _OF_THING.items())]
-    return found.reshape(grid * grid, -1)
+    for index, obj in enumerate(scene.objects):
+        distance = np.maximum(abs(centers[None] - obj.x), abs(centers[:, None] - obj.y))
+        shown = (distance <= obj.radius + 0.2 / grid) & (distance < nearest)
+        nearest = np.where(shown, distance, nearest)
+        classes[shown] = [index, *_object_classes(obj.attributes)]
+    return classes.reshape(grid * grid, -1)
 
 
-def labels(scene: Scene) -> Int32[np.ndarray, " A"]:
-    """Return the right class of each attribute."""
-    found = [
-        list(BACKGROUNDS).index(scene.background),
-        _ARRANGEMENTS.index(scene.arrangement),
-        len(scene.things) - 1,
-    ]
-    for thing in scene.things:
-        found += [names.index(getattr(thing, kind)) for kind, names in _OF_THING.items()]
-    found += [classes - 1 for _, classes in ATTRIBUTES[len(found) :]]
-    return np.array(found, np.int32)
+def mask_color_labels(
+    labels: Int32[np.ndarray, "*S A"], attributes: tuple[tuple[str, int], ...]
+) -> Int32[np.ndarray, "*S A"]:
+    """Replace the labels of existing objects' colors and of the background by `UNLABELED`."""
+    is_color = np.array([name in ("colour", "background") for name, _ in attributes])
+    no_object = np.array([count - 1 if name == "colour" else -1 for name, count in attributes])
+    return np.where(is_color & (labels != no_object), UNLABELED, labels).astype(np.int32)
 
 
-def without_colours(found: Int32[np.ndarray, "*S A"], attributes: tuple[tuple[str, int], ...]) -> np.ndarray:
-    """Return labels that say nothing of the colours of what is there, and of the ground."""
-    hidden = np.array([kind in ("colour", "background") for kind, _ in attributes])
-    nothing = np.array([count - 1 if kind == "colour" else -1 for kind, count in attributes])
-    return np.where(hidden & (found != nothing), UNSAID, found).astype(np.int32)
+def _object_classes(attributes: dict[str, str]) -> list[int]:
+    return [OBJECT_ATTRIBUTES[name].index(attributes[name]) for name in _OBJECT_ATTRIBUTES]

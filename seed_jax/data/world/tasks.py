@@ -1,85 +1,97 @@
-"""Samples for the ordinary templates: what the drawn world asks a model to learn."""
+"""Training tasks of the drawn world: samples for the templates that also serve real data."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from seed_jax.data.world import wording
-from seed_jax.data.world.scenes import Scene, Thing, draw_scene
+from seed_jax.data.world.scenes import Scene, SceneObject, sample_scene
 
-STORY_PICTURES = 4
+_STORY_IMAGES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """Texts and scenes in reading order, and what more its template wants to know."""
+class WorldSample:
+    """Texts and scenes in reading order, and the metadata of the sample's record."""
 
     items: tuple[str | Scene, ...]
-    meta: dict = dataclasses.field(default_factory=dict)
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def truth(scene: Scene) -> dict:
-    """Return a scene as plain data."""
-    return dataclasses.asdict(scene) | {"things": [dataclasses.asdict(thing) for thing in scene.things]}
+def scene_to_dict(scene: Scene) -> dict[str, Any]:
+    """Return a scene as plain data, as the metadata `truth` of caption records holds it."""
+    return {
+        "things": [{**obj.attributes, "x": obj.x, "y": obj.y} for obj in scene.objects],
+        "arrangement": scene.arrangement,
+        "background": scene.background,
+    }
 
 
-def scene_of(truth: dict) -> Scene:
-    """Undo `truth`."""
-    return Scene(tuple(Thing(**each) for each in truth["things"]), truth["arrangement"], truth["background"])
+def scene_from_dict(truth: dict[str, Any]) -> Scene:
+    """Return the scene of `scene_to_dict`."""
+    objects = (SceneObject(obj["size"], obj["colour"], obj["shape"], obj["x"], obj["y"]) for obj in truth["things"])
+    return Scene(tuple(objects), truth["arrangement"], truth["background"])
 
 
-def _captions(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
-    scene = draw_scene(rng, held, things)
-    return Sample((scene, wording.caption(scene, rng)), {"truth": truth(scene)})
+def _caption(rng: np.random.Generator, held_out: bool, num_objects: int | None) -> WorldSample:
+    scene = sample_scene(rng, held_out, num_objects)
+    return WorldSample((scene, wording.sample_caption(scene, rng)), {"truth": scene_to_dict(scene)})
 
 
-def _questions(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
-    scene = draw_scene(rng, held, things)
-    possible = wording.by_kind(wording.questions(scene))
-    kinds = [str(kind) for kind in rng.permutation(sorted(possible))]
-    drawn = [possible[kind][rng.integers(len(possible[kind]))] for kind in kinds]
-    said = [text for question in drawn for text in (question.text, question.answer)]
-    return Sample((scene, *said), {"kinds": kinds})
+def _questions(rng: np.random.Generator, held_out: bool, num_objects: int | None) -> WorldSample:
+    scene = sample_scene(rng, held_out, num_objects)
+    by_kind = wording.group_by_kind(wording.questions(scene))
+    kinds = [str(kind) for kind in rng.permutation(sorted(by_kind))]
+    questions = [by_kind[kind][rng.integers(len(by_kind[kind]))] for kind in kinds]
+    texts = [text for question in questions for text in (question.text, question.answer)]
+    return WorldSample((scene, *texts), {"kinds": kinds})
 
 
-def _edits(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
-    before = draw_scene(rng, held, things)
-    change = wording.change(before, rng, held)
-    return Sample((before, change.scene, change.instruction), {"kind": change.kind})
+def _edit(rng: np.random.Generator, held_out: bool, num_objects: int | None) -> WorldSample:
+    before = sample_scene(rng, held_out, num_objects)
+    change = wording.sample_change(before, rng, held_out)
+    return WorldSample((before, change.scene, change.instruction), {"kind": change.kind})
 
 
-def _differences(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
-    before = draw_scene(rng, held, things)
-    change = wording.change(before, rng, held)
+def _difference(rng: np.random.Generator, held_out: bool, num_objects: int | None) -> WorldSample:
+    before = sample_scene(rng, held_out, num_objects)
+    change = wording.sample_change(before, rng, held_out)
     question = "What is different in image B?"
-    return Sample((before, change.scene, question, change.difference), {"kind": change.kind})
+    return WorldSample((before, change.scene, question, change.difference), {"kind": change.kind})
 
 
-def _stories(rng: np.random.Generator, held: bool, things: int | None) -> Sample:
-    scene = draw_scene(rng, held, things or 1 + int(rng.integers(2)))
-    items: list[str | Scene] = [wording.caption(scene, rng), scene]
-    for _ in range(STORY_PICTURES - 1):
-        change = wording.change(scene, rng, held)
+def _story(rng: np.random.Generator, held_out: bool, num_objects: int | None) -> WorldSample:
+    scene = sample_scene(rng, held_out, num_objects or 1 + int(rng.integers(2)))
+    items: list[str | Scene] = [wording.sample_caption(scene, rng), scene]
+    for _ in range(_STORY_IMAGES - 1):
+        change = wording.sample_change(scene, rng, held_out)
         scene = change.scene
         items += [f"then {change.difference}", scene]
-    return Sample(tuple(items), {"response_at": 2})
+    return WorldSample(tuple(items), {"response_at": 2})
 
 
-TASKS: dict[str, Callable[[np.random.Generator, bool, int | None], Sample]] = {
-    "captions": _captions,
+TASKS: dict[str, Callable[[np.random.Generator, bool, int | None], WorldSample]] = {
+    "captions": _caption,
     "questions": _questions,
-    "edits": _edits,
-    "differences": _differences,
-    "stories": _stories,
+    "edits": _edit,
+    "differences": _difference,
+    "stories": _story,
 }
 
 
-def make_sample(task: str, seed: int, number: int, held: bool = False, things: int | None = None) -> Sample:
-    """Return sample `number` of a task; it is always the same.
+def make_sample(
+    task: str, seed: int, index: int, held_out: bool = False, num_objects: int | None = None
+) -> WorldSample:
+    """Return one sample of a task; a function of its arguments alone.
 
     Args:
-        held: with combinations that training never shows, instead of without.
-        things: in every first scene, from one to three; None leaves it to chance.
+        task: a key of `TASKS`.
+        seed: of the data set.
+        index: of the sample in the data set.
+        held_out: whether every scene shows a held-out combination; otherwise none does.
+        num_objects: of the first scene, from one to three; None samples it.
     """
-    return TASKS[task](np.random.default_rng([seed, int(held), list(TASKS).index(task), number]), held, things)
+    rng = np.random.default_rng([seed, int(held_out), list(TASKS).index(task), index])
+    return TASKS[task](rng, held_out, num_objects)

@@ -1,4 +1,4 @@
-"""What can be said about scenes: captions in several wordings, questions with answers, changes."""
+"""Text about scenes: captions in several wordings, questions with answers, and changes of a scene."""
 
 import dataclasses
 import itertools
@@ -7,17 +7,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from seed_jax.data.world.scenes import BACKGROUNDS, COLOURS, ROW, SHAPES, SIZES, Scene, Thing
+from seed_jax.data.world.scenes import BACKGROUNDS, COLUMN, OBJECT_ATTRIBUTES, ROW, Scene, SceneObject
 
-NUMBERS = ("no", "one", "two", "three")
-FORWARD = {True: "left of", False: "above"}  # how the first of two things stands to the second: in a row or not
-BACKWARD = {True: "right of", False: "below"}
-ORDER = {True: "from left to right", False: "from top to bottom"}
+NUMBER_WORDS = ("no", "one", "two", "three")
+# Arrangement -> relation of the first of two objects to the second, of the second to the first, and the reading order.
+FORWARD = {ROW: "left of", COLUMN: "above"}
+BACKWARD = {ROW: "right of", COLUMN: "below"}
+ORDER = {ROW: "from left to right", COLUMN: "from top to bottom"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about one picture; `kind` is colour, shape, size, count, relation or background."""
+    """A question about one image; `kind` is colour, shape, size, count, relation or background."""
 
     kind: str
     text: str
@@ -26,7 +27,14 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One change of a scene: as an instruction, as what is different afterwards, and what it leads to."""
+    """A change of one attribute of a scene.
+
+    Attributes:
+        kind: colour, size, shape or background.
+        instruction: the change as a request.
+        difference: the change as a statement about the result.
+        scene: the result.
+    """
 
     kind: str
     instruction: str
@@ -34,91 +42,103 @@ class Change:
     scene: Scene
 
 
-Said = TypeVar("Said", Question, Change)
+QuestionOrChange = TypeVar("QuestionOrChange", Question, Change)
 
 
-def by_kind(several: Iterable[Said]) -> dict[str, list[Said]]:
-    """Sort questions or changes by their kind."""
-    found: dict[str, list[Said]] = {}
-    for each in several:
-        found.setdefault(each.kind, []).append(each)
-    return found
+def group_by_kind(items: Iterable[QuestionOrChange]) -> dict[str, list[QuestionOrChange]]:
+    groups: dict[str, list[QuestionOrChange]] = {}
+    for item in items:
+        groups.setdefault(item.kind, []).append(item)
+    return groups
 
 
-def full_name(thing: Thing) -> str:
-    return f"a {thing.size} {thing.colour} {thing.shape}"
-
-
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Return one of the ways to describe everything in a scene."""
+def sample_caption(scene: Scene, rng: np.random.Generator) -> str:
     return str(rng.choice(captions(scene)))
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Return all ways to describe a scene."""
-    names, ground = [full_name(thing) for thing in scene.things], f"{scene.background} background"
-    across = scene.arrangement == ROW
+    """Return all captions of a scene."""
+    names = [_full_name(obj) for obj in scene.objects]
+    background = f"{scene.background} background"
     if len(names) == 1:
-        said = [f"{names[0]} {scene.arrangement}"]
+        descriptions = [f"{names[0]} {scene.arrangement}"]
     elif len(names) == 2:
-        # In the pictures' order either way. Where the second thing may come first, nothing before it tells so: whoever
-        # writes has to choose between things attribute by attribute, and mixes them up.
-        said = [f"{names[0]} {FORWARD[across]} {names[1]}", f"{BACKWARD[across]} {names[0]}, {names[1]}"]
+        # Both name the objects in reading order. If a caption could start with the second object before any text tells
+        # so, a model would have to choose the object attribute by attribute, and would mix the objects up.
+        first, second = names
+        descriptions = [
+            f"{first} {FORWARD[scene.arrangement]} {second}",
+            f"{BACKWARD[scene.arrangement]} {first}, {second}",
+        ]
     else:
-        said = [f"{', '.join(names[:-1])} and {names[-1]} {ORDER[across]}"]
-    return tuple(wording for each in said for wording in (f"{each} on a {ground}", f"on a {ground}, {each}"))
+        descriptions = [f"{', '.join(names[:-1])} and {names[-1]} {ORDER[scene.arrangement]}"]
+    return tuple(
+        caption for text in descriptions for caption in (f"{text} on a {background}", f"on a {background}, {text}")
+    )
 
 
-def referred(scene: Scene, thing: Thing) -> str:
-    """Return the shortest name that means one thing only."""
-    if sum(each.shape == thing.shape for each in scene.things) == 1:
-        return thing.shape
-    return f"{thing.colour} {thing.shape}"
+def referring_expression(scene: Scene, obj: SceneObject) -> str:
+    """Return the shortest name that is unique to the object within the scene."""
+    return obj.shape if _has_unique_shape(scene, obj) else f"{obj.color} {obj.shape}"
 
 
 def questions(scene: Scene) -> tuple[Question, ...]:
-    """Return every question that has one answer."""
-    found = [
-        Question("count", "How many things are there?", NUMBERS[len(scene.things)]),
+    """Return every question that has exactly one answer."""
+    result = [
+        Question("count", "How many things are there?", NUMBER_WORDS[len(scene.objects)]),
         Question("background", "What colour is the background?", scene.background),
     ]
-    for thing in scene.things:
-        if sum(each.shape == thing.shape for each in scene.things) == 1:
-            found.append(Question("colour", f"What colour is the {thing.shape}?", thing.colour))
-        if sum(each.colour == thing.colour for each in scene.things) == 1:
-            found.append(Question("shape", f"What shape is the {thing.colour} thing?", thing.shape))
-        found.append(Question("size", f"How large is the {referred(scene, thing)}?", thing.size))
-    for first, second in itertools.pairwise(scene.things):
-        across = scene.arrangement == ROW
-        for one, other, words in ((first, second, FORWARD), (second, first, BACKWARD)):
-            text = f"Where is the {referred(scene, one)}, seen from the {referred(scene, other)}?"
-            found.append(Question("relation", text, words[across].removesuffix(" of")))
-    return tuple(found)
+    for obj in scene.objects:
+        if _has_unique_shape(scene, obj):
+            result.append(Question("colour", f"What colour is the {obj.shape}?", obj.color))
+        if sum(other.color == obj.color for other in scene.objects) == 1:
+            result.append(Question("shape", f"What shape is the {obj.color} thing?", obj.shape))
+        result.append(Question("size", f"How large is the {referring_expression(scene, obj)}?", obj.size))
+    for first, second in itertools.pairwise(scene.objects):
+        for subject, anchor, relations in ((first, second, FORWARD), (second, first, BACKWARD)):
+            subject_name, anchor_name = referring_expression(scene, subject), referring_expression(scene, anchor)
+            text = f"Where is the {subject_name}, seen from the {anchor_name}?"
+            result.append(Question("relation", text, relations[scene.arrangement].removesuffix(" of")))
+    return tuple(result)
 
 
 def changes(scene: Scene) -> Iterator[Change]:
-    """Yield every change of one property, or of the ground, that leaves a possible scene."""
-    for index, thing in enumerate(scene.things):
-        name = referred(scene, thing)
-        for kind, values in (("colour", COLOURS), ("size", SIZES), ("shape", SHAPES)):
-            old = getattr(thing, kind)
-            for value in values:
-                after = scene.replace(index, **{kind: value})
-                if value == old or not after.fits:
+    """Yield every change of one attribute of an object, or of the background, that leads to a valid scene."""
+    for index, obj in enumerate(scene.objects):
+        name = referring_expression(scene, obj)
+        for kind in ("colour", "size", "shape"):
+            for value in OBJECT_ATTRIBUTES[kind]:
+                after = scene.with_object(index, obj.with_attribute(kind, value))
+                if value == obj.attributes[kind] or not after.is_valid:
                     continue
                 if kind == "shape":
-                    asked, became = f"turn the {name} into a {value}", f"the {name} became a {value}"
+                    instruction, difference = f"turn the {name} into a {value}", f"the {name} became a {value}"
                 else:
-                    asked, became = f"make the {name} {value}", f"the {name} became {value}"
-                yield Change(kind, asked, became, after)
-    for ground in BACKGROUNDS:
-        if ground != scene.background:
-            after = dataclasses.replace(scene, background=ground)
-            yield Change("background", f"make the background {ground}", f"the background became {ground}", after)
+                    instruction, difference = f"make the {name} {value}", f"the {name} became {value}"
+                yield Change(kind, instruction, difference, after)
+    for value in BACKGROUNDS:
+        if value != scene.background:
+            after = dataclasses.replace(scene, background=value)
+            yield Change("background", f"make the background {value}", f"the background became {value}", after)
 
 
-def change(scene: Scene, rng: np.random.Generator, held: bool | None = None) -> Change:
-    """Draw a change, each kind as often; `held` says whether it must lead to a held combination, or to none."""
-    possible = by_kind(each for each in changes(scene) if held is None or each.scene.held == held)
-    chosen = possible[str(rng.choice(list(possible)))]
-    return chosen[rng.integers(len(chosen))]
+def sample_change(scene: Scene, rng: np.random.Generator, held_out: bool | None = None) -> Change:
+    """Sample a change; all kinds are equally probable.
+
+    Args:
+        scene: the scene before the change.
+        rng: source of randomness.
+        held_out: whether the result shows a held-out combination; None allows both.
+    """
+    allowed = (change for change in changes(scene) if held_out is None or change.scene.held_out == held_out)
+    by_kind = group_by_kind(allowed)
+    candidates = by_kind[str(rng.choice(list(by_kind)))]
+    return candidates[rng.integers(len(candidates))]
+
+
+def _full_name(obj: SceneObject) -> str:
+    return f"a {obj.size} {obj.color} {obj.shape}"
+
+
+def _has_unique_shape(scene: Scene, obj: SceneObject) -> bool:
+    return sum(other.shape == obj.shape for other in scene.objects) == 1

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seed_jax.data.filters import Filters
-from seed_jax.data.shards import open_shards
+from seed_jax.data.build.filters import Filters
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
 from tests.data.sources.samples import all_units, png, reasons, records, rendered, shown, tar

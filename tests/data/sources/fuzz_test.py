@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from seed_jax.data.encoding import Prepared
-from seed_jax.data.filters import ORIGINAL, Filtered, Filters
-from seed_jax.data.pictures import prepare
+from seed_jax.data.build.encoding import Prepared
+from seed_jax.data.build.filters import ORIGINAL, Filtered, Filters
+from seed_jax.data.build.preprocess import prepare
 from seed_jax.data.sources import SOURCES, Bad, Raw, open_source
-from seed_jax.data.sources.items import Video
+from seed_jax.data.sources.units import Video
 from seed_jax.errors import UserError
 from tests.data.sources import pickles_test
 from tests.data.sources.samples import Reds, png, tar

@@ -10,9 +10,9 @@ import random
 import numpy as np
 import pytest
 
-from seed_jax.data.build import build
-from seed_jax.data.build_settings import BadLimit, Settings
-from seed_jax.data.shards import open_shards
+from seed_jax.data.build.build import build
+from seed_jax.data.build.settings import BadLimit, Settings
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.data.sources.plain_pickle import PickleError, load
 from tests.data.sources.samples import Reds, all_units, reasons, rendered, tar

@@ -6,8 +6,8 @@ import json
 import numpy as np
 
 from seed_jax.data import templates
-from seed_jax.data.renderer import Renderer
 from seed_jax.data.sources import open_source
+from seed_jax.data.templates.renderer import Renderer
 from tests.data.sources.samples import all_units, png, reasons, records, rendered, shown, vocabulary, write_pictures
 
 

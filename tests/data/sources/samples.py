@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 from seed_jax.data import templates
-from seed_jax.data.build import build
-from seed_jax.data.build_settings import BadLimit, Settings
-from seed_jax.data.packing import Sample
-from seed_jax.data.records import Record
-from seed_jax.data.renderer import Renderer
-from seed_jax.data.shards import open_shards
+from seed_jax.data.batches.packing import Sample
+from seed_jax.data.build.build import build
+from seed_jax.data.build.settings import BadLimit, Settings
+from seed_jax.data.shards.records import Record
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import Bad, Source
-from seed_jax.data.vocab import Vocabulary
-from tests import golden
+from seed_jax.data.templates.renderer import Renderer
+from seed_jax.data.text.vocabulary import Vocabulary
+from tests.support import golden
 
 
 class Colours:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seed_jax.data import videos
-from seed_jax.data.shards import open_shards
+from seed_jax import video
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
 from tests.data.sources.samples import Reds, all_units, reasons, records, rendered
@@ -40,12 +40,12 @@ def levels(pictures):
 def test_frames_come_from_the_middle_of_equal_stretches(tmp_path, count, expected):
     path = film(tmp_path / "a.mp4", [10 * number for number in range(20)])
     # Within 4 grey levels: the encoding is lossy; neighbouring frames are 10 apart.
-    np.testing.assert_allclose(levels(videos.frames(path, count)), [10 * number for number in expected], atol=4)
+    np.testing.assert_allclose(levels(video.frames(path, count)), [10 * number for number in expected], atol=4)
 
 
 def test_a_short_video_repeats_its_frames(tmp_path):
     path = film(tmp_path / "a.mp4", [50])
-    np.testing.assert_allclose(levels(videos.frames(path, 4)), [50] * 4, atol=4)
+    np.testing.assert_allclose(levels(video.frames(path, 4)), [50] * 4, atol=4)
 
 
 @pytest.mark.parametrize("change", ["empty", "text", "cut"])
@@ -54,7 +54,7 @@ def test_what_is_no_video_is_one_sentence(tmp_path, change):
     data = {"empty": b"", "text": b"<html>", "cut": path.read_bytes()[:900]}[change]
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"Cannot read .*a.mp4: .*; replace or remove it.$"):
-        videos.frames(path, 4)
+        video.frames(path, 4)
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_questions_about_videos(folder):
 
 
 def test_without_an_encoder_frames_are_stored_as_pictures(folder):
-    from seed_jax.data.build import build
-    from seed_jax.data.build_settings import Settings
+    from seed_jax.data.build.build import build
+    from seed_jax.data.build.settings import Settings
 
     (folder / "c.jsonl").write_text('{"video": "v_abc", "caption": "x"}')
     source = open_source("videos", [folder / "c.jsonl"], images=folder / "v", frames=2)

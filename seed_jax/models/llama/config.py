@@ -1,0 +1,69 @@
+"""Sizes of a LLaMA (spec 0.2)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from seed_jax.errors import UserError
+from seed_jax.models import config_io
+
+VOCABULARY_MULTIPLE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a LLaMA."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    rms_norm_eps: float = 1e-6
+    max_length: int = 2048
+    rope_theta: float = 10000.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise UserError(f"A LLaMA's {field.name} must be positive: found {getattr(self, field.name)}.")
+        if self.hidden_size % (2 * self.num_heads):
+            raise UserError(
+                f"A LLaMA's hidden_size must be num_heads times an even head size: found {self.hidden_size} and "
+                f"{self.num_heads}."
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"A LLaMA's num_kv_heads must divide num_heads: found {self.num_kv_heads} and {self.num_heads}."
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    @classmethod
+    def seed_8b(cls) -> "LlamaConfig":
+        """Return the sizes of SEED-LLaMA-8B (Vicuna-7B v1.1 and 8194 image tokens)."""
+        return cls(40194, 4096, 11008, 32, 32, 32, rms_norm_eps=1e-6)
+
+    @classmethod
+    def seed_14b(cls) -> "LlamaConfig":
+        """Return the sizes of SEED-LLaMA-14B (LLaMA-2-Chat-13B and 8194 image tokens)."""
+        return cls(40194, 5120, 13824, 40, 40, 40, rms_norm_eps=1e-5)
+
+    @classmethod
+    def tiny(cls, vocab_size: int) -> "LlamaConfig":
+        """Return sizes that train on a laptop's CPU."""
+        return cls(vocab_size, 128, 344, 2, 4, 4, max_length=512)
+
+    def to_dict(self) -> dict:
+        return config_io.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping, where: str = "config") -> "LlamaConfig":
+        """Build from `to_dict`'s result; every missing, unknown and wrongly typed key is reported at once."""
+        return config_io.from_dict(cls, data, where)

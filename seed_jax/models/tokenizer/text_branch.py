@@ -1,0 +1,58 @@
+"""The tokenizer's optional second target: Stable Diffusion 1's text states, from the codes (spec A.8.2, A.10)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from seed_jax.errors import UserError
+from seed_jax.models import config_io
+from seed_jax.models.nn.layers import Dense
+from seed_jax.models.tokenizer.qformer import QFormer, QFormerConfig
+from seed_jax.models.tokenizer.vit import BlockConfig, Blocks
+from seed_jax.precision import Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class TextBranchConfig:
+    """Sizes of the branch; the defaults are those in the released `seed_quantizer.pt`."""
+
+    codes_per_image: int = 32
+    decoder: BlockConfig = BlockConfig(width=768, depth=4, heads=12, mlp_width=3072, key_bias=True)
+    reverse: QFormerConfig = QFormerConfig(num_queries=77, causal=False, depth=4, memory_width=768)
+    state_width: int = 768  # of CLIP ViT-L/14's text states
+
+    def __post_init__(self):
+        reverse, width = self.reverse, self.decoder.width
+        if (reverse.width, reverse.memory_width) != (width, width):
+            raise UserError(
+                f"The text branch's reverse.width and reverse.memory_width are {reverse.width} and "
+                f"{reverse.memory_width}, but its decoder's width is {width}."
+            )
+
+    def to_dict(self) -> dict:
+        return config_io.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping, where: str = "config") -> "TextBranchConfig":
+        return config_io.from_dict(cls, data, where)
+
+
+class TextBranch(nn.Module):
+    """Turn the widened codes (`SeedTokenizer.decode_codes`) into one state per position of a text encoder."""
+
+    config: TextBranchConfig
+    precision: Precision = Precision()
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, up: Float[Array, "B Q D"], *, deterministic: bool = True) -> Float[Array, "B T E"]:
+        config, precision = self.config, self.precision
+        shape = (config.codes_per_image, config.decoder.width)
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        places = self.param("pos_embed", init, shape, precision.param_dtype)
+        x = Blocks(config.decoder, precision, self.remat, name="blocks")(up + places.astype(up.dtype)[None])
+        reverse = QFormer(config.reverse, precision, self.remat, name="reverse_qformer")
+        x = reverse(x, deterministic=deterministic).queries
+        return Dense(config.state_width, ("embed", None), precision=precision, name="proj")(x)

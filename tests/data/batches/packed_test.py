@@ -1,0 +1,269 @@
+import dataclasses
+import json
+import pickle
+from collections import Counter
+
+import grain
+import numpy as np
+import pytest
+
+from seed_jax.data import templates
+from seed_jax.data.batches import packed
+from seed_jax.data.batches.packed import PackedBatches, packed_batches
+from seed_jax.data.batches.packing import packing_stats
+from seed_jax.data.batches.record_stream import Part, RecordStream
+from seed_jax.data.batches.resume_state import dropped, merge_states
+from seed_jax.data.shards.records import Record
+from seed_jax.data.templates.renderer import Renderer
+from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.errors import UserError
+from tests.data.batches import mixtures
+from tests.support import golden
+
+ROWS, LENGTH = 8, 96
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mixture")
+    one = mixtures.write(root / "one", map(mixtures.captioned, range(50)))
+    two = mixtures.write(root / "two", map(mixtures.captioned, range(100, 111)))
+    return [Part(one, mixtures.render, 3), Part(two, mixtures.render_pieces, 1.5)]
+
+
+def batches(mixture, host=0, hosts=1, seed=7, **changes):
+    settings = {"rows": ROWS, "length": LENGTH, "look_ahead": 4} | changes
+    share = settings["rows"] // hosts
+    return PackedBatches(RecordStream(mixture, seed), lanes=range(host * share, (host + 1) * share), **settings)
+
+
+def assert_equal(one, two):
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def joined(shares):
+    return {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+
+
+def segments(batch):
+    for tokens, ids in zip(batch["tokens"], batch["segment_ids"], strict=True):
+        yield from (tuple(tokens[ids == segment].tolist()) for segment in range(1, ids.max() + 1))
+
+
+def test_every_sample_is_packed_once_and_whole(mixture):
+    iterator = iter(batches(mixture))
+    found = [segment for batch in take(iterator, 20) for segment in segments(batch)]
+    lanes = iterator.get_state()["lanes"]
+    stream, expected = RecordStream(mixture, 7), []
+    for name, lane in lanes.items():
+        waiting = {tuple(each) for each in lane["pending"]}
+        for number in range(int(name), lane["next"] + 1, ROWS):
+            samples = mixture[stream[number].part].render(stream[number].record, stream[number].rng())
+            for piece, sample in enumerate(samples):
+                drawn = (number, piece) < (lane["next"], lane["piece"])
+                if drawn and sample.kept and (number, piece) not in waiting:
+                    expected.append(tuple(sample.tokens.tolist()))
+    assert sorted(found) == sorted(expected)
+    assert len(found) > 400
+
+
+def test_both_parts_come_by_weight_and_every_epoch_is_complete(mixture):
+    drawn = [RecordStream(mixture, 7)[number] for number in range(300)]
+    assert sum(each.part == 0 for each in drawn) == pytest.approx(200, abs=2)
+    assert sorted(each.place for each in drawn if each.part == 0)[:150] == sorted([*range(50)] * 3 + [*range(50)])[:150]
+
+
+def test_what_is_left_out_is_counted(mixture):
+    iterator = iter(batches(mixture, length=20))
+    take(iterator, 10)
+    counts = dropped(iterator.get_state())
+    assert set(counts) == {f"part {part}: {why}" for part in (0, 1) for why in ("unlucky", "longer than the row")}
+    numbers = [n for name, lane in iterator.get_state()["lanes"].items() for n in range(int(name), lane["next"], ROWS)]
+    stream = RecordStream(mixture, 7)
+    unlucky = [n for n in numbers if stream[n].part == 0 and int(stream[n].record.items[1]) % 13 == 0]
+    assert counts["part 0: unlucky"] == len(unlucky)
+
+
+def test_resumed_at_any_step_it_goes_on_as_if_never_stopped(mixture):
+    iterator, states, expected = iter(batches(mixture)), [], []
+    for _ in range(12):
+        states.append(json.dumps(iterator.get_state()))
+        expected.append(next(iterator))
+    final = iterator.get_state()
+    assert any(lane["piece"] for state in states for lane in json.loads(state)["lanes"].values())  # amid a document
+    for step, state in enumerate(states):
+        again = iter(batches(mixture))
+        again.set_state(json.loads(state))
+        for batch in expected[step:]:
+            assert_equal(next(again), batch)
+        assert again.get_state() == final
+
+
+def test_state_is_exact_behind_the_prefetching_thread(mixture):
+    settings = {"rows": ROWS, "length": LENGTH, "seed": 7, "look_ahead": 4}
+    expected = take(iter(batches(mixture)), 12)
+    iterator = iter(packed_batches(mixture, **settings, prefetch=3))
+    take(iterator, 5)
+    state = json.loads(json.dumps(iterator.get_state()))
+    assert state["step"] == 5  # not that of the batches made ahead
+    take(iterator, 3)
+    iterator.set_state(state)  # back, in the same iterator
+    assert_equal(next(iterator), expected[5])
+    iterator.close()
+    fresh = iter(packed_batches(mixture, **settings, prefetch=0))
+    fresh.set_state(state)
+    for batch in expected[5:]:
+        assert_equal(next(fresh), batch)
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_rows_do_not_depend_on_the_number_of_hosts(mixture, hosts):
+    iterators = [iter(batches(mixture, host, hosts)) for host in range(hosts)]
+    for batch in take(iter(batches(mixture)), 6):
+        assert_equal(joined([next(iterator) for iterator in iterators]), batch)
+
+
+def test_goes_on_with_another_number_of_hosts(mixture):
+    expected = take(iter(batches(mixture)), 12)
+    state, step = None, 0
+    for hosts in (1, 2, 4, 2):
+        iterators = [iter(batches(mixture, host, hosts)) for host in range(hosts)]
+        for iterator in iterators if state else ():
+            iterator.set_state(json.loads(state))
+        for _ in range(3):
+            assert_equal(joined([next(iterator) for iterator in iterators]), expected[step])
+            step += 1
+        state = json.dumps(merge_states([iterator.get_state() for iterator in reversed(iterators)]))
+    assert step == 12
+
+
+def test_order_depends_on_the_seed(mixture):
+    one, two = next(iter(batches(mixture))), next(iter(batches(mixture, seed=8)))
+    assert (one["tokens"] != two["tokens"]).mean() > 0.5
+
+
+def test_positions_that_do_not_fit(mixture):
+    whole = next_state(batches(mixture))
+    left, right = next_state(batches(mixture, 0, 2)), next_state(batches(mixture, 1, 2))
+    with pytest.raises(UserError, match=r"lacks the lanes \[4, 5, 6, 7\] of this host"):
+        iter(batches(mixture, 1, 2)).set_state(left)
+    with pytest.raises(UserError, match=r"lacks the lanes \[4, 5, 6, 7\]"):
+        merge_states([left])
+    with pytest.raises(UserError, match="the same lane"):
+        merge_states([left, left])
+    with pytest.raises(UserError, match=r"different steps \[1, 2\]"):
+        merge_states([left, right | {"step": 2}])
+    with pytest.raises(UserError, match="seed was 7, is 8; rows was 8, is 4"):
+        iter(batches(mixture, seed=8, rows=4)).set_state(whole)
+    with pytest.raises(UserError, match=r"parts was \w+, is \w+"):
+        iter(batches(mixture[:1])).set_state(whole)
+    with pytest.raises(UserError, match="not of format 2"):
+        iter(batches(mixture)).set_state({"next": 3})
+    assert merge_states([right, left]) == whole
+
+
+def next_state(dataset):
+    iterator = iter(dataset)
+    next(iterator)
+    return iterator.get_state()
+
+
+def test_impossible_settings(mixture):
+    with pytest.raises(UserError, match=r"lanes of 0 to 7.*found lanes \[0, 8\]"):
+        PackedBatches(RecordStream(mixture, 7), rows=8, lanes=[0, 8], length=LENGTH)
+    with pytest.raises(UserError, match="needs a template"):
+        batches([Part(mixture[0].directory)])
+    with pytest.raises(UserError, match="at least one part"):
+        RecordStream([], 0)
+
+
+def test_all_missing_parts_are_listed_at_once(mixture, tmp_path):
+    missing = [Part(tmp_path / "laion", mixtures.render), mixture[0], Part(tmp_path / "mmc4", mixtures.render)]
+    with pytest.raises(
+        UserError,
+        match=r"2 of the directories of a mixture of 3 parts .*laion has no manifest.json.*mmc4 has no manifest.json",
+    ):
+        RecordStream(missing, 0)
+    with pytest.raises(UserError, match=r"two were made by image tokenizer ffffffffffff, expected 000000000000"):
+        RecordStream(mixture[1:], 0, tokenizer="0" * 64)
+
+
+def test_parts_that_are_used_up_end_the_batches(mixture):
+    finite = [dataclasses.replace(mixture[0], cycles=2), dataclasses.replace(mixture[1], cycles=3)]
+    found = []
+
+    def use_up():
+        for batch in iter(batches(finite)):
+            found.extend(segments(batch))
+
+    with pytest.raises(UserError, match=r"used up after \d+ samples: give a part more cycles"):
+        use_up()
+    visits = Counter(tokens[0] for tokens in found if tokens[0] < 200)
+    assert max(visits.values()) <= 2
+    assert len(found) > 60
+    endless = [finite[0], mixture[1]]
+    iterator = iter(batches(endless))
+    later = [take(iterator, 60)[-1] for _ in range(2)][-1]
+    assert min(later["tokens"][:, 0]) >= 1000  # only the part without an end is left
+
+
+def test_an_unusable_record_is_named(mixture):
+    def render(record, rng):
+        raise UserError("a code is out of range")
+
+    with pytest.raises(
+        UserError, match=r"record \d of .*shard-00000\d.array_record \(id 'folder/\d+'\): a code is out"
+    ):
+        next(iter(batches([Part(mixture[0].directory, render)])))
+
+
+def test_a_template_that_keeps_nothing_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "MOST_DROPPED", 300)
+    directory = mixtures.write(tmp_path / "d", [mixtures.captioned(13)])
+    iterator = iter(packed_batches([Part(directory, mixtures.render)], rows=2, length=LENGTH, seed=0))
+    with pytest.raises(UserError, match=r"last 300 samples were all left out \(\{'part 0: unlucky': 300\}\)"):
+        next(iterator)  # raised in the prefetching thread, seen here
+
+
+def test_the_stream_is_a_random_access_source_for_grain(mixture):
+    stream = RecordStream(mixture, 7)
+    dataset = grain.MapDataset.source(stream)[1::2].map(lambda drawn: (drawn.number, drawn.record.id))
+    expected = [(number, stream[number].record.id) for number in range(1, 41, 2)]
+    assert [dataset[index] for index in range(20)] == expected
+    assert pickle.loads(pickle.dumps(stream))[33].record.id == stream[33].record.id
+
+
+def test_real_templates_fill_rows_with_whole_images(tmp_path):
+    vocab = Vocabulary.load(golden.path("text_tokenizer/tokenizer"))
+    words = ["the", "quiet", "dog", "rests", "beside", "a", "green", "river", "under", "old", "trees", "at", "night"]
+    rng = np.random.default_rng(0)
+
+    def caption(number):
+        text = " ".join(rng.choice(words, rng.integers(4, 12)))
+        return Record(str(number), "folder", (mixtures.codes(number) % vocab.num_codes, text, text + " again"), {})
+
+    pairs = mixtures.write(tmp_path / "pairs", map(caption, range(200)))
+    texts = mixtures.write(tmp_path / "texts", [Record(str(n), "folder", ("a river " * (n + 1),)) for n in range(60)])
+    pair = templates.make("image_text_pair", {"max_length": 200}, vocab)
+    text = templates.make("pretrain.text", {"max_length": 200}, vocab)
+    mixture = [Part(pairs, Renderer(pair), 4), Part(texts, Renderer(text))]
+    batch = next(iter(packed_batches(mixture, rows=4, length=1024, seed=0, tokenizer="f" * 64)))
+    assert packing_stats(batch).useful_share >= 0.97
+    samples = list(segments(batch))
+    with_image = [tokens for tokens in samples if vocab.boi in tokens]
+    assert 0.7 < len(with_image) / len(samples) < 0.9
+    for tokens in samples:
+        assert (tokens[0], tokens[-1]) == (vocab.bos, vocab.eos)
+    for tokens in with_image:
+        place = tokens.index(vocab.boi)
+        codes = [vocab.code_of(token) for token in tokens[place + 1 : place + 33]]
+        assert None not in codes
+        assert tokens[place + 33] == vocab.eoi
+    first = sum(tokens[1] == vocab.boi for tokens in with_image)
+    assert 0.3 < first / len(with_image) < 0.7  # both orders, drawn with probability 1/2

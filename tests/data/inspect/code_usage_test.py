@@ -1,0 +1,51 @@
+"""Histogram of codes by literals, and over shards."""
+
+import numpy as np
+import pytest
+
+from seed_jax.data.inspect.code_usage import code_stats, shard_code_stats
+from seed_jax.data.shards import manifest
+from seed_jax.data.shards.manifest import Manifest
+from seed_jax.data.shards.records import Record, encode
+from seed_jax.data.shards.shards import shard_name, write_shard
+from seed_jax.errors import UserError
+
+
+def test_counts_use_and_perplexity():
+    stats = code_stats([np.array([0, 0, 1, 1]), np.array([2, 2, 3, 3])], num_codes=8)
+    np.testing.assert_array_equal(stats.counts, [2, 2, 2, 2, 0, 0, 0, 0])
+    assert (stats.pictures, stats.used) == (2, 4)
+    assert stats.perplexity == pytest.approx(4.0)
+    assert code_stats([np.array([5, 5, 5])], 8).perplexity == pytest.approx(1.0)
+    assert code_stats([], 8).perplexity == 0.0
+
+
+def test_lines_show_the_histogram():
+    lines = code_stats([np.array([0] * 5 + [1])], num_codes=4).lines()
+    assert "used: 2 of 4 (50.0%)" in lines[1]
+    assert [line.split()[:2] for line in lines[3:]] == [["0", "2"], ["1-1", "1"], ["2-3", "0"], ["4-7", "1"]]
+
+
+def test_over_shards(tmp_path):
+    codes = [np.full(32, 7, np.uint16), np.arange(32, dtype=np.uint16)]
+    records = [encode(Record(str(i), "test", ("text", each))) for i, each in enumerate(codes)]
+    shard = write_shard(tmp_path / shard_name(0), records)
+    manifest.save(tmp_path, Manifest("test", (shard,), {"codes": 2, "texts": 2}, tokenizer="t"))
+    stats = shard_code_stats(tmp_path, 64)
+    assert stats.pictures == 2
+    assert stats.counts[7] == 33
+    assert stats.used == 32
+
+
+def test_codes_beyond_the_codebook_are_refused():
+    with pytest.raises(UserError, match="code 9, but the codebook has 8"):
+        code_stats([np.array([9])], 8)
+
+
+def test_data_show_prints_it(tmp_path, capsys):
+    from seed_jax import cli
+
+    record = encode(Record("0", "test", (np.arange(32, dtype=np.uint16),)))
+    manifest.save(tmp_path, Manifest("test", (write_shard(tmp_path / shard_name(0), [record]),), {"codes": 1}))
+    assert not cli.main(["data", "show", str(tmp_path), "--codes", "64"])
+    assert "used: 32 of 64 (50.0%); perplexity 32.0; dead 32" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""The automaton finds a stop string exactly when the decoded text holds it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.errors import UserError
+from seed_jax.inference.generation.stop_strings import StopTables, check_stops, cut, held_back
+from tests.support import golden
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary.load(golden.path("text_tokenizer/tokenizer"))
+
+
+def found_at(tables, stops, ids):
+    """Return after how many tokens a stop string has come, or None."""
+    (table,), state = tables.of([stops]).table, 0
+    for place, token in enumerate(ids):
+        state = table[state, token]
+        if state == len(table) - 1:
+            return place + 1
+    return None
+
+
+def test_it_agrees_with_searching_the_decoded_text(vocabulary):
+    tables, generator, hits = StopTables(vocabulary), np.random.default_rng(0), 0
+    stops = ("e", "an", "the d", "\n\n", "a a", "ö")
+    for _ in range(100):
+        ids = generator.integers(3, vocabulary.num_text, 25).tolist()
+        for chosen in [stops[:2], stops[2:], stops[1:3]]:
+            # The blank that a text begins with is not part of the decoded text: it decides nothing here.
+            texts = [vocabulary.decode(ids[:n]) for n in range(1, 26)]
+            expected = next((n for n, text in enumerate(texts, 1) if any(stop in text for stop in chosen)), None)
+            assert found_at(tables, chosen, ids) == expected
+            hits += expected is not None
+    assert hits > 20
+
+
+def test_strings_across_tokens_and_bytes(vocabulary):
+    tables = StopTables(vocabulary)
+    ids = vocabulary.encode("a dog\nUSER: é")
+    for stop in ("USER:", "g\nU", "\n", "é", "dog"):
+        end = found_at(tables, (stop,), ids)
+        assert stop in vocabulary.decode(ids[:end])
+        assert stop not in vocabulary.decode(ids[: end - 1])
+    assert found_at(tables, ("cat",), ids) is None
+
+
+def test_an_image_interrupts_a_string(vocabulary):
+    tables = StopTables(vocabulary)
+    (a,) = vocabulary.encode("a")  # a blank and the letter
+    assert found_at(tables, ("a a",), [a, a]) == 2
+    assert found_at(tables, ("a a",), [a, vocabulary.first_code, a]) is None
+    assert found_at(tables, ("a a",), [a, vocabulary.eos, a, a]) == 4
+
+
+def test_overlapping_strings():
+    from seed_jax.inference.generation.stop_strings import _automaton
+
+    for strings, text, end in [
+        (("abab",), "aababab", 5),
+        (("abcd", "bc"), "abcd", 3),
+        (("aab", "ab"), "aaab", 4),
+        (("ab", "xaby"), "xab", 3),
+        (("he", "she", "hers"), "ushers", 4),
+    ]:
+        step, state = _automaton(strings), 0
+        states = []
+        for byte in text.encode():
+            state = step[state, byte] if state < len(step) else state
+            states.append(state)
+        assert states.index(len(step)) + 1 == end
+
+
+def test_rows_without_stop_strings_run_on(vocabulary):
+    tables = StopTables(vocabulary)
+    assert tables.of([(), ()]) is None
+    stops = tables.of([("a",), (), ("b", "c")])
+    assert stops.table.shape[0] == 4
+    stops, state = jax.tree.map(jnp.asarray, stops), jnp.zeros(3, jnp.int32)
+    for token in vocabulary.encode("a b c"):
+        state = stops.advance(state, jnp.full(3, token))
+    assert stops.reached(state).tolist() == [True, False, True]
+
+
+def test_cutting_and_holding_back():
+    assert cut("one two three", ("two", "ne")) == "o"
+    assert cut("one", ("two",)) == "one"
+    assert held_back("say US", ("USER:", "\n")) == 2
+    assert held_back("say USE", ("USER:", "SEX")) == 3
+    assert held_back("say", ("USER:",)) == 0
+    with pytest.raises(UserError, match="A stop string is empty"):
+        check_stops(["a", ""])
+    with pytest.raises(UserError, match="more than 1024 bytes"):
+        check_stops(["a" * 1025])

@@ -1,0 +1,79 @@
+"""Plans are what is loaded, bound what the compiler reckons with, and refuse what cannot fit."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from seed_jax.errors import UserError
+from seed_jax.inference import memory_plan
+from seed_jax.inference.generation.generator import Generator, Request, Settings
+from seed_jax.inference.image_tokenizer import ImageTokenizer
+from seed_jax.inference.memory_plan import GIB, MemoryPlan, Workload, parse_size, plan, size_of
+from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from seed_jax.precision import Precision
+from tests.inference.generation.cases import SMALL, prompts, small_params, vocabulary
+from tests.models.tokenizer.cases import random_like
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_planned_weights_are_those_that_are_loaded(quantize):
+    generator = Generator(SMALL, small_params(), vocabulary(), quantize=quantize)
+    planned = plan(SMALL, Precision(), Workload(), quantize=quantize)
+    assert planned.kept["language model"] == size_of(generator.params)
+    sizes = SeedTokenizerConfig.tiny()
+    tokenizer = ImageTokenizer(sizes, random_like(abstract_params(sizes)), quantize=quantize)
+    assert size_of(memory_plan.tokenizer_weights(sizes, quantize)) == size_of(tokenizer._params)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_programs_need_no_more_than_was_planned(beams):
+    generator, compiled = Generator(SMALL, small_params(), vocabulary()), {}
+
+    def recording(name: str, static: tuple[int, ...]):
+        program = getattr(generator, name)
+
+        def call(*arguments):
+            compiled[name] = program.lower(*arguments).compile()
+            return compiled[name](*(a for place, a in enumerate(arguments) if place not in static))
+
+        setattr(generator, name, call)
+
+    recording("_begin", (0, 4))
+    recording("_go_on", (0,))
+    next(generator._run(generator.batcher.batch([Request(p, Settings(32, beams=beams)) for p in prompts(2)], "ab"), 32))
+    work = Workload(prompts=2, beams=beams, prompt_length=max(map(len, prompts(2))), new_tokens=32)
+    planned = plan(SMALL, Precision(), work)
+    reading, going_on = (compiled[name].memory_analysis() for name in ("_begin", "_go_on"))
+    assert reading.temp_size_in_bytes <= planned.working["reading prompts"]
+    assert going_on.temp_size_in_bytes <= planned.working["generating"]
+    held = going_on.alias_size_in_bytes  # the state: keys, values and a little more
+    assert planned.kept["keys and values"] <= held <= 1.05 * planned.kept["keys and values"] + 2**14
+
+
+def test_the_released_sizes_fit_into_16_gib_in_8_bits_only():
+    sizes = {"tokenizer": SeedTokenizerConfig.full(), "decoder": UnclipConfig.full()}
+    work, half = Workload(prompt_length=1536), Precision("bfloat16", "bfloat16")
+    rounded = plan(LlamaConfig.seed_8b(), half, work, quantize="int8", quantize_vit="int8", **sizes)
+    rounded.check(16 * GIB)
+    # 6.48 G kernels of blocks and 0.17 G of the head in a byte each, as many embeddings in two bytes, and scales.
+    assert rounded.kept["language model"] == pytest.approx(6.64e9 + 2 * 0.165e9, rel=0.005)
+    assert rounded.kept["keys and values"] == 2048 * 2 * 32 * 4096 * 2
+    assert rounded.kept["decoder"] == pytest.approx(2 * (870e6 + 340e6) + 4 * 84e6, rel=0.01)
+    with pytest.raises(
+        UserError, match=r"needs 2\d\.\d\d GiB of memory but there are 16.00 GiB \(language model 12.68"
+    ):
+        dataclasses.replace(rounded, kept=rounded.kept | plan(LlamaConfig.seed_8b(), half, work).kept).check(16 * GIB)
+
+
+def test_lines_limits_and_sizes():
+    found = MemoryPlan({"a": GIB, "b": 2 * GIB}, {"reading": GIB, "drawing": 3 * GIB})
+    assert found.total == 6 * GIB
+    assert [line.split()[-2] for line in found.lines()] == ["1.00", "2.00", "1.00", "3.00", "6.00"]
+    found.check(6 * GIB)
+    found.check(None)
+    assert [parse_size(text) for text in ("16GiB", "1.5 G", "20", "2MB")] == [16 * GIB, 1.5 * GIB, 20, 2**21]
+    assert Workload(prompts=3, beams=2, guided=True).rows == 16
+    assert jax.default_backend() != "cpu" or memory_plan.device_memory() > GIB

@@ -1,0 +1,90 @@
+"""Adapters: merged equals unmerged, shapes, dropout, and the recorded peft run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+from flax.traverse_util import flatten_dict
+
+from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.nn import lora
+from seed_jax.models.nn.lora import LoraSpec
+
+CONFIG = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1)
+SPEC = LoraSpec(rank=4, alpha=8.0, dropout=0.5)
+TOKENS = jnp.arange(3, 11)[None]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return meta.unbox(jax.jit(Llama(CONFIG).init)(jax.random.key(0), TOKENS))["params"]
+
+
+@pytest.fixture(scope="module")
+def adapters(params):
+    fresh = lora.init(params, SPEC, jax.random.key(1))
+    return jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), fresh)
+
+
+def test_fresh_adapters_change_nothing(params):
+    fresh = lora.init(params, SPEC, jax.random.key(1))
+    adapted = jax.jit(Llama(CONFIG, lora=SPEC).apply)({"params": params, "lora": fresh}, TOKENS)
+    np.testing.assert_array_equal(adapted, jax.jit(Llama(CONFIG).apply)({"params": params}, TOKENS))
+    bound = flatten_dict(fresh, sep="/")["layers/mlp/down_proj/a"]
+    assert 0.9 * 24**-0.5 < jnp.abs(bound).max() <= 24**-0.5  # kaiming_uniform(sqrt 5): 1 / sqrt(fan in)
+
+
+def test_merged_equals_unmerged(params, adapters):
+    unmerged = jax.jit(Llama(CONFIG, lora=SPEC).apply)({"params": params, "lora": adapters}, TOKENS)
+    merged = jax.jit(Llama(CONFIG).apply)({"params": lora.merge(params, adapters, SPEC)}, TOKENS)
+    # x (W + s a b) against x W + s (x a) b in float32, at logits of order 0.1.
+    np.testing.assert_allclose(merged, unmerged, atol=2e-6, rtol=0)
+    assert jnp.abs(merged - jax.jit(Llama(CONFIG).apply)({"params": params}, TOKENS)).max() > 1e-2
+
+
+def test_only_targets_are_adapted(params):
+    spec = LoraSpec(rank=2, targets=("q_proj", "v_proj"))
+    paths = set(flatten_dict(lora.init(params, spec, jax.random.key(0)), sep="/"))
+    assert paths == {f"layers/self_attn/{name}/{leaf}" for name in ("q_proj", "v_proj") for leaf in "ab"}
+
+
+def test_abstract_adapters_have_the_shapes_of_fresh_ones_and_axes(params):
+    boxed = jax.eval_shape(Llama(CONFIG).init, jax.random.key(0), TOKENS)["params"]
+    abstract, fresh = lora.abstract(boxed, SPEC), lora.init(params, SPEC, jax.random.key(0))
+    unboxed = flatten_dict(meta.unbox(abstract), sep="/")
+    assert {k: v.shape for k, v in unboxed.items()} == {k: v.shape for k, v in flatten_dict(fresh, sep="/").items()}
+    down = abstract["layers"]["mlp"]["down_proj"]
+    assert (down["a"].names, down["b"].names) == (("layers", "adapter", None), ("layers", None, "embed"))
+
+
+def test_dropout_keeps_the_mean_and_differs_between_layers_and_projections(params, adapters):
+    x, (a, b) = jnp.ones((400, 16)), (jnp.eye(16, 4), jnp.ones((4, 3)))
+    dropped = lora.delta(x, a, b, SPEC, rng=jax.random.key(0))
+    exact = lora.delta(x, a, b, SPEC)
+    assert jnp.unique(dropped).size > 1
+    # Mean of 400 rows of 4 independent 0-or-2: standard error 2 * 0.5 * sqrt(4 * 400) / 400 * scale 2 = 0.2.
+    np.testing.assert_allclose(dropped.mean(0), exact.mean(0), atol=0.6)
+    model = Llama(CONFIG, lora=SPEC)
+
+    @jax.jit
+    def logits(seed):
+        variables = {"params": params, "lora": adapters}
+        return model.apply(variables, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(seed)})
+
+    np.testing.assert_array_equal(logits(0), logits(0))
+    assert jnp.abs(logits(0) - logits(1)).max() > 1e-3
+
+
+def test_dropout_needs_a_key(params, adapters):
+    with pytest.raises(Exception, match="dropout"):
+        Llama(CONFIG, lora=SPEC).apply({"params": params, "lora": adapters}, TOKENS, deterministic=False)
+
+
+def test_merging_keeps_the_number_format_and_rounds_once(params, adapters):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    merged = lora.merge(half, adapters, SPEC)
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
+    kernel, pair = half["layers"]["mlp"]["up_proj"]["kernel"], adapters["layers"]["mlp"]["up_proj"]
+    exact = kernel.astype(jnp.float32) + 2.0 * jnp.matmul(pair["a"], pair["b"], precision="highest")
+    np.testing.assert_array_equal(merged["layers"]["mlp"]["up_proj"]["kernel"], exact.astype(jnp.bfloat16))

@@ -1,0 +1,91 @@
+"""A run of several real processes on this machine, joined as hosts are, of which one can be killed."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support import xla_flags
+
+ROOT = Path(__file__).parents[2]
+DEVICES = 8  # of all processes together
+LOST_SECONDS = 5.0
+
+
+class Cluster:
+    """Processes of one run; `logs/<n>` below the workdir's sibling folder hold what each said."""
+
+    def __init__(self, workdir: Path, count: int, overrides: Sequence[str]):
+        self.workdir, self.count = workdir, count
+        self.logs = workdir.parent / f"{workdir.name}_logs"
+        self.logs.mkdir(exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.processes = [self._start(number, port, overrides) for number in range(count)]
+
+    def _start(self, number: int, port: int, overrides: Sequence[str]) -> subprocess.Popen:
+        joined = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(self.count),
+            "JAX_PROCESS_ID": str(number),
+        }
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+            "XLA_FLAGS": xla_flags.flags(DEVICES // self.count),
+            **(joined if self.count > 1 else {}),
+        }
+        command = [sys.executable, "-m", "seed_jax.main", f"--workdir={self.workdir}", *overrides]
+        command.append(f"--config.watchdog.lost_seconds={LOST_SECONDS}")
+        log = (self.logs / str(number)).open("w")
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def said(self, number: int) -> str:
+        return (self.logs / str(number)).read_text()
+
+    def wait_for_step(self, step: int, limit: float = 240.0) -> None:
+        deadline = time.monotonic() + limit
+        while (rows := losses(self.workdir)) is None or max(rows, default=0) < step:
+            ended = [process.poll() for process in self.processes]
+            assert ended == [None] * self.count, f"ended with {ended}: {self.said(0)[-2000:]}"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def kill(self, number: int) -> None:
+        self.processes[number].send_signal(signal.SIGKILL)
+
+    def wait(self, limit: float = 240.0) -> list[int]:
+        """Return all exit codes."""
+        deadline = time.monotonic() + limit
+        return [process.wait(max(1.0, deadline - time.monotonic())) for process in self.processes]
+
+    def stop(self) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+
+def names(said: str, gone: int) -> bool:
+    """Return whether what a process said names the one that is gone; host 0, which coordinates, is JAX's leader."""
+    if gone == 0:
+        return "leader task was preempted" in said or "Host 0 is gone" in said
+    return f"Host {gone} (" in said and ") is gone" in said
+
+
+def losses(workdir: Path) -> dict[int, float] | None:
+    """Return the loss of each reported step; None while a line is being written."""
+    path = workdir / "metrics.jsonl"
+    try:
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except json.JSONDecodeError:
+        return None
+    return {row["step"]: row["loss"] for row in found if "loss" in row}

@@ -1,0 +1,36 @@
+"""Learning rates of the original (spec D.2, K.6)."""
+
+import importlib
+
+import pytest
+
+from seed_jax.train.optimizer import make_schedule, warmup_cosine
+from tests.support import golden
+
+
+@pytest.mark.parametrize(
+    ("peak", "steps", "warmup", "floor", "warm_step"),
+    [(1.5e-4, 30_000, 0.03, 0.05, 900), (1e-4, 50_000, 0.07, 0.1, 3500)],
+)
+def test_official_curves(peak, steps, warmup, floor, warm_step):
+    schedule = warmup_cosine(peak, steps, warmup, floor)
+    assert float(schedule(0)) == 0.0
+    # Relative 1e-5: float32 evaluates the cosine.
+    assert float(schedule(warm_step)) == pytest.approx(peak, rel=1e-5)
+    assert float(schedule(warm_step // 2)) == pytest.approx(peak / 2, rel=1e-5)
+    assert float(schedule((steps + warm_step) // 2)) == pytest.approx(peak * (1 + floor) / 2, rel=1e-5)
+    assert float(schedule(steps)) == pytest.approx(peak * floor, rel=1e-5)
+    assert float(schedule(steps + 10)) == pytest.approx(peak * floor, rel=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "module"), [("pretrain_qformer", "qformer"), ("pretrain_codebook", "codebook")])
+def test_epochs_of_the_tokenizer_s_stages(stage, module):
+    """The full configs give the original's rates at every recorded (epoch, step)."""
+    recorded = golden.load_json("tokenizer_train_tiny/lr_schedule.json")[stage]
+    config = importlib.import_module(f"configs.tokenizer_{module}").get_config("full")
+    schedule = make_schedule(config.optimizer, config.steps)
+    for epoch, step, rate in recorded["rows_epoch_step_lr"]:
+        found = float(schedule(epoch * recorded["iters_per_epoch"] + step))
+        # Relative 1e-5: float32 evaluates the cosine.
+        assert found == pytest.approx(rate, rel=1e-5), (epoch, step)
+    assert config.steps == recorded["max_epoch"] * recorded["iters_per_epoch"]

@@ -1,0 +1,170 @@
+"""The stage `decoder`: it learns, goes on where it was, averages its weights, and its loss is that of diffusers."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from flax.traverse_util import flatten_dict
+
+from configs import decoder as configs
+from seed_jax import sharding
+from seed_jax.checkpoint import model_dir
+from seed_jax.errors import UserError
+from seed_jax.inference.drawing.drawer import Drawer
+from seed_jax.models.diffusion import Condition, Unclip
+from seed_jax.train import loop
+from seed_jax.train.flops import step_flops
+from seed_jax.train.optimizer import first_averages, make_optimizer, next_averages
+from seed_jax.train.stages.decoder.stage import prediction_error
+from tests.models.diffusion import cases
+from tests.models.diffusion.cases import SMALLEST
+from tests.support import golden, meshes
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    with meshes.on_devices(2):
+        yield
+
+
+def settings(init, **changes):
+    config = configs.get_config("tiny")
+    config.steps, config.log_every, config.checkpoint.every_steps, config.samples = STEPS, 1, STEPS // 2, 0
+    config.model.init, config.model.train = str(init), ("unet",)
+    config.optimizer.peak_lr = 1e-2
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
+def values(workdir, key):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row[key] for row in rows if key in row]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("decoder") / "start"
+    params = jax.jit(lambda key: sharding.unbox(Unclip(SMALLEST).init(key)))(jax.random.key(0))
+    return model_dir.save(directory, "unclip", {"sizes": SMALLEST.to_dict()}, params)
+
+
+@pytest.fixture(scope="module")
+def run(start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("decoder") / "run"
+    loop.run(settings(start), workdir)
+    return workdir
+
+
+def test_the_unet_learns_and_all_else_stays(start, run):
+    losses = values(run, "loss_velocity")
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    before, after = model_dir.load(start).params, model_dir.load(run).params
+    for part in ("vae", "text", "normalizer"):
+        jax.tree.map(np.testing.assert_array_equal, after["params"][part], before[part])
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), after["params"]["unet"], before["unet"])
+    still = ["/".join(path) for path, leaf in flatten_dict(moved).items() if not leaf]
+    assert not still
+
+
+def test_the_run_goes_on_number_by_number(start, run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints" / str(STEPS))
+    loop.run(settings(start), again)
+    assert values(again, "loss") == values(run, "loss")
+    ended, resumed = (model_dir.load(folder).params["ema"] for folder in (run, again))
+    jax.tree.map(np.testing.assert_array_equal, resumed, ended)
+
+
+def test_averages_have_no_moments():
+    variables = {name: {"w": jnp.ones(3)} for name in ("params", "ema")}
+    state = make_optimizer(configs.get_config("tiny").optimizer, STEPS).init(variables)
+    assert sum(leaf.shape == (3,) for leaf in jax.tree.leaves(state)) == 2  # both moments of the parameters alone
+
+
+def test_a_workdir_draws_with_the_averages(run):
+    stored = model_dir.load(run).params
+    drawer = Drawer.load(run)
+    for path, leaf in flatten_dict(drawer.params["unet"]).items():
+        np.testing.assert_array_equal(leaf, flatten_dict(stored["ema"]["unet"])[path])
+        assert leaf.shape == flatten_dict(stored["params"]["unet"])[path].shape
+    assert float(stored["ema"]["updates"]) == STEPS
+
+
+def test_the_autoencoder_learns_from_nothing(start, tmp_path):
+    loop.run(settings(start, model__train=("vae",)), tmp_path / "run")
+    losses = values(tmp_path / "run", "loss_pixels")
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert set(model_dir.load(tmp_path / "run").params["ema"]) == {"vae", "updates"}
+
+
+def test_averages_follow_with_their_decay():
+    params = [{"w": jnp.float32(value)} for value in (1.0, 3.0, 5.0)]
+    averages = first_averages(params[0])
+    averages = next_averages(averages, params[1], 0.999)
+    assert float(averages["w"]) == pytest.approx(1 + (1 - 2 / 11) * 2)  # the first decay is (1 + 1) / (10 + 1)
+    assert float(next_averages(averages, params[2], 0.1)["w"]) == pytest.approx(float(averages["w"]) * 0.1 + 4.5)
+
+
+def test_the_loss_is_that_of_diffusers():
+    unclip, params = cases.decoder()
+    rng = np.random.default_rng(0)
+    sizes = unclip.config.unet
+    side, batch = sizes.sample_size, 3
+    latents, noise = (rng.standard_normal((batch, side, side, 4), np.float32) for _ in range(2))
+    timesteps = np.array([3, 400, 990])
+    states = rng.standard_normal((batch, 7, sizes.text_width), np.float32)
+    labels = rng.standard_normal((batch, sizes.class_width), np.float32)
+    compute = jax.jit(functools.partial(prediction_error, unclip))
+    ours = compute(params, latents, noise, timesteps, Condition(jnp.asarray(states), jnp.asarray(labels)))
+    folder = golden.path(cases.FOLDER)
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    clean, noise = (torch.from_numpy(np.moveaxis(each, -1, 1).copy()) for each in (latents, noise))
+    at = torch.from_numpy(timesteps)
+    with torch.no_grad():
+        noisy = scheduler.add_noise(clean, noise, at)
+        found = unet(noisy, at, torch.from_numpy(states), class_labels=torch.from_numpy(labels)).sample
+    theirs = (found - scheduler.get_velocity(clean, noise, at)).square().mean((1, 2, 3))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)  # float32 through some thirty layers
+
+
+def test_flops_are_those_of_the_kernels():
+    params = sharding.unbox(jax.eval_shape(Unclip(SMALLEST).init, jax.random.key(0)))
+    unet = params["unet"]
+    places = {"conv_in": 64, "conv_out": 64}
+    least = 6 * sum(unet[name]["kernel"].size * count for name, count in places.items())
+    assert least < step_flops(params, SMALLEST, ("unet",)) < 6 * 64 * sum(x.size for x in jax.tree.leaves(unet))
+    assert step_flops(params, SMALLEST, ("unet", "vae")) > step_flops(params, SMALLEST, ("unet",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.train": ("text",)}, "expected one or both of unet, vae"),
+        ({"model.condition_dropout": 1.0}, "condition_dropout is 1.0, expected 0 to less than 1"),
+        ({"model.sizes": "huge"}, "model.sizes is 'huge', expected full or small or tiny"),
+        ({"source.tokenizer": ""}, "name one"),
+        ({"source.tokenizer": "/nowhere"}, "/nowhere is neither a model directory"),
+        ({"data.demo": False}, "data.parts is empty"),
+        ({"optimizer.following": ()}, "expected it to name 'ema'"),
+    ],
+)
+def test_bad_settings_are_one_sentence(tmp_path, changes, words):
+    config = configs.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        loop.run(config, tmp_path)
+
+
+def test_unknown_variant():
+    with pytest.raises(UserError, match="no variant 'huge'"):
+        configs.get_config("huge")
