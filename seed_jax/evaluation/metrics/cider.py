@@ -16,13 +16,11 @@ _MAX_N = 4
 _SIGMA = 6.0
 
 
-def cider(
-    candidates: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[float, Float[np.ndarray, " images"]]:
+def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, Float[np.ndarray, " images"]]:
     """Score tokenized captions against tokenized references.
 
-    The document frequencies are those of the given references, so that scores compare between equal sets of images only;
-    a single image scores 0.
+    The document frequencies are those of the given references: scores compare between equal sets of images only, and a
+    single image scores 0.
 
     Args:
         candidates: one caption for each image.

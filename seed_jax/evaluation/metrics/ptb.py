@@ -66,7 +66,8 @@ _TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.\-]*"
 _TAG = (
     r"(?:<[!?][A-Za-z\-][^>\n]*>"
     rf"|</{_TAG_NAME}{_SPACE}*>"
-    rf"|<{_TAG_NAME}(?:{_SPACE}+{_TAG_NAME}(?:{_SPACE}*={_SPACE}*(?:'[^'\n]*'|\"[^\"\n]*\"|{_TAG_NAME}))?)*{_SPACE}*/?{_SPACE}*>)"
+    rf"|<{_TAG_NAME}(?:{_SPACE}+{_TAG_NAME}(?:{_SPACE}*={_SPACE}*(?:'[^'\n]*'|\"[^\"\n]*\"|{_TAG_NAME}))?)*"
+    rf"{_SPACE}*/?{_SPACE}*>)"
 )
 _EXTENSIONS = (
     "(?i:bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar"
@@ -74,7 +75,8 @@ _EXTENSIONS = (
 )
 _URL_END = r"[^ \t\n\"<>|(){}.!?,\-\u00A0]"
 _PATH = rf"/[^ \t\n\"<>|()\u00A0]+{_URL_END}"
-_DOMAIN = rf"[^ \t\n\"'`<>|.!?,-_$(){{}}\u00A0]"
+# The range from comma to underscore holds digits and capitals: a domain is recognized in lower case only.
+_DOMAIN = r"[^ \t\n\"'`<>|.!?,-_$(){}\u00A0]"
 _MAIL_NAME = r"[^ \t\n\"<>|(){}.\u00A0]"
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
@@ -91,7 +93,7 @@ _ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": "", "apos": "", "mdash": 
 
 
 def _word(text: str) -> str:
-    return text.replace("\u00AD", "")
+    return text.replace("\u00ad", "")
 
 
 def _unchanged(text: str) -> str:
@@ -104,11 +106,11 @@ def _nothing(text: str) -> str:
 
 def _joined(text: str) -> str:
     """Keep the spaces of a token as no-break spaces, and name its round brackets."""
-    return _round_brackets(re.sub(_SPACE_OR_NEWLINE, "\u00A0", text))
+    return _round_brackets(re.sub(_SPACE_OR_NEWLINE, "\u00a0", text))
 
 
 def _tag(text: str) -> str:
-    return re.sub(r"\s", "\u00A0", text)
+    return re.sub(r"\s", "\u00a0", text)
 
 
 def _round_brackets(text: str) -> str:
@@ -298,11 +300,11 @@ def _lex(text: str, start: int, end: int) -> list[str]:
         if text[position] == " ":
             position += 1
             continue
-        best, best_end = None, position
+        best, output = None, _nothing
         for rule in _RULES:
             match = rule.pattern.match(text, position)
-            if match is not None and match.end() > best_end:
-                best, best_end, output = match, match.end(), rule.output
+            if match is not None and match.end() > (position if best is None else best.end()):
+                best, output = match, rule.output
         if best is None:  # whitespace, or a character that leaves no token
             position += 1
             continue
