@@ -28,7 +28,7 @@ def check_widths(one: np.ndarray, other: np.ndarray, name_of_one: str, name_of_o
         )
 
 
-def paired_similarity(images: Float[np.ndarray, "N E"], targets: Float[np.ndarray, "N E"]) -> Float[np.ndarray, " N"]:
+def paired_similarity(images: Float[np.ndarray, "N E"], targets: Float[np.ndarray, "N E2"]) -> Float[np.ndarray, " N"]:
     """Return the cosine similarity of each pair: a generated and a true image, or an image and its caption.
 
     Papers report 100 times the mean.
@@ -43,7 +43,7 @@ def class_embeddings(texts: Float[np.ndarray, "classes templates E"]) -> Float[n
 
 
 def class_similarity(
-    images: Float[np.ndarray, "N E"], classes: Float[np.ndarray, "classes E"]
+    images: Float[np.ndarray, "N E"], classes: Float[np.ndarray, "classes E2"]
 ) -> Float[np.ndarray, "N classes"]:
     """Return the cosine similarity of every image with every class; the largest is the prediction."""
     check_widths(images, classes, "images", "classes")

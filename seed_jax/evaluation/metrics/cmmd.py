@@ -15,7 +15,7 @@ _SCALE = 1000.0
 _ROWS = 1024  # kernel values of as many rows are held at once
 
 
-def cmmd(images: Float[np.ndarray, "N E"], references: Float[np.ndarray, "M E"]) -> float:
+def cmmd(images: Float[np.ndarray, "N E"], references: Float[np.ndarray, "M E2"]) -> float:
     """Return 1000 times the biased squared MMD with a Gaussian kernel of width 10 on unit vectors.
 
     Args:

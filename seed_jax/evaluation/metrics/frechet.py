@@ -15,10 +15,11 @@ from seed_jax.files import write_bytes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean and covariance of feature vectors, in float64."""
+    """Mean and covariance of feature vectors, in float64, and of how many vectors, if that is known."""
 
     mean: Float[np.ndarray, " D"]
     covariance: Float[np.ndarray, "D D"]
+    count: int | None = None
 
 
 class FeatureAccumulator:
@@ -66,7 +67,7 @@ class FeatureAccumulator:
             )
         mean = self._sum / self.count
         covariance = (self._products - self.count * np.outer(mean, mean)) / (self.count - 1)
-        return FeatureStatistics(self._shift + mean, covariance)
+        return FeatureStatistics(self._shift + mean, covariance, self.count)
 
 
 def feature_statistics(features: Float[np.ndarray, "N D"]) -> FeatureStatistics:
@@ -87,22 +88,28 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
             f"The features to compare have {one.mean.size} and {other.mean.size} values: compute both statistics with"
             " the same network."
         )
-    cross = np.linalg.svd(_factor(one.covariance).T @ _factor(other.covariance), compute_uv=False).sum()
+    cross = np.linalg.svd(_factor(one).T @ _factor(other), compute_uv=False).sum()
     difference = one.mean - other.mean
     return float(difference @ difference + np.trace(one.covariance) + np.trace(other.covariance) - 2 * cross)
 
 
-def _factor(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D rank"]:
+def _factor(statistics: FeatureStatistics) -> Float[np.ndarray, "D rank"]:
     """Return L with L L^T = covariance, without the columns that are zero."""
-    values, vectors = scipy.linalg.eigh(covariance, check_finite=True)
+    size = len(statistics.mean)
+    rank = size if statistics.count is None else min(size, statistics.count - 1)
+    if rank < size:  # The other eigenvalues are zero but for rounding.
+        values, vectors = scipy.linalg.eigh(statistics.covariance, subset_by_index=[size - rank, size - 1])
+    else:
+        values, vectors = scipy.linalg.eigh(statistics.covariance, driver="evd")
     kept = values > 0
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
-    """Write statistics atomically as an .npz file with the keys `mu` and `sigma`, as pytorch-fid does."""
+    """Write statistics atomically as an .npz file with pytorch-fid's keys `mu` and `sigma`, and `count` if known."""
     buffer = io.BytesIO()
-    np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance)
+    count = {} if statistics.count is None else {"count": np.int64(statistics.count)}
+    np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance, **count)
     write_bytes(path, buffer.getvalue())
 
 
@@ -142,4 +149,9 @@ def load_statistics(path: Path, width: int | None = None) -> FeatureStatistics:
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path} holds values that are not finite: compute it again.")
-    return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
+    count = arrays.get("count")
+    if count is not None and (count.dtype.kind not in "iu" or count.shape or count < 2):
+        raise UserError(f"{path} holds a `count` that is no number of images: expected an integer of at least 2.")
+    return FeatureStatistics(
+        mean.astype(np.float64), covariance.astype(np.float64), None if count is None else int(count)
+    )

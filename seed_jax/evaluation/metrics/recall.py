@@ -38,7 +38,7 @@ class Ranks:
 
 
 def ranks_by_embeddings(
-    images: Float[np.ndarray, "N E"], texts: Float[np.ndarray, "M E"], image_of_text: Int[np.ndarray, " M"]
+    images: Float[np.ndarray, "N E"], texts: Float[np.ndarray, "M E2"], image_of_text: Int[np.ndarray, " M2"]
 ) -> Ranks:
     """Rank by the dot product of embeddings, which the caller has normalized.
 
@@ -59,7 +59,7 @@ def ranks_by_embeddings(
 
 def ranks_by_scores(
     image_to_text: Float[np.ndarray, "N M"],
-    image_of_text: Int[np.ndarray, " M"],
+    image_of_text: Int[np.ndarray, " M2"],
     text_to_image: Float[np.ndarray, "M N"] | None = None,
 ) -> Ranks:
     """Rank by scores of every image with every caption.
@@ -91,7 +91,7 @@ def _ranks(
     image_scores: Callable[[int, int], np.ndarray],
     images: int,
     texts: int,
-    image_of_text: Int[np.ndarray, " M"],
+    image_of_text: Int[np.ndarray, " M2"],
 ) -> Ranks:
     if len(image_of_text) != texts:
         raise UserError(f"{texts} captions were scored, and {len(image_of_text)} have an image: give each caption one.")

@@ -61,7 +61,7 @@ def bootstrap_interval(
 
 def paired_bootstrap(
     one: Float[np.ndarray, " samples"],
-    other: Float[np.ndarray, " samples"],
+    other: Float[np.ndarray, " other_samples"],
     *,
     level: float = 0.95,
     resamples: int = 1000,
@@ -80,7 +80,11 @@ def paired_bootstrap(
 
 
 def approximate_randomization(
-    one: Float[np.ndarray, " samples"], other: Float[np.ndarray, " samples"], *, shuffles: int = 1000, seed: int = 0
+    one: Float[np.ndarray, " samples"],
+    other: Float[np.ndarray, " other_samples"],
+    *,
+    shuffles: int = 1000,
+    seed: int = 0,
 ) -> float:
     """Return the two-sided p-value of the difference of means when each sample's two scores may change places."""
     difference = _paired(one, other)
@@ -95,7 +99,7 @@ def approximate_randomization(
     return (extreme + 1) / (shuffles + 1)
 
 
-def mcnemar(one: Bool[np.ndarray, " samples"], other: Bool[np.ndarray, " samples"]) -> float:
+def mcnemar(one: Bool[np.ndarray, " samples"], other: Bool[np.ndarray, " other_samples"]) -> float:
     """Return the exact two-sided p-value of McNemar's test on right and wrong answers to the same questions."""
     _check_lengths(one, other)
     only_one = int((one & ~other).sum())
@@ -112,7 +116,9 @@ def _resampled(samples: int, resamples: int, seed: int) -> Iterator[Int[np.ndarr
         yield generator.integers(0, samples, (min(rows, resamples - start), samples))
 
 
-def _paired(one: Float[np.ndarray, " samples"], other: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+def _paired(
+    one: Float[np.ndarray, " samples"], other: Float[np.ndarray, " other_samples"]
+) -> Float[np.ndarray, " samples"]:
     _check_lengths(one, other)
     return _checked(one) - _checked(other)
 
