@@ -35,10 +35,8 @@ def main(argv: list[str]) -> None:
     """Train what the flags say."""
     del argv
     set_up_log()
-    run(
-        _CONFIG.value,
-        _WORKDIR.value or loading.default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])),
-    )
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    run(_CONFIG.value, _WORKDIR.value or loading.default_workdir(name))
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
