@@ -23,6 +23,7 @@ from seed_jax.evaluation.metrics.frechet import (
     frechet_distance,
     load_statistics,
 )
+from seed_jax.evaluation.metrics.ngrams import count_ngrams
 from seed_jax.evaluation.metrics.ptb import count_line_separators, tokenize
 from seed_jax.evaluation.metrics.rouge import rouge_l
 from seed_jax.evaluation.metrics.vqa_accuracy import short_answer, vqa_accuracy
@@ -75,9 +76,10 @@ def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, tuple[float, Float[np.ndarray, " images"]]]:
     """Return each metric of tokenized captions, for the whole set and for each image."""
-    whole, per_image = bleu(candidates, references)
+    counted = count_ngrams(candidates, references)
+    whole, per_image = bleu(counted)
     scores = {f"Bleu_{n}": (float(whole[n - 1]), per_image[n - 1]) for n in range(1, 5)}
-    return scores | {"ROUGE_L": rouge_l(candidates, references), "CIDEr": cider(candidates, references)}
+    return scores | {"ROUGE_L": rouge_l(candidates, references), "CIDEr": cider(counted)}
 
 
 def score_vqa(

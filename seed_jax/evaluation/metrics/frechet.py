@@ -37,6 +37,7 @@ class FeatureAccumulator:
         self._shift: Float[np.ndarray, " D"] | None = None
         self._sum: Float[np.ndarray, " D"] | None = None
         self._products: Float[np.ndarray, "D D"] | None = None
+        self._pending: list[Float[np.ndarray, "batch D"]] = []
 
     def update(self, features: Float[np.ndarray, "batch D"]) -> None:
         """Add a batch of features."""
@@ -45,15 +46,24 @@ class FeatureAccumulator:
             raise UserError("The features hold values that are not finite: check the images and the network's weights.")
         if not len(features):
             return
-        if self._shift is None or self._sum is None or self._products is None:
+        if self._shift is None:
             # Sums of squares around a point near the mean lose no digits to its size.
             self._shift = features.mean(0)
-            self._sum = np.zeros(features.shape[1])
-            self._products = np.zeros((features.shape[1], features.shape[1]))
-        centred = features - self._shift
-        self.count += len(centred)
-        self._sum += centred.sum(0)
-        self._products += centred.T @ centred
+        self.count += len(features)
+        self._pending.append(features - self._shift)
+        # One large product instead of many small ones, which would each read and write the D x D matrix.
+        if sum(map(len, self._pending)) >= features.shape[1]:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        centred = np.concatenate(self._pending)
+        self._pending = []
+        total, products = centred.sum(0), centred.T @ centred
+        self._sum = total if self._sum is None else self._sum + total
+        if self._products is None:
+            self._products = products
+        else:
+            self._products += products
 
     def statistics(self) -> FeatureStatistics:
         """Return mean and unbiased covariance.
@@ -61,6 +71,8 @@ class FeatureAccumulator:
         Raises:
             UserError: there are fewer than two features.
         """
+        if self._pending:
+            self._add_pending()
         if self.count < 2 or self._shift is None or self._sum is None or self._products is None:
             raise UserError(
                 f"A covariance needs at least two images, and there are {self.count}: give more images to compare."
@@ -108,8 +120,10 @@ def _factor(statistics: FeatureStatistics) -> Float[np.ndarray, "D rank"]:
 def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
     """Write statistics atomically as an .npz file with pytorch-fid's keys `mu` and `sigma`, and `count` if known."""
     buffer = io.BytesIO()
-    count = {} if statistics.count is None else {"count": np.int64(statistics.count)}
-    np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance, **count)
+    if statistics.count is None:
+        np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance)
+    else:
+        np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance, count=np.array(statistics.count))
     write_bytes(path, buffer.getvalue())
 
 
