@@ -93,3 +93,27 @@ class ClipModel:
             padded = np.concatenate([batch, np.repeat(batch[-1:], _BATCH - len(batch), 0)])
             parts.append(np.asarray(embed(padded), np.float32)[: len(batch)])
         return np.concatenate(parts)
+
+
+def embed_directory(clip: ClipModel, directory: Path) -> Float[np.ndarray, "N E"]:
+    """Return the embeddings of the centre squares of a directory's images, without its subdirectories, as CMMD does.
+
+    Raises:
+        UserError: there are no images, or one is unreadable.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory: give a directory of images.")
+    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in image_files.EXTENSIONS)
+    if not paths:
+        raise UserError(f"{directory} holds no images ({', '.join(image_files.EXTENSIONS)}): give another directory.")
+    parts = [
+        clip.embed_images([_centre_square(image_files.load(path)) for path in paths[start : start + _BATCH]])
+        for start in range(0, len(paths), _BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _centre_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))

@@ -11,12 +11,13 @@ from PIL import Image
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.evaluation.clip import ClipModel
+from seed_jax.evaluation.task import drawn_image_path
 from seed_jax.files import write_bytes
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt, interleave
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.scoring import Score, Scorer
 from seed_jax.inference.generation.segments import Generation
-from seed_jax.inference.seed_llama import SeedLlama
+from seed_jax.inference.seed_llama import MAX_IMAGE_BATCH, SeedLlama
 
 Codes = tuple[int, ...]
 
@@ -55,14 +56,15 @@ class EvalModel:
     def save(self, image: Image.Image, task: str, sample_id: str) -> None:
         """Write a drawn image to `TASK/images/ID.png` in the run's directory."""
         if self._out is not None:
-            directory = self._out / task / "images"
-            directory.mkdir(parents=True, exist_ok=True)
+            path = drawn_image_path(self._out / task, sample_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
             content = io.BytesIO()
             image.save(content, format="PNG")
-            write_bytes(directory / f"{sample_id.replace('/', '_')}.png", content.getvalue())
+            write_bytes(path, content.getvalue())
 
     def encode(self, groups: Sequence[Sequence[Image.Image]]) -> list[list[Codes]]:
         """Return the codes of each sample's images, which are encoded together."""
+        self.model.image_tokenizer(MAX_IMAGE_BATCH)  # one batch size, however a run is cut into processes
         codes = iter(self.model.encode([image for group in groups for image in group]))
         return [[next(codes) for _ in group] for group in groups]
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
+from seed_jax import images as image_files
 from seed_jax.errors import UserError
 from seed_jax.evaluation.answering import LETTERS
 from seed_jax.evaluation.runner import TaskRun
-from seed_jax.evaluation.task import LoadedSample, Prediction, Sample
+from seed_jax.evaluation.task import Prediction, Sample, drawn_image_path
 
 CSS = Path(__file__).with_name("report.css")
 EXAMPLES = 12  # of each task, half of them the worst
@@ -103,17 +104,21 @@ def _card(run: TaskRun, index: int) -> str:
         if text
     )
     return (
-        f'<article class="card{verdict}"><div class="id">{escape(sample.id)}{shown}</div>{_images(sample)}'
+        f'<article class="card{verdict}"><div class="id">{escape(sample.id)}{shown}</div>{_images(run, sample)}'
         f"<dl>{texts}</dl>{_tokens(prediction)}</article>"
     )
 
 
-def _images(sample: Sample) -> str:
+def _images(run: TaskRun, sample: Sample) -> str:
+    """Return the images of a sample, up to four frames of a video, and the one that was drawn for it."""
     try:
-        loaded = LoadedSample(sample, sample.load_images())
+        shown = sample.load_images()[:4]
     except UserError:  # deleted since the run
-        return ""
-    return "".join(_image(image) for image in loaded.images[:4])
+        shown = []
+    drawn = drawn_image_path(run.directory, sample.id)
+    if drawn.is_file():
+        shown.append(image_files.load(drawn))
+    return f'<div class="images">{"".join(map(_image, shown))}</div>' if shown else ""
 
 
 def _image(image: Image.Image) -> str:

@@ -103,6 +103,7 @@ class TaskRun:
         results: content of results.json.
         samples: the scored samples.
         predictions: theirs, in the same order.
+        directory: of the task's files.
     """
 
     task: Task
@@ -110,6 +111,7 @@ class TaskRun:
     samples: list[Sample]
     predictions: list[Prediction]
     scores: Scores
+    directory: Path
 
 
 def run_task(
@@ -319,4 +321,4 @@ def _finish(
     if submission is not None:
         write_json(directory / SUBMISSION, submission)
     write_json(directory / RESULTS, results)
-    return TaskRun(task, results, scored, predictions, scores)
+    return TaskRun(task, results, scored, predictions, scores, directory)

@@ -2,9 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from seed_jax.cli import main
+from seed_jax.evaluation.metrics import inception
+from tests.evaluation import datasets
+from tests.support import philox
 
 
 def write(path, content):
@@ -60,3 +65,41 @@ def test_wrong_arguments_are_one_sentence(words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_task_runs_from_model_directories_and_prints_its_score(tmp_path, capsys):
+    model = datasets.write_model(tmp_path / "models")
+    datasets.gqa(tmp_path / "data")
+    words = ["--data", tmp_path / "data", "--out", tmp_path / "out", "--beams", 1, "--max-new-tokens", 4]
+    command = ["eval", "gqa", "--model", str(model), *map(str, words)]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("gqa (1 samples): accuracy ")
+    found = json.loads((tmp_path / "out/results.json").read_text())["tasks"]["gqa"]
+    assert len(found["model"]["language_model"]) == 32
+    assert found["decoding"]["beams"] == 1
+    assert main(command) == 0  # nothing is left to predict
+    assert capsys.readouterr().out == first
+    assert main([*command, "--max-new-tokens", "5"]) == 2
+    assert "decoding" in capsys.readouterr().err
+    assert main(["eval", "reconstruction", *command[2:]]) == 2
+    assert "--clip" in capsys.readouterr().err
+
+
+def test_the_frechet_distance_of_equal_directories_is_zero(tmp_path, capsys):
+    for folder in ("one", "other"):
+        for number in range(2):
+            datasets.write_image(tmp_path / folder / f"{number}.png", number)
+    weights = {
+        name: np.ones(shape, np.float32)
+        if name.endswith("running_var")
+        else (philox.normal(0, name, shape) / max(1, int(np.prod(shape[1:]))) ** 0.5).astype(np.float32)
+        for name, shape in inception.expected_shapes().items()
+    }
+    save_file(weights, tmp_path / "inception.safetensors")
+    words = ["--images", tmp_path / "one", "--reference", tmp_path / "other", "--batch-size", 2]
+    words += ["--inception", tmp_path / "inception.safetensors"]
+    assert main(["eval", "score", "fid", *map(str, words)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fid"] == pytest.approx(0, abs=1e-3)
+    assert found["images"] == found["reference_images"] == 2

@@ -1,11 +1,14 @@
 """CLIP's towers give transformers' embeddings with random weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
 
+from seed_jax.cli import main
 from seed_jax.errors import UserError
 from seed_jax.evaluation.clip import ClipModel
 from tests.evaluation import datasets
@@ -42,3 +45,16 @@ def test_a_folder_without_a_text_tower_reads_images_only(folder, tmp_path):
     assert not ClipModel(tmp_path).reads_text
     with pytest.raises(UserError, match=r"vocab\.json"):
         ClipModel(tmp_path).embed_texts(["a"])
+
+
+def test_cmmd_of_equal_directories_is_zero(folder, tmp_path, capsys):
+    for name in ("one", "other"):
+        for number in range(3):
+            datasets.write_image(tmp_path / name / f"{number}.png", number)
+    words = ["--images", tmp_path / "one", "--reference", tmp_path / "other", "--clip", folder[0]]
+    assert main(["eval", "score", "cmmd", *map(str, words)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"cmmd": pytest.approx(0, abs=1e-6), "images": 3, "reference_images": 3}
+    (tmp_path / "empty").mkdir()
+    words[3] = tmp_path / "empty"
+    assert main(["eval", "score", "cmmd", *map(str, words)]) == 2

@@ -204,3 +204,13 @@ def write_clip(directory: Path) -> tuple[transformers.CLIPModel, transformers.CL
                 weight.copy_(torch.from_numpy(0.2 * philox.normal(5, name, tuple(weight.shape))))
     model.save_pretrained(directory)
     return model, tokenizer
+
+
+def vist(root: Path) -> Path:
+    """One story of five images."""
+    annotations = []
+    for number in range(5):
+        write_image(root / "images" / f"{900 + number}.png", number)
+        part = {"story_id": "30", "photo_flickr_id": str(900 + number), "worker_arranged_photo_order": number}
+        annotations.append([{**part, "text": f"part {number} .", "original_text": f"Part {number}."}])
+    return write_json(root / "val.story-in-sequence.json", {"images": [], "annotations": annotations[::-1]})

@@ -238,8 +238,10 @@ def test_retrieval_ranks_every_caption_for_every_image(evaluate, tmp_path):
 
 def test_drawn_images_are_compared_with_true_ones(evaluate, model, tmp_path):
     datasets.karpathy(tmp_path / "data", count=3)
-    out = evaluate("reconstruction", "text_to_image", decoding={"max_new_tokens": 34})
-    for name in ("reconstruction", "text_to_image"):
+    datasets.vist(tmp_path / "data")
+    names = ("reconstruction", "text_to_image", "visual_storytelling")
+    out = evaluate(*names, decoding={"max_new_tokens": 34})
+    for name in names:
         found = results(out / name)["metrics"]
         assert found.keys() == {"clip_similarity", "clip_text_score"}
         assert -100 <= found["clip_similarity"] <= 100

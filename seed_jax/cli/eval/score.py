@@ -17,6 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_caption(kinds)
     _add_vqa(kinds)
     _add_fid(kinds)
+    _add_cmmd(kinds)
 
 
 def _add_caption(kinds: argparse._SubParsersAction) -> None:
@@ -75,6 +76,19 @@ def _add_fid(kinds: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_score_fid)
 
 
+def _add_cmmd(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser(
+        "cmmd",
+        help="CLIP maximum mean discrepancy",
+        description="Compute CMMD, the maximum mean discrepancy of CLIP embeddings, of two directories of images. The "
+        "published scale is that of CLIP ViT-L/14 at 336 pixels.",
+    )
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images to judge")
+    parser.add_argument("--reference", required=True, type=Path, metavar="DIR", help="true images")
+    parser.add_argument("--clip", required=True, type=Path, metavar="DIR", help="folder of a Hugging Face CLIP model")
+    parser.set_defaults(run=_score_cmmd)
+
+
 def _add_allow_missing(parser: argparse.ArgumentParser, noun: str) -> None:
     parser.add_argument("--allow-missing", action="store_true", help=f"score the predicted {noun} only")
 
@@ -121,6 +135,15 @@ def _score_fid(args: argparse.Namespace) -> None:
             max_bad=args.max_bad,
         )
     )
+
+
+def _score_cmmd(args: argparse.Namespace) -> None:
+    from seed_jax.evaluation.clip import ClipModel, embed_directory
+    from seed_jax.evaluation.metrics.cmmd import cmmd
+
+    clip = ClipModel(args.clip)
+    images, references = embed_directory(clip, args.images), embed_directory(clip, args.reference)
+    _print({"cmmd": cmmd(images, references), "images": len(images), "reference_images": len(references)})
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         for name, task in sorted(all_tasks().items()):
             numbers = ", ".join(f"{number.model} {number.value:g} {number.metric}" for number in task.paper)
             print(f"{name:20} {task.summary}" + (f"\n{'':20} paper: {numbers}" if numbers else ""))
+        print("\nWithout a model: seed-jax eval score caption, vqa, fid or cmmd.")
         return
     if not args.tasks:
         raise UserError("No task is given: name some of those that `seed-jax eval --list` shows.")
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from seed_jax.evaluation.report import write_report
     from seed_jax.evaluation.runner import RunOptions, Shard, run_task
     from seed_jax.evaluation.task import DataOptions
+    from seed_jax.inference.seed_llama import MAX_IMAGE_BATCH
 
     decoding = {name: getattr(args, name) for name in _DECODING if getattr(args, name) is not None}
     options = RunOptions(args.batch_size, args.limit, Shard.parse(args.shard), args.max_bad, decoding)
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
                 config,
                 heaviest,
                 prompts=args.batch_size,
-                num_images=1,
+                num_images=MAX_IMAGE_BATCH,
                 draws=any(task.draws for task in tasks),
             ),
             args.clip,

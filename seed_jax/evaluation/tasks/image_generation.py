@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from seed_jax.evaluation import data_files
 from seed_jax.evaluation.metrics.clip_similarity import paired_similarity
 from seed_jax.evaluation.task import DataOptions, LoadedSample, PaperNumber, Prediction, Sample, Scores, Task, mean
@@ -37,12 +39,25 @@ class DrawnImages(Task):
     def describe(self, sample: Sample, prediction: Prediction) -> dict[str, str]:
         return {"caption": sample.text, "codes": " ".join(map(str, prediction["codes"]))}
 
-    def _compare(
+    def truth(self, loaded: LoadedSample) -> Image.Image:
+        """Return the image that the drawn one is compared with."""
+        return loaded.images[0]
+
+    def generate_codes(
+        self, prompts: Sequence[Sequence[int]], model: "EvalModel", params: SamplingParams
+    ) -> list[tuple[int, ...]]:
+        """Return the codes of the image that each prompt is answered with."""
+        return [
+            next(segment.codes for segment in answer.segments if isinstance(segment, ImageSegment))
+            for answer in model.generate([Request(prompt, params) for prompt in prompts])
+        ]
+
+    def compare(
         self, batch: Sequence[LoadedSample], codes: Sequence[tuple[int, ...]], model: "EvalModel", seed: int
     ) -> list[Prediction]:
         drawn = model.draw(codes, seed)
         embeddings = model.clip.embed_images(drawn)
-        similarities = paired_similarity(embeddings, model.clip.embed_images([loaded.images[0] for loaded in batch]))
+        similarities = paired_similarity(embeddings, model.clip.embed_images([self.truth(loaded) for loaded in batch]))
         predictions: list[Prediction] = [
             {"codes": list(own), "clip_similarity": float(similarity)}
             for own, similarity in zip(codes, similarities, strict=True)
@@ -68,7 +83,7 @@ class Reconstruction(DrawnImages):
 
     def predict(self, batch: Sequence[LoadedSample], model: "EvalModel", params: SamplingParams) -> list[Prediction]:
         codes = [own[0] for own in model.encode([loaded.images for loaded in batch])]
-        return self._compare(batch, codes, model, params.seed)
+        return self.compare(batch, codes, model, params.seed)
 
 
 class TextToImage(DrawnImages):
@@ -85,12 +100,8 @@ class TextToImage(DrawnImages):
     sampling_params = SamplingParams(34, mode="image", num_images=1, beams=4, length_penalty_on="sequence", seed=42)
 
     def predict(self, batch: Sequence[LoadedSample], model: "EvalModel", params: SamplingParams) -> list[Prediction]:
-        answers = model.generate([Request(model.prompt(loaded.sample.text), params) for loaded in batch])
-        codes = [
-            next(segment.codes for segment in answer.segments if isinstance(segment, ImageSegment))
-            for answer in answers
-        ]
-        return self._compare(batch, codes, model, params.seed)
+        prompts = [model.prompt(loaded.sample.text) for loaded in batch]
+        return self.compare(batch, self.generate_codes(prompts, model, params), model, params.seed)
 
 
 TASKS = [Reconstruction(), TextToImage()]
