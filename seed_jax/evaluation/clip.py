@@ -69,8 +69,10 @@ class ClipModel:
         vocabulary = ClipVocabulary.load(self.directory)
         model, end = ClipText(config), vocabulary.ids[vocabulary.eos]
 
+        encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids))
+
         def embed(ids: np.ndarray) -> np.ndarray:
-            states = np.asarray(model.apply({"params": params}, ids))
+            states = np.asarray(encode(params, ids))
             last = states[np.arange(len(ids)), (ids == end).argmax(-1)]  # the state of the first EOS
             return last @ projection
 

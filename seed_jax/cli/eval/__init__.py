@@ -33,4 +33,4 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             return commands.parse_known_args(args, namespace)
         return parse_tasks(args, namespace)
 
-    parser.parse_known_args = parse  # ty: ignore
+    parser.parse_known_args = parse

@@ -201,10 +201,13 @@ def read_answers(path: Path) -> dict[int | str, _Answers]:
 def _texts(answers: Any, where: str) -> tuple[str, ...]:
     if not isinstance(answers, list) or len(answers) < 2:
         raise UserError(f"{where} has no list of `answers`: expected ten; remove the question, or repair the file.")
-    texts = tuple(answer.get("answer") if isinstance(answer, dict) else answer for answer in answers)
-    if not all(isinstance(answer, str) for answer in texts):
-        raise UserError(f"{where}: an answer is not text: repair the file.")
-    return texts
+    texts = []
+    for answer in answers:
+        content = answer.get("answer") if isinstance(answer, dict) else answer
+        if not isinstance(content, str):
+            raise UserError(f"{where}: an answer is not text: repair the file.")
+        texts.append(content)
+    return tuple(texts)
 
 
 def coco_image(root: Path, split: str, image_id: int | str) -> Path:
