@@ -11,7 +11,6 @@ from PIL import Image
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.evaluation.clip import ClipModel
-from seed_jax.evaluation.task import drawn_image_path
 from seed_jax.files import write_bytes
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt, interleave
 from seed_jax.inference.generation.batching import Request
@@ -93,3 +92,8 @@ class EvalModel:
         embeddings = self.model.image_tokenizer().embed_codes(np.asarray(codes, np.int32))
         drawn = self.model.drawer.draw(embeddings, [seed] * len(codes), batch_size=1)
         return [Image.fromarray(pixels) for pixels in drawn]
+
+
+def drawn_image_path(directory: Path, sample_id: str) -> Path:
+    """Return where the image that was drawn for a sample is, in the directory of its task."""
+    return directory / "images" / f"{sample_id.replace('/', '_')}.png"

@@ -199,11 +199,6 @@ class Task(abc.ABC):
         return {"prompt": sample.text, "prediction": str(prediction.get("prediction", ""))}
 
 
-def drawn_image_path(directory: Path, sample_id: str) -> Path:
-    """Return where the image that was drawn for a sample is, in the directory of its task."""
-    return directory / "images" / f"{sample_id.replace('/', '_')}.png"
-
-
 def mean(values: Sequence[float]) -> float:
     """Return the mean of a non-empty list."""
     return float(np.mean(np.asarray(values, np.float64)))

@@ -93,7 +93,7 @@ def test_the_frechet_distance_of_equal_directories_is_zero(tmp_path, capsys):
     weights = {
         name: np.ones(shape, np.float32)
         if name.endswith("running_var")
-        else (philox.normal(0, name, shape) / max(1, int(np.prod(shape[1:]))) ** 0.5).astype(np.float32)
+        else np.asarray(philox.normal(0, name, shape) / max(1, int(np.prod(shape[1:]))) ** 0.5, np.float32)
         for name, shape in inception.expected_shapes().items()
     }
     save_file(weights, tmp_path / "inception.safetensors")

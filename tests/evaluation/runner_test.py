@@ -9,7 +9,7 @@ from seed_jax.cli import main
 from seed_jax.errors import UserError
 from seed_jax.evaluation.eval_model import EvalModel
 from seed_jax.evaluation.metrics.clip_similarity import paired_similarity
-from seed_jax.evaluation.report import write_report
+from seed_jax.evaluation.report.files import write_report
 from seed_jax.evaluation.runner import RunOptions, Shard, run_task
 from seed_jax.evaluation.score import score_captions, score_vqa
 from seed_jax.evaluation.task import DataOptions

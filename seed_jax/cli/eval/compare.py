@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the comparison."""
-    from seed_jax.evaluation.compare import compare_runs, format_comparison  # late: needs NumPy
+    from seed_jax.evaluation.report.compare import compare_runs, format_comparison  # late: needs NumPy
 
     comparison = compare_runs(args.one, args.other)
     print(json.dumps(comparison, ensure_ascii=False) if args.json else format_comparison(comparison))

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from seed_jax.cli.generation_loading import load_config, load_model
     from seed_jax.evaluation.eval_model import EvalModel
     from seed_jax.evaluation.fingerprint import describe_model
-    from seed_jax.evaluation.report import write_report
+    from seed_jax.evaluation.report.files import write_report
     from seed_jax.evaluation.runner import RunOptions, Shard, run_task
     from seed_jax.evaluation.task import DataOptions
     from seed_jax.inference.seed_llama import MAX_IMAGE_BATCH

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.evaluation.report_page import caveats, interval_text, paper_numbers, render_page
+from seed_jax.evaluation.report.page import caveats, interval_text, paper_numbers, render_page
 from seed_jax.evaluation.runner import RESULTS, TaskRun
 from seed_jax.files import write_json, write_text
 

@@ -13,10 +13,11 @@ from PIL import Image
 from seed_jax import images as image_files
 from seed_jax.errors import UserError
 from seed_jax.evaluation.answering import LETTERS
+from seed_jax.evaluation.eval_model import drawn_image_path
 from seed_jax.evaluation.runner import TaskRun
-from seed_jax.evaluation.task import Prediction, Sample, drawn_image_path
+from seed_jax.evaluation.task import Prediction, Sample
 
-CSS = Path(__file__).with_name("report.css")
+CSS = Path(__file__).with_name("page.css")
 EXAMPLES = 12  # of each task, half of them the worst
 _THUMBNAIL = 240  # pixels of the longer side
 
