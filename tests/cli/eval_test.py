@@ -86,6 +86,7 @@ def test_a_task_runs_from_model_directories_and_prints_its_score(tmp_path, capsy
     assert "--clip" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_frechet_distance_of_equal_directories_is_zero(tmp_path, capsys):
     for folder in ("one", "other"):
         for number in range(2):

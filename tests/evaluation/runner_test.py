@@ -236,6 +236,7 @@ def test_retrieval_ranks_every_caption_for_every_image(evaluate, tmp_path):
     assert 0 <= found["likelihood_t2i_recall@1"] <= 100
 
 
+@pytest.mark.slow
 def test_drawn_images_are_compared_with_true_ones(evaluate, model, tmp_path):
     datasets.karpathy(tmp_path / "data", count=3)
     datasets.vist(tmp_path / "data")
