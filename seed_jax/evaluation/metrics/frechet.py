@@ -15,11 +15,14 @@ from seed_jax.files import write_bytes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean and covariance of feature vectors, in float64, and of how many vectors, if that is known."""
+    """Mean and covariance of feature vectors, in float64.
+
+    `factor` times its transpose is the covariance: where it is given, the covariance need not be decomposed.
+    """
 
     mean: Float[np.ndarray, " D"]
     covariance: Float[np.ndarray, "D D"]
-    count: int | None = None
+    factor: Float[np.ndarray, "D rank"] | None = None
 
 
 class FeatureAccumulator:
@@ -71,15 +74,21 @@ class FeatureAccumulator:
         Raises:
             UserError: there are fewer than two features.
         """
-        if self._pending:
-            self._add_pending()
-        if self.count < 2 or self._shift is None or self._sum is None or self._products is None:
+        if self.count < 2 or self._shift is None:
             raise UserError(
                 f"A covariance needs at least two images, and there are {self.count}: give more images to compare."
             )
+        # Fewer features than values are all still here, and are a factor of their singular covariance.
+        few = self._products is None
+        features = np.concatenate(self._pending) if few else None
+        if self._pending:
+            self._add_pending()
+        assert self._sum is not None
+        assert self._products is not None
         mean = self._sum / self.count
         covariance = (self._products - self.count * np.outer(mean, mean)) / (self.count - 1)
-        return FeatureStatistics(self._shift + mean, covariance, self.count)
+        factor = None if features is None else (features - mean).T / np.sqrt(self.count - 1)
+        return FeatureStatistics(self._shift + mean, covariance, factor)
 
 
 def feature_statistics(features: Float[np.ndarray, "N D"]) -> FeatureStatistics:
@@ -106,24 +115,18 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
 
 
 def _factor(statistics: FeatureStatistics) -> Float[np.ndarray, "D rank"]:
-    """Return L with L L^T = covariance, without the columns that are zero."""
-    size = len(statistics.mean)
-    rank = size if statistics.count is None else min(size, statistics.count - 1)
-    if rank < size:  # The other eigenvalues are zero but for rounding.
-        values, vectors = scipy.linalg.eigh(statistics.covariance, subset_by_index=[size - rank, size - 1])
-    else:
-        values, vectors = scipy.linalg.eigh(statistics.covariance, driver="evd")
+    """Return L with L L^T = covariance."""
+    if statistics.factor is not None:
+        return statistics.factor
+    values, vectors = scipy.linalg.eigh(statistics.covariance, driver="evd")
     kept = values > 0
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
-    """Write statistics atomically as an .npz file with pytorch-fid's keys `mu` and `sigma`, and `count` if known."""
+    """Write statistics atomically as an .npz file with pytorch-fid's keys `mu` and `sigma`."""
     buffer = io.BytesIO()
-    if statistics.count is None:
-        np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance)
-    else:
-        np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance, count=np.array(statistics.count))
+    np.savez(buffer, mu=statistics.mean, sigma=statistics.covariance)
     write_bytes(path, buffer.getvalue())
 
 
@@ -163,9 +166,4 @@ def load_statistics(path: Path, width: int | None = None) -> FeatureStatistics:
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path} holds values that are not finite: compute it again.")
-    count = arrays.get("count")
-    if count is not None and (count.dtype.kind not in "iu" or count.shape or count < 2):
-        raise UserError(f"{path} holds a `count` that is no number of images: expected an integer of at least 2.")
-    return FeatureStatistics(
-        mean.astype(np.float64), covariance.astype(np.float64), None if count is None else int(count)
-    )
+    return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
