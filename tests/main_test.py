@@ -209,6 +209,7 @@ def test_the_form_that_everybody_tries_first_says_what_is_missing(tmp_path):
     assert not list(tmp_path.rglob("checkpoints/*"))
 
 
+@pytest.mark.slow
 def test_train_is_the_same_command(finished, tmp_path):
     """`seed-jax train` with overrides, on what the finished run left."""
     from seed_jax import cli

@@ -4,8 +4,9 @@ import dataclasses
 import logging
 import math
 import re
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,13 +100,11 @@ def import_to_model_dir(
     )
     provenance = {"quantizer": str(quantizer), "vit": vit and str(vit), "unknown": imported.unknown}
     keys = {"sizes": imported.config.to_dict()}
-    with tempfile.TemporaryDirectory() as temporary:
-        files = {}
-        if imported.extras:
-            files[EXTRAS] = Path(temporary) / EXTRAS
-            write_lazy_tensors(files[EXTRAS], imported.extras, np.dtype(np.float32))
-            logging.info("%d tensors of the text side are kept in %s.", len(imported.extras), EXTRAS)
-        model_dir.save(out, ModelKind.IMAGE_TOKENIZER, keys, imported.params, files=files, provenance=provenance)
+    files: dict[str, Callable[[Path], Any]] = {}
+    if imported.extras:
+        files[EXTRAS] = lambda path: write_lazy_tensors(path, imported.extras, np.dtype(np.float32))
+        logging.info("%d tensors of the text side are kept in %s.", len(imported.extras), EXTRAS)
+    model_dir.save(out, ModelKind.IMAGE_TOKENIZER, keys, imported.params, files=files, provenance=provenance)
     return imported
 
 

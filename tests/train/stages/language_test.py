@@ -73,7 +73,11 @@ def test_the_loss_falls_and_everything_is_reported(single):
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"mesh.fsdp": 4, "mesh.tensor": 2}, {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2}]
+    "mesh",
+    [
+        pytest.param({"mesh.fsdp": 4, "mesh.tensor": 2}, marks=pytest.mark.slow),
+        {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+    ],
 )
 def test_another_mesh_gives_the_same_losses(shards, single, tmp_path, mesh):
     loop.train(config_for(shards, **mesh), tmp_path)
@@ -82,6 +86,7 @@ def test_another_mesh_gives_the_same_losses(shards, single, tmp_path, mesh):
     np.testing.assert_allclose([found[s] for s in expected], list(expected.values()), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resuming_continues_exactly(shards, single, tmp_path, monkeypatch):
     """Stopped after step 3 without saving it, the run resumes from step 2 with the same batches and losses."""
 

@@ -68,6 +68,7 @@ def run(start, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_unet_learns_and_all_else_stays(start, run):
     losses = values(run, "loss_velocity")
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
@@ -79,6 +80,7 @@ def test_the_unet_learns_and_all_else_stays(start, run):
     assert not still
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_number_by_number(start, run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
@@ -95,6 +97,7 @@ def test_averages_have_no_moments():
     assert sum(leaf.shape == (3,) for leaf in jax.tree.leaves(state)) == 2  # both moments of the parameters alone
 
 
+@pytest.mark.slow
 def test_a_workdir_draws_with_the_averages(run):
     stored = model_dir.load(run).params
     drawer = Drawer.load(run)
@@ -104,6 +107,7 @@ def test_a_workdir_draws_with_the_averages(run):
     assert float(stored["ema"]["updates"]) == STEPS
 
 
+@pytest.mark.slow
 def test_the_autoencoder_learns_from_nothing(start, tmp_path):
     loop.train(settings(start, model__train=("vae",)), tmp_path / "run")
     losses = values(tmp_path / "run", "loss_pixels")
