@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from seed_jax.errors import UserError
+from seed_jax.files import walk_files
 from seed_jax.images import EXTENSIONS
 
 
@@ -175,20 +176,8 @@ def find_files(paths: Sequence[str | Path], patterns: Sequence[str], what: str) 
 
 
 def _matching_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    matches = []
-    visited = set()
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
-        location = os.path.realpath(directory)
-        if location in visited:  # a link to a folder above it
-            subfolders.clear()
-            continue
-        visited.add(location)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        visible = (name for name in names if not name.startswith("."))
-        matches += [
-            Path(directory, name) for name in visible if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        ]
-    return sorted(matches)
+    files = walk_files(folder)
+    return sorted(path for path in files if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns))
 
 
 def loose_files_hint(folder: Path) -> str:

@@ -24,7 +24,7 @@ class TarIndex:
     name of a tar without its extension counts as a folder (`train2017/1.jpg` in `train2017.tar`). A bare name matches
     the only member of that name. A file of the same name in another folder is never taken for the one that is missing.
 
-    Needs about 400 bytes of memory per image. Links, devices and names that lead outside the archive are not indexed.
+    Needs about 500 bytes of memory per image. Links, devices and names that lead outside the archive are not indexed.
     """
 
     def __init__(self, tars: Sequence[Path]):

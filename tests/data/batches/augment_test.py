@@ -28,7 +28,7 @@ def test_crops_keep_area_and_ratio_and_stay_inside():
     assert ratio.max() < 4 / 3 * 1.003
 
 
-def test_areas_and_places_are_spread_evenly():
+def test_areas_and_positions_are_uniform():
     left, top, right, bottom = boxes(1000, 1000).T
     share = (right - left) * (bottom - top) / 1e6
     # Crops that do not fit are drawn again, so large ones are rarer than uniform: mean below 0.75, well above 0.5.
@@ -41,7 +41,7 @@ def test_a_strip_gets_its_central_crop(size, expected):
     assert random_box(*size, Augmentation(scale=(1.0, 1.0)), np.random.default_rng(0)) == expected
 
 
-def test_same_generator_same_pixels_and_half_are_mirrored():
+def test_same_generator_same_pixels_and_half_are_flipped():
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (100, 1, 3)))
     first, again = (augment(ramp, 32, Augmentation(), np.random.default_rng(7)) for _ in range(2))
     np.testing.assert_array_equal(first, again)

@@ -8,7 +8,7 @@ import pytest
 from configs import pretrain as pretrain_config
 from configs import sft as sft_config
 from configs.data import pretrain, sft
-from seed_jax.data.batches import mixture_config as part_lists
+from seed_jax.data.batches import mixture_config
 from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import packing_stats
@@ -27,27 +27,27 @@ def vocab():
     return Vocabulary.load(golden.path("text_tokenizer/tokenizer"))
 
 
-def shares(described):
-    weights = [part["weight"] * part["batch_size"] for part in described]
+def shares(entries):
+    weights = [entry["weight"] * entry["batch_size"] for entry in entries]
     return [round(100 * weight / sum(weights), 1) for weight in weights]
 
 
 def test_the_official_mixtures(vocab):
     """Spec D.3 and D.4: number of parts, weights, batch sizes, lengths; weight times batch size is the sample share."""
     six, eighteen = pretrain.components(), sft.components()
-    assert [part["weight"] for part in six] == [0.5, 5.0, 2.0, 1.0, 0.5, 1.0]
-    assert [part["batch_size"] for part in six] == [116, 164, 26, 26, 116, 26]
-    assert [part["params"]["max_length"] for part in six] == [200, 140, 1024, 1024, 200, 1024]
-    assert [part["cycles"] for part in six] == [7, 2, 3, 1, 5, 3]
+    assert [entry["weight"] for entry in six] == [0.5, 5.0, 2.0, 1.0, 0.5, 1.0]
+    assert [entry["batch_size"] for entry in six] == [116, 164, 26, 26, 116, 26]
+    assert [entry["params"]["max_length"] for entry in six] == [200, 140, 1024, 1024, 200, 1024]
+    assert [entry["cycles"] for entry in six] == [7, 2, 3, 1, 5, 3]
     assert shares(six) == [5.6, 78.8, 5.0, 2.5, 5.6, 2.5]
     assert len(eighteen) == 18
-    assert sum(part["weight"] for part in eighteen) == pytest.approx(3.81)
-    assert [part["params"]["max_length"] for part in eighteen] == [
+    assert sum(entry["weight"] for entry in eighteen) == pytest.approx(3.81)
+    assert [entry["params"]["max_length"] for entry in eighteen] == [
         *(200, 360, 100, 512, 1024, 100, 100, 360, 100, 200, 360, 512, 400, 128, 100, 100, 360, 100)
     ]
-    for part in (*six, *eighteen):
-        make_template(part["task"], part["params"], vocab)
-    assert {part["params"]["style"] for part in sft.components(style="llama2")} == {"llama2"}
+    for entry in (*six, *eighteen):
+        make_template(entry["task"], entry["params"], vocab)
+    assert {entry["params"]["style"] for entry in sft.components(style="llama2")} == {"llama2"}
 
 
 def test_configs_use_the_official_mixtures():
@@ -81,13 +81,13 @@ def tiny_records(task, rng, number):
     return Record(f"{task}/{number}", "test", tuple(items), meta)
 
 
-def tiny_shards(described, root, count=24):
+def tiny_shards(entries, root, count=24):
     """Write shards for every directory of a mixture."""
-    for part in described:
-        paths = part["path"] if isinstance(part["path"], list) else [part["path"]]
+    for entry in entries:
+        paths = entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
         for path in paths:
             rng = np.random.default_rng(len(path))
-            mixtures.write(root / path, [tiny_records(part["task"], rng, number) for number in range(count)])
+            mixtures.write(root / path, [tiny_records(entry["task"], rng, number) for number in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -95,23 +95,23 @@ def tiny(tmp_path_factory):
     """The two official mixtures over tiny shards."""
     root = tmp_path_factory.mktemp("tiny")
     both = {"pretrain": pretrain.components("pre"), "sft": sft.components("sft")}
-    for described in both.values():
-        tiny_shards(described, root)
+    for entries in both.values():
+        tiny_shards(entries, root)
     return root, both
 
 
-def located(described, root):
+def located(entries, root):
     def at(path):
         return [str(root / each) for each in path] if isinstance(path, list) else str(root / path)
 
-    return [{**part, "path": at(part["path"])} for part in described]
+    return [{**entry, "path": at(entry["path"])} for entry in entries]
 
 
 @pytest.mark.parametrize("weight_by", ["samples", "tokens"])
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
 def test_tiny_official_mixtures_run_end_to_end(tiny, vocab, name, weight_by):
     root, both = tiny
-    endless = [{**part, "cycles": None} for part in located(both[name], root)]
+    endless = [{**entry, "cycles": None} for entry in located(both[name], root)]
     made = make_mixture(endless, vocab, weight_by)
     assert len(made) == len(both[name])
     iterator = iter(packed_batches(made, batch_size=4, sequence_length=2048, seed=0, prefetch=0, tokenizer="f" * 64))
@@ -122,11 +122,12 @@ def test_tiny_official_mixtures_run_end_to_end(tiny, vocab, name, weight_by):
 
 def test_weights_by_tokens_give_those_shares_of_tokens(tiny, vocab):
     root, both = tiny
-    described = [
-        {**part, "weight": weight} for part, weight in zip(located(both["pretrain"], root)[3:], (3, 2, 5), strict=True)
+    entries = [
+        {**entry, "weight": weight}
+        for entry, weight in zip(located(both["pretrain"], root)[3:], (3, 2, 5), strict=True)
     ]
-    described = [{key: value for key, value in part.items() if key != "cycles"} for part in described]
-    made = make_mixture(described, vocab, "tokens")
+    entries = [{key: value for key, value in entry.items() if key != "cycles"} for entry in entries]
+    made = make_mixture(entries, vocab, "tokens")
     from seed_jax.data.batches.record_stream import RecordStream
 
     stream, tokens = RecordStream(made, 0), np.zeros(3)
@@ -136,11 +137,11 @@ def test_weights_by_tokens_give_those_shares_of_tokens(tiny, vocab):
     np.testing.assert_allclose(tokens / tokens.sum(), [0.3, 0.2, 0.5], atol=0.03)
 
 
-def test_a_part_of_several_directories_counts_as_one(tiny, vocab):
+def test_several_directories_count_as_one_component(tiny, vocab):
     root, both = tiny
-    part = located(both["pretrain"], root)[0]
-    assert len(part["path"]) == 3
-    (made,) = make_mixture([{**part, "cycles": None}], vocab)
+    entry = located(both["pretrain"], root)[0]
+    assert len(entry["path"]) == 3
+    (made,) = make_mixture([{**entry, "cycles": None}], vocab)
     from seed_jax.data.batches.record_stream import RecordStream
 
     stream = RecordStream([made], 0)
@@ -151,7 +152,7 @@ def test_a_part_of_several_directories_counts_as_one(tiny, vocab):
 
 
 def test_every_problem_of_a_mixture_is_named_at_once(tmp_path, vocab):
-    described = [
+    entries = [
         {"path": "a", "task": "image_text_pair"},
         {"path": "b", "task": "text", "weight": 1, "colour": "red"},
         {"path": "c", "task": "texts", "weight": 1},
@@ -160,7 +161,7 @@ def test_every_problem_of_a_mixture_is_named_at_once(tmp_path, vocab):
         {"path": "e", "task": "pretrain.text", "weight": 1, "question": "Why?"},
     ]
     with pytest.raises(UserError) as error:
-        make_mixture(described, vocab)
+        make_mixture(entries, vocab)
     for words_ in (
         "component 0 (a): missing keys: weight",
         "unknown keys: colour",
@@ -173,12 +174,12 @@ def test_every_problem_of_a_mixture_is_named_at_once(tmp_path, vocab):
     with pytest.raises(UserError, match=r"data.weight_by is 'bytes'"):
         make_mixture([], vocab, "bytes")
     with pytest.raises(UserError, match="28 shard directories of a mixture of 18 components"):
-        make_mixture([{**part, "weight": 1.0} for part in sft.components(str(tmp_path))], vocab, "tokens")
+        make_mixture([{**entry, "weight": 1.0} for entry in sft.components(str(tmp_path))], vocab, "tokens")
 
 
-def test_a_task_that_gives_nothing_is_an_error_by_tokens(tmp_path, vocab):
+def test_a_task_without_samples_is_an_error_by_tokens(tmp_path, vocab):
     mixtures.write(tmp_path / "d", [Record("1", "t", ("?.",))])
-    described = [{"path": str(tmp_path / "d"), "task": "pretrain.text", "weight": 1}]
+    entries = [{"path": str(tmp_path / "d"), "task": "pretrain.text", "weight": 1}]
     with pytest.raises(UserError, match=r"None of 1 records of .* gives a sample"):
-        make_mixture(described, vocab, "tokens")
-    assert part_lists.NUM_MEASURED > 100
+        make_mixture(entries, vocab, "tokens")
+    assert mixture_config.NUM_MEASURED > 100

@@ -32,14 +32,14 @@ def test_weights_hold_from_the_beginning(locations):
 
 
 @pytest.mark.parametrize("stride", [2, 8, 64, 256])
-def test_whoever_takes_every_nth_sample_sees_the_mixture_too(stride):
+def test_every_nth_sample_follows_the_mixture(stride):
     taken = Mixture(SIZES, WEIGHTS, seed=3).locate(np.arange(0, 4000 * stride, stride))
     share = np.bincount(taken.component, minlength=4) / 4000
     # Five standard deviations of a binomial share of 5/8 in 4000 draws; a periodic order would miss by far more.
     np.testing.assert_allclose(share, np.array(WEIGHTS) / 8, atol=0.04)
 
 
-def test_a_place_depends_on_seed_and_number_only(locations):
+def test_a_location_depends_on_seed_and_number_only(locations):
     numbers = np.random.default_rng(0).permutation(20_000)[:500]
     asked = Mixture(SIZES, WEIGHTS, seed=3).locate(numbers)
     np.testing.assert_array_equal(asked.component, locations.component[numbers])
@@ -62,7 +62,7 @@ def test_permutations_of_a_small_range_are_all_drawn_about_equally():
     assert min(drawn.values()) > 200
 
 
-def test_without_shuffling_a_part_comes_in_its_own_order():
+def test_without_shuffling_a_component_keeps_its_order():
     locations = Mixture([5, 3], [1, 1], seed=0, shuffle=False).locate(np.arange(64))
     np.testing.assert_array_equal(locations.record[locations.component == 0], np.arange(32) % 5)
     np.testing.assert_array_equal(locations.record[locations.component == 1], np.arange(32) % 3)
@@ -82,7 +82,7 @@ def test_impossible_weights(weights):
         Mixture([5, 5], weights, seed=0)
 
 
-def test_parts_end_after_their_cycles_and_the_others_go_on():
+def test_components_end_after_their_cycles_and_the_others_continue():
     sizes, weights, cycles = (100, 30, 50), (2, 1, 1), (3, 2, None)
     mixture = Mixture(sizes, weights, seed=5, cycles=cycles)
     locations = mixture.locate(np.arange(3000))
@@ -100,7 +100,7 @@ def test_parts_end_after_their_cycles_and_the_others_go_on():
     assert 0 < (locations.component == -1).sum() < 2 * BLOCK  # the rest of the two blocks in which a part ended
 
 
-def test_a_mixture_whose_parts_all_end_has_an_end():
+def test_a_mixture_of_finite_components_is_finite():
     mixture = Mixture([10, 33], [1, 1], seed=0, cycles=[2, 1])
     locations = mixture.locate(np.arange(200))
     assert mixture.length == 128

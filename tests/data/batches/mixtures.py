@@ -17,7 +17,7 @@ def codes(number: int) -> np.ndarray:
 
 
 def captioned(number: int, source: str = "folder") -> Record:
-    """Return an image whose caption is its number, so that a sample can be recognised."""
+    """Return an image whose caption is its number, so that a sample can be recognized."""
     return Record(f"{source}/{number}", source, (codes(number), str(number)), {"width": 640})
 
 

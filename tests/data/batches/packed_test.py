@@ -82,7 +82,7 @@ def test_both_parts_come_by_weight_and_every_epoch_is_complete(mixture):
     )
 
 
-def test_what_is_left_out_is_counted(mixture):
+def test_dropped_samples_are_counted(mixture):
     iterator = iter(batches(mixture, sequence_length=20))
     take(iterator, 10)
     counts = dropped(iterator.get_state())
@@ -93,7 +93,7 @@ def test_what_is_left_out_is_counted(mixture):
     assert counts["component 0: unlucky"] == len(unlucky)
 
 
-def test_resumed_at_any_step_it_goes_on_as_if_never_stopped(mixture):
+def test_resuming_at_any_step_is_exact(mixture):
     iterator, states, expected = iter(batches(mixture)), [], []
     for _ in range(12):
         states.append(json.dumps(iterator.get_state()))
@@ -132,7 +132,7 @@ def test_rows_do_not_depend_on_the_number_of_hosts(mixture, hosts):
         assert_equal(joined([next(iterator) for iterator in iterators]), batch)
 
 
-def test_goes_on_with_another_number_of_hosts(mixture):
+def test_resumes_on_another_number_of_hosts(mixture):
     expected = take(iter(batches(mixture)), 12)
     state, step = None, 0
     for hosts in (1, 2, 4, 2):
@@ -151,7 +151,7 @@ def test_order_depends_on_the_seed(mixture):
     assert (one["tokens"] != two["tokens"]).mean() > 0.5
 
 
-def test_positions_that_do_not_fit(mixture):
+def test_mismatched_positions_are_refused(mixture):
     whole = next_state(batches(mixture))
     left, right = next_state(batches(mixture, 0, 2)), next_state(batches(mixture, 1, 2))
     with pytest.raises(UserError, match=r"lacks the rows \[4, 5, 6, 7\] of this host"):
@@ -186,7 +186,7 @@ def test_impossible_settings(mixture):
         RecordStream([], 0)
 
 
-def test_all_missing_parts_are_listed_at_once(mixture, tmp_path):
+def test_all_missing_components_are_listed_at_once(mixture, tmp_path):
     missing = [
         MixtureComponent(tmp_path / "laion", mixtures.render),
         mixture[0],
@@ -201,7 +201,7 @@ def test_all_missing_parts_are_listed_at_once(mixture, tmp_path):
         RecordStream(mixture[1:], 0, tokenizer="0" * 64)
 
 
-def test_parts_that_are_used_up_end_the_batches(mixture):
+def test_exhausted_components_end_the_batches(mixture):
     finite = [dataclasses.replace(mixture[0], cycles=2), dataclasses.replace(mixture[1], cycles=3)]
     found = []
 
@@ -230,7 +230,7 @@ def test_an_unusable_record_is_named(mixture):
         next(iter(batches([MixtureComponent(mixture[0].directory, render)])))
 
 
-def test_a_template_that_keeps_nothing_is_an_error(tmp_path, monkeypatch):
+def test_a_template_that_drops_everything_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "MAX_CONSECUTIVE_DROPS", 300)
     directory = mixtures.write(tmp_path / "d", [mixtures.captioned(13)])
     iterator = iter(

@@ -60,7 +60,7 @@ def assert_same(found, expected):
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_rows_are_as_announced(shards):
+def test_rows_match_their_spec(shards):
     reader = dataclasses.replace(READER, embedding_width=2)
     batch = next(batches(shards, reader=reader))
     found = {name: (value.shape[1:], value.dtype.type) for name, value in batch.items()}
@@ -68,7 +68,7 @@ def test_rows_are_as_announced(shards):
     assert (batch["image_embedding"][:, 1] == 1).all()
 
 
-def test_an_epoch_has_every_image_and_captions_are_drawn_anew(shards):
+def test_an_epoch_has_every_image_with_new_random_captions(shards):
     reader = dataclasses.replace(READER, augmentation=None, embedding_width=2)
     found = take(batches(shards, reader=reader), 14)  # eight epochs of seven
     numbers = np.concatenate([batch["image_embedding"][:, 0] for batch in found])
@@ -111,13 +111,13 @@ def test_going_on_from_a_saved_position(shards):
     assert_same(take(fresh, 3), expected)
 
 
-def test_another_augmentation_is_another_position(shards):
+def test_a_position_of_another_augmentation_is_refused(shards):
     state = batches(shards).get_state()
     with pytest.raises(UserError, match="augmentation"):
         batches(shards, reader=dataclasses.replace(READER, augmentation=None)).set_state(state)
 
 
-def test_the_reader_can_be_sent_to_workers():
+def test_the_reader_is_picklable():
     copy = pickle.loads(pickle.dumps(READER))
     record = Record("0", "test", (png(0), "a red square"))
     for name, value in READER(record, np.random.default_rng(1)).items():

@@ -66,7 +66,7 @@ def test_records_are_those_of_the_source_in_order(built):
     assert shards[0].source == "webdataset"
 
 
-def test_manifest_and_log_tell_what_was_left_out(built):
+def test_manifest_and_log_name_skipped_samples(built):
     manifest = open_shards(built[0]).manifest
     assert manifest.items == {"codes": 22, "texts": 22}
     assert manifest.dropped == {"unreadable image": 1}
@@ -87,7 +87,7 @@ def test_batches_do_not_cross_shards(built):
     assert built[1].batches == [3, 2, 3, 1, 3, 2, 3, 2, 3]
 
 
-def test_while_a_batch_is_encoded_the_next_images_are_read_and_decoded(inputs, tmp_path):
+def test_reading_and_decoding_overlap_with_encoding(inputs, tmp_path):
     read, decoded = (collections.defaultdict(threading.Event) for _ in range(2))
     source = open_source("webdataset", [inputs])
 
@@ -142,7 +142,7 @@ class DiesAt(Colours):
         return super().encode(images)
 
 
-def test_interrupted_again_and_again_it_makes_the_same_bytes(inputs, built, tmp_path):
+def test_repeatedly_interrupted_builds_give_the_same_bytes(inputs, built, tmp_path):
     source = open_source("webdataset", [inputs])
     for batch in (1, 0, 3, 2):
         with pytest.raises(KeyboardInterrupt):
@@ -181,7 +181,7 @@ def start(inputs, out):
     return process
 
 
-def test_killed_at_random_moments_it_makes_the_same_bytes(inputs, built, tmp_path):
+def test_builds_killed_at_random_moments_give_the_same_bytes(inputs, built, tmp_path):
     rng, left = random.Random(0), KILLS
     for out in (tmp_path / str(number) for number in itertools.count()):
         while True:

@@ -46,7 +46,7 @@ def test_size_and_shape(size, refused):
     assert ImageFilters(**ORIGINAL_FILTERS).refuse_size(*size) == refused
 
 
-def test_what_is_not_set_lets_everything_pass():
+def test_unset_filters_pass_everything():
     assert ImageFilters().refuse_size(1, 1000) is None
     assert ImageFilters().refuse_similarity(-1.0) is None
     assert ImageFilters(min_similarity=0.5).refuse_similarity(None) is None
@@ -102,7 +102,7 @@ class Slow(Reds):
         return Codes()
 
 
-def test_a_batch_is_fetched_when_the_next_one_has_been_started(tmp_path):
+def test_a_batch_is_fetched_after_the_next_one_is_dispatched(tmp_path):
     for number in range(8):
         (tmp_path / f"{number}.png").write_bytes(png(10 * number))
     lines = [{"image": f"{number}.png", "caption": str(number)} for number in range(8)]
@@ -113,7 +113,7 @@ def test_a_batch_is_fetched_when_the_next_one_has_been_started(tmp_path):
     assert [2 * int(record.items[0][0]) for record in open_shards(tmp_path / "o")] == [10 * n for n in range(8)]
 
 
-def test_a_image_that_comes_again_is_encoded_once(tmp_path):
+def test_repeated_images_are_encoded_once(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(png(40 * number))
     order = [0, 1, 1, 0, 2, 2, 1, 0]

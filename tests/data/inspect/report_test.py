@@ -36,11 +36,11 @@ def mixture(tmp_path_factory, vocab):
     texts = [Record(f"t{n}", "text", ("the river " * (20 + n) if n % 4 else "?",)) for n in range(20)]
     mixtures.write(root / "pairs", pairs)
     mixtures.write(root / "texts", texts, items={"texts": 20}, dropped={"empty text": 3}, filters={"min_size": 180})
-    described = [
+    entries = [
         {"path": str(root / "pairs"), "task": "image_text_pair", "weight": 3, "params": {"max_length": 100}},
         {"path": str(root / "texts"), "task": "pretrain.text", "weight": 1, "params": {"max_length": 200}, "cycles": 1},
     ]
-    return MixtureReport(make_mixture(described, vocab), vocab, length=256, num_records=30)
+    return MixtureReport(make_mixture(entries, vocab), vocab, length=256, num_records=30)
 
 
 class Checked(html.parser.HTMLParser):
@@ -63,7 +63,7 @@ class Checked(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_a_page_is_whole_safe_and_needs_nothing_else(mixture):
+def test_a_page_is_well_formed_safe_and_self_contained(mixture):
     content = mixture.html(
         "a <title>", [(0, 3), (1, 5), (1, 0)], lambda codes: [Image.new("RGB", (64, 64))] * len(codes)
     )
@@ -90,9 +90,9 @@ def test_a_page_is_whole_safe_and_needs_nothing_else(mixture):
 def test_shards_without_a_vocabulary_show_records_only(tmp_path):
     records = [Record(str(n), "folder", (png(n), f"Image {n}."), {"w": 6}) for n in range(5)]
     directory = mixtures.write(tmp_path / "d", records, items={"images": 5})
-    look = MixtureReport([MixtureComponent(directory)])
-    assert look.lines() == []
-    content = look.html("d", [(0, 1)])
+    report = MixtureReport([MixtureComponent(directory)])
+    assert report.lines() == []
+    content = report.html("d", [(0, 1)])
     Checked(content)
     assert "Image 1." in content
     assert "6 x 5, " in content
@@ -100,7 +100,7 @@ def test_shards_without_a_vocabulary_show_records_only(tmp_path):
     assert content.count("<svg") == 2  # characters, images
 
 
-def test_the_numbers_are_those_of_the_samples(mixture, vocab):
+def test_component_stats_match_the_samples(mixture, vocab):
     part, shards = mixture.components[1], mixture.shards[1]
     found = measure(part, shards, 30, vocab.num_codes)
     assert (found.num_records, found.num_measured) == (20, 20)
@@ -148,7 +148,7 @@ def test_tokens_are_marked_where_they_are_trained(vocab):
     assert re.findall(r'<i style="width:([\d.]+)%', strip) == [f"{100 * len(sample) / 200:.3f}"] * 2
 
 
-def test_texts_in_a_row_stand_together_and_bytes_are_legible(vocab):
+def test_consecutive_texts_are_grouped_and_bytes_are_legible(vocab):
     record = Record("1", "t", (mixtures.codes(1), "first", "second", mixtures.codes(2), "third"))
     card = page.sample_card(record, "part, record 1", [], None, [])
     Checked(card)
@@ -161,7 +161,7 @@ def test_texts_in_a_row_stand_together_and_bytes_are_legible(vocab):
     ]
 
 
-def test_charts_say_what_they_show():
+def test_charts_have_captions():
     values = np.array([1, 1, 2, 40, 100])
     content = charts.histogram(values, "lengths", {"max_length": 120})
     Checked(content)
@@ -174,16 +174,16 @@ def test_charts_say_what_they_show():
     Checked(charts.ranked(np.array([0, 5, 1, 700]), "codes"))
 
 
-def test_spaced_numbers():
+def test_evenly_spaced_numbers():
     assert evenly_spaced(10, 3) == [0, 4, 9]
     assert evenly_spaced(3, 10) == [0, 1, 2]
 
 
-def test_a_look_at_a_part_of_several_directories(tmp_path, vocab):
+def test_a_report_on_several_directories(tmp_path, vocab):
     for name in ("a", "b"):
         mixtures.write(tmp_path / name, [Record(name, "folder", (mixtures.codes(0) % 128, "x y"))])
-    described = [{"path": [str(tmp_path / "a"), str(tmp_path / "b")], "task": "image_text_pair", "weight": 1}]
-    look = MixtureReport(make_mixture(described, vocab), vocab, length=128)
-    assert look.names == ["a, b"]
-    assert [directory for directory, _ in look.manifests] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    entries = [{"path": [str(tmp_path / "a"), str(tmp_path / "b")], "task": "image_text_pair", "weight": 1}]
+    report = MixtureReport(make_mixture(entries, vocab), vocab, length=128)
+    assert report.names == ["a, b"]
+    assert [directory for directory, _ in report.manifests] == [str(tmp_path / "a"), str(tmp_path / "b")]
     assert open_shards(tmp_path / "a").manifest.records == 1

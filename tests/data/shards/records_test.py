@@ -58,7 +58,7 @@ def test_bytes_are_those_of_the_documented_format():
         (msgpack.packb([1, "x", "folder", ["\udc80"], {}], unicode_errors="surrogatepass"), "utf-8"),
     ],
 )
-def test_anything_else_is_one_clear_error(data, reason):
+def test_invalid_records_are_one_clear_error(data, reason):
     with pytest.raises(UserError, match=r"Record 5 of s.array_record is not a valid record of schema 1") as caught:
         decode(data, "s.array_record", 5)
     assert reason in str(caught.value)

@@ -111,7 +111,7 @@ OBELICS = [
 ]
 
 
-def test_obelics_finds_images_by_address(tmp_path):
+def test_obelics_finds_images_by_url(tmp_path):
     members = {}
     for key, (address, red) in enumerate({"http://a": 10, "http://b": 20}.items()):
         members |= {f"{key:09d}.png": png(red), f"{key:09d}.json": json.dumps({"url": address}).encode()}

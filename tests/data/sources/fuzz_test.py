@@ -196,7 +196,7 @@ def broken(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_broken_files_give_units_or_one_sentence(make, tmp_path):
+def test_damaged_files_give_samples_or_one_sentence(make, tmp_path):
     rng, encoder, filters = random.Random(make.__name__), Reds(), ImageFilters(**ORIGINAL_FILTERS)
     (tmp_path / "a.png").write_bytes(png(3))
     source, path = make(tmp_path)

@@ -46,7 +46,7 @@ def test_json_lists_of_captions(tmp_path):
     rendered(found[0], "sft.qa", reverse_ratio=-1.0)
 
 
-def test_addresses_and_names_that_lead_out_are_counted(tmp_path):
+def test_urls_and_names_outside_the_folder_are_counted(tmp_path):
     names = ["http://example.org/a.jpg", "../secret.png", "/etc/passwd", "a\0.png", "", "x" * 300, "gone.png"]
     jsonl(tmp_path / "c.jsonl", [{"image": name, "caption": "x"} for name in names])
     samples = all_samples(open_source("captions", [tmp_path / "c.jsonl"]))
@@ -158,7 +158,7 @@ def test_images_in_tars(tmp_path):
         all_samples(source)
 
 
-def test_coco_gives_a_image_all_its_captions(tmp_path):
+def test_coco_gives_an_image_all_its_captions(tmp_path):
     write_images(tmp_path / "train2017", {"000000000009.jpg": 10, "000000000025.jpg": 20, "000000000030.jpg": 30})
     content = {
         "info": {"year": 2017},
@@ -281,7 +281,7 @@ def test_llava_conversations_may_begin_with_the_model(tmp_path):
     assert {tuple(shown(record)) for record in records(source, tmp_path / "out")} == {("Two and two?", "Four.")}
 
 
-def test_a_list_that_breaks_off_is_counted(tmp_path):
+def test_truncated_lists_are_counted(tmp_path):
     write_images(tmp_path, {"a.png": 10})
     whole = json.dumps([{"image": "a.png", "caption": f"caption {number}"} for number in range(9)])
     for cut in range(0, len(whole) - 1, 7):

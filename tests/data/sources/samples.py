@@ -22,7 +22,7 @@ from tests.support import golden
 
 
 class Colours:
-    """Stands for a tokenizer: the codes are the image's first pixel and its place in the batch."""
+    """A fake tokenizer: the codes are the image's first pixel and its place in the batch."""
 
     fingerprint = "c" * 64
     preprocessing = {"size": 4}  # noqa: RUF012
@@ -43,7 +43,7 @@ class Colours:
 
 
 class Reds(Colours):
-    """All codes of an image are half its red, so that it can be recognised in a vocabulary of 128 codes."""
+    """All codes of an image are half its red, so that it can be recognized in a vocabulary of 128 codes."""
 
     def encode(self, images):
         return np.repeat(np.array([[image[0, 0, 0] // 2] for image in images]), 32, 1)

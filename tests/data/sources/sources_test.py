@@ -33,7 +33,7 @@ def test_folder_reads_every_way_to_write_a_caption(tmp_path):
     assert samples[2].items == (tmp_path / "c.jpg", "犬")
 
 
-def test_folder_counts_lines_that_cannot_be_used(tmp_path):
+def test_folder_counts_unusable_lines(tmp_path):
     lines = [
         b'{"image": "a.jpg", "caption": "fine"}',
         b"{not json",
@@ -137,7 +137,7 @@ def test_webdataset_files_that_do_not_follow_each_other(tmp_path, kinds):
         all_samples(source)
 
 
-def test_webdataset_failed_downloads_are_told_apart(tmp_path):
+def test_webdataset_failed_downloads_are_expected(tmp_path):
     failed = {"caption": "x", "status": "failed_to_download", "error_message": "404"}
     members = triple("0") | {"1.json": json.dumps(failed).encode(), "1.txt": b"x", "2.txt": b"x"}
     samples = all_samples(open_source("webdataset", [tar(tmp_path / "a.tar", members)]))
@@ -158,7 +158,7 @@ def test_folders_are_walked_through_links_and_past_hidden_files(tmp_path):
     assert [file.name for file in source.files] == ["0.tar", "more/1.tar"]
 
 
-def test_webdataset_counts_samples_that_cannot_be_used(tmp_path):
+def test_webdataset_counts_unusable_samples(tmp_path):
     members = {"0.txt": b"no image", "1.jpg": JPEG, "2.jpg": JPEG, "2.png": JPEG, "2.txt": b"two", "3.jpg": JPEG}
     members |= {"3.txt": b"\xff", "4.jpg": JPEG, "4.json": b"{", "5.jpg": JPEG, "5.json": b"[]", "6.jpg": JPEG}
     members |= {"6.json": b'{"caption": null}'}
@@ -173,7 +173,7 @@ def test_webdataset_counts_samples_that_cannot_be_used(tmp_path):
     ]
 
 
-def test_webdataset_ignores_links_and_refuses_names_that_lead_out(tmp_path):
+def test_webdataset_ignores_links_and_refuses_names_outside_the_archive(tmp_path):
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"private")
     links = []

@@ -37,7 +37,7 @@ def levels(images):
     ("count", "expected"),
     [(1, [10]), (4, [2, 7, 12, 17]), (8, [1, 3, 6, 8, 11, 13, 16, 18]), (20, list(range(20)))],
 )
-def test_frames_come_from_the_middle_of_equal_stretches(tmp_path, count, expected):
+def test_frames_come_from_the_middle_of_equal_intervals(tmp_path, count, expected):
     path = film(tmp_path / "a.mp4", [10 * number for number in range(20)])
     # Within 4 grey levels: the encoding is lossy; neighbouring frames are 10 apart.
     np.testing.assert_allclose(levels(video.frames(path, count)), [10 * number for number in expected], atol=4)
@@ -49,7 +49,7 @@ def test_a_short_video_repeats_its_frames(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["empty", "text", "cut"])
-def test_what_is_no_video_is_one_sentence(tmp_path, change):
+def test_files_that_are_not_videos_are_one_sentence(tmp_path, change):
     path = film(tmp_path / "a.mp4", range(0, 200, 10))
     data = {"empty": b"", "text": b"<html>", "cut": path.read_bytes()[:900]}[change]
     path.write_bytes(data)

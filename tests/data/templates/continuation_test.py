@@ -126,7 +126,7 @@ def test_no_sample_has_more_images_than_allowed(vocab):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_any_document_is_whole_again(vocab, seed):
+def test_split_documents_concatenate_to_the_document(vocab, seed):
     rng = np.random.default_rng(seed)
     parts = [
         image(number) if rng.random() < 0.4 else sentences(rng, int(rng.choice([1, 2, 3, 30])))
@@ -144,7 +144,7 @@ def test_any_document_is_whole_again(vocab, seed):
             assert "i" not in last[-2:] or len(before) < length  # a new text, not the rest of one
 
 
-def test_the_word_img_in_a_text_is_no_image(vocab):
+def test_the_literal_text_img_is_not_an_image(vocab):
     text = "look <img> here. " * 100
     found = samples(vocab, text, "text", max_length=150)
     assert_whole_again(vocab, found, whole(vocab, text, "text"), 150)

@@ -108,7 +108,7 @@ class Scripted(np.random.Generator):
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_recorded_draws_give_the_recorded_choice(task, vocab, phrases):
+def test_recorded_random_draws_give_the_recorded_choice(task, vocab, phrases):
     for case in golden.load_json(f"templates/{task}.json")["cases"]:
         # Differences: only the layout is drawn here; the original first draws a task that it does not have.
         draws = case["draws"][-1:] if task == "sft.difference" else case["draws"]
@@ -247,7 +247,7 @@ def test_whole_word_renaming(vocab, text, renamed):
     assert f"</img> {renamed}\nASSISTANT:" in words(vocab, sample, trained=False)
 
 
-def test_replacing_letters_is_the_default_as_in_the_original(vocab):
+def test_replacing_characters_is_the_default_as_in_the_original(vocab):
     sample = make_template("difference", {}, vocab).render(
         {"image_ids": CODES * 2, "question": "", "answer": "the image above"}, {"layout": "sentence_then_image"}
     )
@@ -304,7 +304,7 @@ def test_wrong_configs_are_named(vocab, task, params, message):
         make_template(task, params, vocab)
 
 
-def test_configs_may_say_it_shortly(vocab):
+def test_configs_may_use_short_names(vocab):
     task = make_template("image_text_pair", {"reverse_ratio": 1, "caption_prompt": ["{} here", "There: {}"]}, vocab)
     assert task.name == "pretrain.image_text_pair"
     fields, rng = {"image_ids": CODES, "text": "a dog"}, np.random.default_rng(0)
@@ -313,7 +313,7 @@ def test_configs_may_say_it_shortly(vocab):
     assert texts == {"  a dog here</s>", "  There: a dog</s>"}
 
 
-def test_own_phrases_have_the_structure_of_the_originals():
+def test_custom_phrases_have_the_structure_of_the_originals():
     own = Phrases.load()
     assert len(own.requests) == len(own.replies) == 20
     assert own.closing_marks == (".",) * 14 + ("?",) * 6

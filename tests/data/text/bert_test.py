@@ -32,7 +32,7 @@ def test_equals_transformers(vocabulary, tmp_path):
         assert vocabulary.encode(text) == theirs.encode(text, add_special_tokens=False), repr(text)
 
 
-def test_frame_cuts_and_pads(vocabulary):
+def test_pad_truncates_and_pads(vocabulary):
     ids = {piece: index for index, piece in enumerate(vocabulary.pieces)}
     short = vocabulary.pad("photo of", 6)
     expected = [ids["[CLS]"], ids["photo"], ids["of"], ids["[SEP]"], ids["[PAD]"], ids["[PAD]"]]

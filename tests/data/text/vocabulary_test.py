@@ -54,7 +54,7 @@ def test_numbers_are_read_from_the_files(vocab, fixtures):
         ["<img_00001> ", " x ", CODES],
     ],
 )
-def test_parts_are_encoded_as_the_string_they_make(vocab, parts):
+def test_interleaved_parts_are_encoded_as_one_string(vocab, parts):
     text = "".join(part if isinstance(part, str) else IMAGE for part in parts)
     assert vocab.encode_parts(parts) == vocab.encode(text)
 
