@@ -101,8 +101,7 @@ def open_tensors(paths: str | Path | Iterable[str | Path]) -> TensorDict:
 def _open_file(path: Path) -> TensorDict:
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file: give a .safetensors, .pt, .pth or .bin file.")
-    if is_lfs_pointer(path):
-        raise UserError(f"{path} is a Git LFS pointer instead of the file: run `git lfs pull` or download it again.")
+    refuse_lfs_pointer(path)
     if path.suffix == ".safetensors":
         return TensorDict(_open_safetensors(path), str(path))
     if path.suffix in _TORCH_SUFFIXES:
@@ -111,10 +110,13 @@ def _open_file(path: Path) -> TensorDict:
     raise UserError(f"{path} has an unknown suffix: expected .safetensors, .pt, .pth or .bin.")
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Tell whether a file is the text that Git LFS leaves in place of a file that was not downloaded."""
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise UserError if a file is the text that Git LFS leaves in place of a file that was not downloaded."""
     with path.open("rb") as file:
-        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise UserError(
+                f"{path} is a Git LFS pointer instead of the file: run `git lfs pull` or download it again."
+            )
 
 
 def check_tensors(

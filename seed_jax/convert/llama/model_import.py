@@ -11,6 +11,7 @@ from seed_jax.convert.llama.hf_import import open_llama
 from seed_jax.convert.llama.peft import import_adapter
 from seed_jax.convert.llama.source import TOKENIZER_FILES
 from seed_jax.convert.merging import cast_params
+from seed_jax.convert.tensors import refuse_lfs_pointer
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import check_vacant, read_json
@@ -90,6 +91,9 @@ def vocabulary_files(directory: Path, config: LlamaConfig) -> dict[str, Path]:
     Raises:
         UserError: the vocabulary and the model have different sizes.
     """
+    files = {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
+    for path in files.values():
+        refuse_lfs_pointer(path)
     added = directory / "added_tokens.json"
     if not added.exists() or not any(name.startswith("<img") for name in read_json(added, "copy the file again")):
         logging.warning(
@@ -104,4 +108,4 @@ def vocabulary_files(directory: Path, config: LlamaConfig) -> dict[str, Path]:
             f"{directory} has a vocabulary of {vocabulary.size} tokens but the model has {config.vocab_size}: give the "
             "model's own text tokenizer with --vocabulary."
         )
-    return {name: directory / name for name in TOKENIZER_FILES if (directory / name).exists()}
+    return files

@@ -270,6 +270,20 @@ def test_the_command_writes_a_model_directory(source, adapter, tmp_path, capsys)
     assert "exists and is not empty" in capsys.readouterr().err
 
 
+def test_a_git_lfs_pointer_instead_of_the_text_tokenizer_is_named(source, tmp_path, capsys):
+    train_small(["a cat on a mat"], source, vocab_size=300, num_codes=64)
+    (source / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert main(["import", "llama", "--from", str(source), "--out", str(tmp_path / "out")]) == 2
+    assert "tokenizer.model is a Git LFS pointer" in capsys.readouterr().err
+
+
+def test_an_added_padding_token_does_not_make_image_tokens(source, tmp_path, caplog):
+    """Early Llama-2 and Vicuna folders declare <pad> in added_tokens.json."""
+    (source / "added_tokens.json").write_text('{"<pad>": 366}')
+    assert main(["import", "llama", "--from", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert "has no image tokens" in caplog.text
+
+
 def test_a_base_model_without_image_tokens_comes_without_a_vocabulary(source, tmp_path, caplog):
     assert main(["import", "llama", "--from", str(source), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     assert "has no image tokens" in caplog.text
