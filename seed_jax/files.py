@@ -34,9 +34,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a failed write names no file
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 
@@ -84,6 +86,23 @@ def read_json(path: AnyPath, remedy: str = "restore the file") -> dict[str, Any]
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, expected an object: {remedy}.")
     return content
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders in sorted order.
+
+    Hidden files and folders (`.thumbnails`, `._photo.jpg`) are skipped. Links are followed; every directory is visited
+    once, so that links to a parent end.
+    """
+    visited: set[str] = set()
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        location = os.path.realpath(directory)
+        if location in visited:
+            subfolders.clear()
+            continue
+        visited.add(location)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(directory, name) for name in sorted(names) if not name.startswith("."))
 
 
 def check_vacant(directory: Path) -> None:

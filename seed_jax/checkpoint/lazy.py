@@ -5,6 +5,9 @@ Orbax's own save holds a whole tree in memory and copies NumPy arrays on top of 
 
 import contextlib
 import dataclasses
+import logging
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,10 +99,25 @@ def write_arrays(path: Path, params: Mapping[str, Any]) -> None:
     registry = type_handlers.create_type_handler_registry(
         (jax.Array, type_handlers.ArrayHandler()), (LazyArray, handler)
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
-        checkpointer.save(epath.Path(path).absolute(), args=ocp.args.PyTreeSave(tree, save_args=save_args(tree)))
+    orbax_logger = logging.getLogger("absl")
+    level = orbax_logger.level
+    orbax_logger.setLevel(logging.CRITICAL)  # Orbax logs the traceback of an error that is raised below as well
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+            checkpointer.save(epath.Path(path).absolute(), args=ocp.args.PyTreeSave(tree, save_args=save_args(tree)))
+    except ValueError:
+        if handler.error is None:
+            raise  # otherwise it says that the arrays after the failed one are missing
+    finally:
+        orbax_logger.setLevel(level)
     if handler.error is not None:
-        raise handler.error
+        raise _os_error(handler.error, path) or handler.error
+
+
+def _os_error(error: Exception, path: Path) -> OSError | None:
+    """Return the operating system's error, such as a full disk, that TensorStore reports as text."""
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(match[1]), os.strerror(int(match[1])), str(path)) if match else None
 
 
 def save_args(tree: Mapping[str, Any]) -> Tree:

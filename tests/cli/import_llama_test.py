@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -133,6 +135,35 @@ def test_an_adapter_may_bring_the_image_tokens_along(copy, adapter, tmp_path):
     cases.edit(copy / "config.json", vocab_size=300)
     assert run(copy, tmp_path / "out", "--adapter", adapter) == 0
     assert LlamaSource.open(tmp_path / "out").config.vocab_size == 366
+
+
+FULL_DISK = """
+import resource, signal, sys
+from seed_jax.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for command in sys.argv[1:]:
+    print(main(command.split()))
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(source, tmp_path):
+    """A limit on the size of files fails like a full disk: in the middle of a write."""
+    assert main(["import", "llama", "--from", str(source), "--out", str(tmp_path / "model")]) == 0
+    before = sorted(tmp_path.iterdir())
+    commands = [
+        f"import llama --from {source} --out {tmp_path}/again",
+        f"export llama --model {tmp_path}/model --out {tmp_path}/exported",
+    ]
+    process = subprocess.run([sys.executable, "-c", FULL_DISK, *commands], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["2", "2"]
+    sentences = [line for line in process.stderr.splitlines() if line.startswith("seed-jax: ")]
+    assert len(sentences) == 2
+    for sentence, name in zip(sentences, ("again", "exported"), strict=True):
+        assert name in sentence
+        assert "File too large" in sentence
+    assert "Traceback" not in process.stderr
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_what_is_refused_leaves_nothing_behind(copy, adapter, tmp_path, capsys):
