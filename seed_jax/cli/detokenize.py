@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seed_jax import images
 from seed_jax.errors import UserError
 from seed_jax.files import atomic_path, read_json, write_json
 
@@ -208,6 +207,8 @@ def _original(line: CodesLine) -> "Image.Image | None":
     """Return the image that the codes came from, if it still exists."""
     if line.path is None or not Path(line.path).is_file():
         return None
+    from seed_jax import images
+
     try:
         return images.load(line.path)
     except UserError:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from seed_jax import images
 from seed_jax.errors import UserError
-from seed_jax.files import write_json
+from seed_jax.files import locked, walk_files, write_json
 
 if TYPE_CHECKING:  # imports JAX, which --help must not wait for
     from seed_jax.inference.image_tokenizer import EncodedImage
+
+INTERPOLATIONS = ("bicubic", "bilinear")  # of `seed_jax.images`
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -38,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     inputs.add_argument(
         "--interpolation",
         default="bilinear",
-        choices=sorted(images.INTERPOLATIONS),
+        choices=INTERPOLATIONS,
         help="of the resize; the original's corpora were made with bilinear (default: %(default)s)",
     )
     inputs.add_argument("--keep-ratio", action="store_true", help="crop the centre instead of squashing")
@@ -71,16 +72,20 @@ def run(args: argparse.Namespace) -> int:
         mesh=mesh,
     )
     out = Path(args.out)
-    finished = resume(out, tokenizer.fingerprint)
-    remaining = [path for path in paths if path not in finished]
+    if not out.parent.is_dir():
+        raise UserError(f"The folder of --out {out} does not exist: create {out.parent}.")
     written, unreadable = 0, 0
-    with out.open("a", encoding="utf-8") as file, tqdm(total=len(remaining), unit="image", disable=None) as progress:
-        for encoded in tokenizer.encode_stream(((path, path) for path in remaining), workers=args.workers):
-            progress.update()
-            if _write(file, encoded, skip_bad=args.skip_bad):
-                written += 1
-            else:
-                unreadable += 1
+    with locked(out.with_name(f".{out.name}.lock"), str(out)):
+        finished = resume(out, tokenizer.fingerprint)
+        remaining = [path for path in paths if path not in finished]
+        progress = tqdm(total=len(remaining), unit="image", disable=None)
+        with out.open("a", encoding="utf-8") as file, progress:
+            for encoded in tokenizer.encode_stream(((path, path) for path in remaining), workers=args.workers):
+                progress.update()
+                if _write(file, encoded, skip_bad=args.skip_bad):
+                    written += 1
+                else:
+                    unreadable += 1
     logging.info(
         "Encoded %d images into %s; %d were there already, %d are unreadable.",
         written,
@@ -94,9 +99,13 @@ def run(args: argparse.Namespace) -> int:
 def find_images(paths: Iterable[str]) -> Iterator[str]:
     """Yield the path of each image once: files as given, folders searched in sorted order for image extensions.
 
+    Hidden files and folders are skipped, links are followed.
+
     Raises:
         UserError: a path does not exist, or a folder holds no images.
     """
+    from seed_jax import images  # deferred: --help needs neither NumPy nor Pillow
+
     seen: set[str] = set()
     for given in paths:
         path = Path(given)
@@ -104,7 +113,7 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
             raise UserError(f"{given} does not exist: give images or folders of images.")
         files = [path]
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in images.EXTENSIONS and p.is_file())
+            files = sorted(p for p in walk_files(path) if p.suffix.lower() in images.EXTENSIONS and p.is_file())
             if not files:
                 raise UserError(f"{given} holds no images ({', '.join(images.EXTENSIONS)}): give another folder.")
         for name in map(str, files):
@@ -133,8 +142,6 @@ def resume(out: Path, fingerprint: str) -> set[str]:
     if out.exists() and out.stat().st_size:
         _check_sidecar(out, sidecar, fingerprint)
         return _finished_paths(out)
-    if not out.parent.is_dir():
-        raise UserError(f"The folder of --out {out} does not exist: create {out.parent}.")
     write_json(sidecar, {"fingerprint": fingerprint})
     return set()
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from seed_jax import cli
 from seed_jax.checkpoint import model_dir
+from seed_jax.files import locked
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.models.tokenizer.cases import random_like
@@ -107,6 +108,30 @@ def test_unreadable_image_stops_or_is_skipped(model, folder, capsys, caplog):
     assert [line["path"] for line in lines(out)] == [str(folder / "b.JPG"), str(folder / "deeper/c.webp")]
     assert "Encoded 2 images" in caplog.text
     assert "1 are unreadable" in caplog.text
+
+
+def test_links_are_followed_and_hidden_files_skipped(model, folder):
+    (folder / "deeper/parent").symlink_to(folder)
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (8, 8), "red").save(elsewhere / "d.jfif", format="JPEG")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / ".thumbnails").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / ".thumbnails/a.png")
+    (folder / "._a.png").write_bytes(b"metadata of another file system")
+    code, out = tokenize(model, folder)
+    assert code == 0
+    names = ("a.png", "b.JPG", "deeper/c.webp", "linked/d.jfif")
+    assert [line["path"] for line in lines(out)] == [str(folder / name) for name in names]
+
+
+def test_two_processes_do_not_share_a_file(model, folder, capsys):
+    out = folder.parent / "codes.jsonl"
+    with locked(out.with_name(".codes.jsonl.lock"), "codes.jsonl"):
+        assert tokenize(model, folder)[0] == 2
+    assert "is being written by process" in capsys.readouterr().err
+    assert not out.exists()
+    assert tokenize(model, folder)[0] == 0
 
 
 def test_missing_inputs(model, tmp_path, capsys):
