@@ -3,7 +3,7 @@
 import logging
 import re
 import sys
-from typing import TextIO
+from io import TextIOBase
 
 # C0 controls except tab and newline, DEL, C1 controls, bidirectional overrides and isolates, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -31,7 +31,7 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
-def configure_streams(*streams: TextIO) -> None:
+def configure_streams(*streams: TextIOBase) -> None:
     """Make stdout and stderr (or `streams`) escape characters that their encoding lacks instead of raising."""
     for stream in streams or (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)  # absent where a test or a notebook replaced the stream

@@ -5,8 +5,9 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from io import TextIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from seed_jax.errors import UserError
 from seed_jax.files import locked, walk_files, write_json
@@ -177,7 +178,7 @@ def _finished_paths(out: Path) -> set[str]:
     return finished
 
 
-def _write(file: TextIO, encoded: "EncodedImage", *, skip_bad: bool) -> bool:
+def _write(file: TextIOBase, encoded: "EncodedImage", *, skip_bad: bool) -> bool:
     """Write one line, or report an unreadable image; return whether a line was written."""
     if encoded.codes is not None:
         file.write(json.dumps({"path": encoded.key, "codes": encoded.codes.tolist()}) + "\n")

@@ -94,6 +94,16 @@ def test_show_prints_counts_and_samples(folder, tmp_path, capsys):
     assert "text: 'Image 3.'" in printed
 
 
+def test_show_escapes_terminal_controls_in_the_data(folder, tmp_path, capsys):
+    lines = [{"image": "0.png", "caption": "A red bus.", "title": "red\x1b[31m", "page": "\x9b2J\x07"}]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("data", "build", "--source", "folder", "--from", folder, "--out", tmp_path / "out") == 0
+    assert run("data", "show", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "red\\x1b[31m" in printed
+    assert not set("\x1b\x07\x9b") & set(printed)
+
+
 def test_bad_records_are_counted_and_named(folder, tmp_path, capsys):
     (folder / "2.png").write_bytes(b"")
     out = tmp_path / "out"

@@ -9,7 +9,8 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.cli import detokenize
 from seed_jax.errors import UserError
 from seed_jax.inference.contact_sheet import GAP, contact_sheet
-from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.inference.drawing.request import DrawOptions
+from seed_jax.models.diffusion import SAMPLERS, UnclipConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.models.diffusion.cases import random_decoder
 from tests.models.tokenizer import cases
@@ -97,6 +98,16 @@ def test_a_decoder_of_another_width_is_refused(models, codes, tmp_path):
     with pytest.raises(UserError, match="this decoder expects width"):
         command(models, codes, tmp_path / "out", decoder="other")
     assert not (tmp_path / "out").exists()
+
+
+def test_choices_and_defaults_are_those_of_the_library():
+    assert set(detokenize.SAMPLERS) == set(SAMPLERS)
+    parser = argparse.ArgumentParser()
+    detokenize.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["detokenize", "--model", "m", "--unclip", "u", "--codes", "c", "--out", "o"])
+    options = DrawOptions()
+    for name in ("sampler", "steps", "guidance_scale", "noise_level", "tile"):
+        assert getattr(args, name) == getattr(options, name), name
 
 
 def test_contact_sheet_keeps_shapes_and_holes():

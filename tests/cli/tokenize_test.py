@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seed_jax import cli
+from seed_jax import cli, images
 from seed_jax.checkpoint import model_dir
+from seed_jax.cli import tokenize as command
 from seed_jax.files import locked
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
@@ -132,6 +133,10 @@ def test_two_processes_do_not_share_a_file(model, folder, capsys):
     assert "is being written by process" in capsys.readouterr().err
     assert not out.exists()
     assert tokenize(model, folder)[0] == 0
+
+
+def test_choices_are_those_of_the_library():
+    assert set(command.INTERPOLATIONS) == set(images.INTERPOLATIONS)
 
 
 def test_missing_inputs(model, tmp_path, capsys):
