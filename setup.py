@@ -24,6 +24,7 @@ CORE = [
     "safetensors>=0.8,<1",
     "scipy>=1.14,<2",
     "sentencepiece>=0.2.0,<0.3",
+    "tokenizers>=0.22,<0.24",  # OPT's byte-pair encoding
     "etils[epath]>=1.14,<2",
     "absl-py>=2.1,<3",
     "msgpack>=1.0.8,<2",
