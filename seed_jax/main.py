@@ -27,7 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file or name of a packaged config, with a variant, e.g. pretrain:tiny.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "AnyPath of checkpoints, metrics and the trained model (default: runs/<config>[_<variant>])."
+    "workdir", None, "Directory of checkpoints, metrics and the trained model (default: runs/<config>[_<variant>])."
 )
 
 
@@ -50,12 +50,13 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     from seed_jax.train import loop
     from seed_jax.train.stages import registry
 
-    logging.info("Workdir: %s", workdir)
     if config.get("stage") == recipe.STAGE:
+        logging.info("Workdir: %s", workdir)
         distributed.initialize()
         recipe.run(config, workdir)
         return
     parsed = registry.parse_config(config)
+    logging.info("Workdir: %s", workdir)
     distributed.initialize()  # before any backend is used; does nothing on a single host
     loop.train(parsed, workdir)
 

@@ -149,5 +149,6 @@ def test_confined_packages(package):
         relative = str(path.relative_to(PACKAGE))
         for module, top in imports(path):
             if module == package or module.startswith(f"{package}."):
-                assert relative.startswith(places) and places, f"{relative} imports {module}"
+                assert places, f"{relative} imports {module}"
+                assert relative.startswith(places), f"{relative} imports {module}"
                 assert at_top or not top, f"{relative} imports {module} at top level"

@@ -84,7 +84,7 @@ def test_it_learns_and_shows_what(finished):
     losses = [row["loss"] for row in rows(workdir)]
     # The full-length run falls much further; here it is only begun.
     assert losses[-1] < 0.5 * losses[0]
-    assert printed.count("found:") == 3
+    assert printed.count("generated:") == 3
     codes = printed.split("32 codes for the caption")[1].split("\n")[1].split()
     assert len(codes) == 32
     assert all(0 <= int(code) < 128 for code in codes)
@@ -92,7 +92,7 @@ def test_it_learns_and_shows_what(finished):
 
 def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
     (quickstart,) = command_lines("README.md", "quickstart command")
-    # tests/train/recipe_test.py runs its shortest form.
+    # tests/quickstart/recipe_test.py runs its shortest form.
     assert quickstart.endswith("-m seed_jax.main --config=configs/quickstart.py --workdir=runs/quickstart")
     (main,) = command_lines("README.md", "main command")
     assert main.endswith("-m seed_jax.main --config=configs/pretrain.py:tiny --workdir=runs/tiny")
@@ -110,10 +110,15 @@ def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
         assert ("[image]" in done.stdout) == ("--force-image" in words)
 
 
-def test_killed_at_any_moment_it_continues_number_by_number(finished, tmp_path):
+@pytest.mark.parametrize(
+    "steps",
+    [(7,), pytest.param((2, 7, 14), marks=pytest.mark.slow)],  # before the first checkpoint, and between later ones
+    ids=["once", "thrice"],
+)
+def test_killed_at_any_moment_it_continues_exactly(finished, tmp_path, steps):
     workdir = tmp_path / "killed"
     start_from(finished[0], workdir)
-    for step in (2, 7, 14):  # before the first checkpoint, and between later ones
+    for step in steps:
         process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
         wait_for_step(workdir, step, process)
         process.send_signal(signal.SIGKILL)
@@ -122,6 +127,7 @@ def test_killed_at_any_moment_it_continues_number_by_number(finished, tmp_path):
     assert results(workdir) == results(finished[0])
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(finished, tmp_path):
     workdir = tmp_path / "eight"
     start_from(finished[0], workdir)
@@ -132,6 +138,7 @@ def test_eight_devices_give_the_losses_of_one(finished, tmp_path):
     np.testing.assert_allclose(eight, one, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_75(finished, tmp_path):
     workdir = tmp_path / "terminated"
     start_from(finished[0], workdir)
@@ -146,34 +153,56 @@ def test_sigterm_saves_and_exits_with_75(finished, tmp_path):
     assert results(workdir) == results(finished[0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--config=configs/pretrain.py:huge", "--workdir=w"], ["'huge'", "8b, 14b, tiny"]),
-        (["--config=configs/pretrain.py:tiny", "--workdir=w", "--config.stepz=3"], ["--config.stepz", "steps"]),
-        (
-            ["--config=configs/pretrain.py:tiny", "--workdir=w", "--config.optimizer.peak=3"],
-            ["--config.optimizer.peak"],
-        ),
-        (["--config=configs/pretrain.py:tiny", "--workdir=w", "--config.steps=many"], ["steps", "many"]),
-        (["--config=configs/nowhere.py", "--workdir=w"], ["configs/nowhere.py"]),
-        (["--config=configs/pretrain.py:tiny"], ["--workdir"]),
-        (["--config=configs/pretrain.py:tiny", "--workdir=w", "--config.mesh.tensor=3"], ["tensor 3", "device"]),
-        (["--config=configs/pretrain.py:8b", "--workdir=w"], ["pretrained/"]),
-    ],
-)
-def test_bad_input_is_one_sentence_with_exit_code_2(tmp_path, arguments, words):
-    arguments = [argument.replace("--workdir=w", f"--workdir={tmp_path / 'w'}") for argument in arguments]
-    done = subprocess.run(
+def seed_jax_main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return subprocess.run(
         [sys.executable, "-m", "seed_jax.main", *arguments],
-        cwd=ROOT,
-        env=environment(),
+        cwd=cwd,
+        env={**environment(), "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key_words"),
+    [
+        (["--config=configs/pretrain.py:huge"], ["'huge'", "8b, 14b, tiny"]),
+        (["--config=pretrain:tiny", "--config.stepz=3"], ["--config.stepz", "steps"]),
+        (["--config=pretrain:tiny", "--config.optimizer.peak=3"], ["--config.optimizer.peak"]),
+        (["--config=pretrain:tiny", "--config.steps=many"], ["steps", "many"]),
+        (["--config=configs/nowhere.py"], ["configs/nowhere.py"]),
+        (["--config=pretrin:tiny"], ["did you mean pretrain"]),
+        ([], ["--config is missing"]),
+    ],
+)
+def test_bad_flags_are_one_sentence_before_jax_is_imported(tmp_path, arguments, key_words):
+    done = seed_jax_main(*arguments, f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 2
-    message = done.stderr.strip().splitlines()
-    assert len(message) == 1, done.stderr
-    assert all(word in message[0] for word in words)
+    (message,) = done.stderr.strip().splitlines()
+    assert all(word in message for word in key_words)
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_form_that_everybody_tries_first_says_what_is_missing(tmp_path):
+    """`python -m seed_jax.main --config=configs/pretrain.py`, from any directory and without a workdir."""
+    done = seed_jax_main("--config=configs/pretrain.py", cwd=tmp_path)
+    assert done.returncode == 2
+    *log, message = done.stderr.strip().splitlines()
+    assert any("runs/pretrain" in line for line in log)
+    for part in ("pretrained/vicuna-7b-v1.1", "seed-jax fetch", "seed-jax import llama", "seed-jax data build"):
+        assert part in message
     assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+@pytest.mark.slow
+def test_train_is_the_same_command(finished, tmp_path):
+    """`seed-jax train` with overrides, on what the finished run left."""
+    from seed_jax import cli
+
+    start_from(finished[0], tmp_path / "run")
+    overrides = ["steps=2", "log_every=1", "data.prefetch=1"]
+    arguments = [argument for pair in overrides for argument in ("--set", pair)]
+    assert cli.main(["train", "pretrain:tiny", "--workdir", str(tmp_path / "run"), *arguments]) == 0
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]

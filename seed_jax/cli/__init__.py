@@ -21,6 +21,7 @@ COMMANDS = {
     "fetch": ("fetch", "download official weights and check them"),
     "import": ("import_", "convert official files to a model directory"),
     "export": ("export", "convert a model directory to the PyTorch formats"),
+    "bundle": ("bundle", "join a language model, an image tokenizer and a decoder in one directory"),
     "tokenize": ("tokenize", "encode images as codes"),
     "detokenize": ("detokenize", "draw images from codes"),
     "data": ("data", "build and inspect dataset shards"),

@@ -27,6 +27,7 @@ SAFETENSORS_DTYPES = {
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_LFS_POINTER = b"version https://git-lfs"
 _WRAPPERS = ("model", "module", "state_dict")
 # A mapped file is mapped again after this many bytes: pages that were read would add up in the process's memory.
 _REMAP_BYTES = 256 * 2**20
@@ -100,12 +101,20 @@ def open_tensors(paths: str | Path | Iterable[str | Path]) -> TensorDict:
 def _open_file(path: Path) -> TensorDict:
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file: give a .safetensors, .pt, .pth or .bin file.")
+    if is_lfs_pointer(path):
+        raise UserError(f"{path} is a Git LFS pointer instead of the file: run `git lfs pull` or download it again.")
     if path.suffix == ".safetensors":
         return TensorDict(_open_safetensors(path), str(path))
     if path.suffix in _TORCH_SUFFIXES:
         file = TorchFile(path)
         return TensorDict({name: file.lazy_tensor(name) for name in file.tensors()}, str(path))
     raise UserError(f"{path} has an unknown suffix: expected .safetensors, .pt, .pth or .bin.")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Tell whether a file is the text that Git LFS leaves in place of a file that was not downloaded."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def check_tensors(
@@ -276,10 +285,9 @@ class TorchFile:
                 state = self._torch.load(self._path, map_location="cpu", weights_only=True)
                 self._mapped = False
         except Exception as error:  # torch raises errors of many types on files that are no checkpoints
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"{self._path} cannot be read as a PyTorch file of plain tensors ({reason}): it is truncated, of "
-                "another format, or contains code, which is never executed; download it again."
+                f"{self._path} cannot be read as a PyTorch file of plain tensors ({_torch_reason(error)}): it is "
+                "truncated, of another format, or contains code, which is never executed; download it again."
             ) from error
         return state
 
@@ -296,6 +304,14 @@ class TorchFile:
             raise UserError(
                 f"{self._path} is a compressed archive, which `torch.save` does not write: extract it first."
             )
+
+
+def _torch_reason(error: Exception) -> str:
+    """Return the cause of a failed `torch.load` without PyTorch's advice to execute the file's code."""
+    text = str(error).strip()
+    unpickler = re.search(r"WeightsUnpickler error: ([^\n]*)", text)
+    reason = unpickler[1] if unpickler else text.split("\n")[0]
+    return type(error).__name__ if not reason or "weights_only" in reason else reason.strip().rstrip(".")
 
 
 def numpy_dtype(tensor: Any) -> np.dtype:

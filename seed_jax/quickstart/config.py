@@ -1,9 +1,11 @@
-"""Options of the quickstart beside those of its stages."""
+"""Options of the quickstart: of the recipe, and of the stage that trains its teacher."""
 
 import dataclasses
 from typing import Any
 
-from seed_jax.train.config.schema import Section, not_positive
+from seed_jax.train.config.common import ImageDataConfig, Problems, TrainConfig
+from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive
+from seed_jax.train.config.tokenizer import MODELS
 
 STAGE = "recipe"  # `config.stage` of a recipe
 
@@ -45,8 +47,9 @@ class WorldOptions(Section):
     differences: int = 1200
     stories: int = 600
 
-    def problems(self):
+    def problems(self) -> Problems:
         yield from not_positive(self, "side", "captions", "questions", "edits", "differences", "stories")
+        yield from negative(self, "crowded")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class MeasureOptions(Section):
     shown: int = 12
     batch: int = 50
 
-    def problems(self):
+    def problems(self) -> Problems:
         yield from not_positive(self, "samples", "drawings", "free", "batch")
 
 
@@ -92,3 +95,35 @@ class QuickstartConfig(Section):
     world: WorldOptions = WorldOptions()
     evaluate: MeasureOptions = MeasureOptions()
     stages: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherModelConfig(Section):
+    """The attribute reader.
+
+    Attributes:
+        config: architecture of the tokenizer that starts from it, "full", "small" or "tiny".
+    """
+
+    config: str = "small"
+
+    def problems(self) -> Problems:
+        yield from not_one_of(self, config=MODELS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherStageConfig(TrainConfig):
+    """Options of the stage `world_teacher`.
+
+    Attributes:
+        data: captioned images of the drawn world.
+    """
+
+    stage: str = "world_teacher"
+    model: TeacherModelConfig = TeacherModelConfig()
+    data: ImageDataConfig = ImageDataConfig()
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        if self.data.demo or not self.data.mixture:
+            yield "data.mixture", "is empty: name at least one directory of shards of `--source world`, task captions"

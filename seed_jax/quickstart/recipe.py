@@ -42,7 +42,7 @@ class Step:
     """
 
     name: str
-    seconds: float
+    seconds: float | int
     run: Callable[[], None]
 
 

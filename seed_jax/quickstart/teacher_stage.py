@@ -28,12 +28,11 @@ from seed_jax.data.world.tasks import scene_from_dict
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
-from seed_jax.models.tokenizer.config import NAMED_SIZES, SeedTokenizerConfig
+from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 from seed_jax.precision import Precision
 from seed_jax.quickstart.attribute_reader import AttributeReader
+from seed_jax.quickstart.config import TeacherStageConfig
 from seed_jax.train import flops
-from seed_jax.train.config.common import ImageDataConfig, Problems, TrainConfig
-from seed_jax.train.config.schema import Section, not_one_of
 from seed_jax.train.stage import Batches, LossOutput, Stage
 from seed_jax.train.stages.pair_data import image_batches, mixture_components
 from seed_jax.typing import ParamPath, Tree
@@ -44,34 +43,6 @@ EMBEDDING_WEIGHT = 2.0  # of the loss on the embedding, which learns slowest
 # shapes it can have, because held-out combinations are missing. That is learned before shapes are, and is wrong on the
 # held-out combinations.
 RECOLORED = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherModelConfig(Section):
-    """The attribute reader.
-
-    Attributes:
-        config: architecture of the tokenizer that starts from it, "full", "small" or "tiny".
-    """
-
-    config: str = "small"
-
-    def problems(self) -> Problems:
-        yield from not_one_of(self, config=NAMED_SIZES)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherStageConfig(TrainConfig):
-    """Options of the stage `world_teacher`."""
-
-    stage: str = "world_teacher"
-    model: TeacherModelConfig = TeacherModelConfig()
-    data: ImageDataConfig = ImageDataConfig()
-
-    def problems(self) -> Problems:
-        yield from super().problems()
-        if self.data.demo or not self.data.mixture:
-            yield "data.mixture", "is empty: name at least one directory of shards of `--source world`, task captions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +145,7 @@ class TeacherStage(Stage[TeacherStageConfig]):
         return jax.jit(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)(key)
 
     def batches(self, local_indices: list[int]) -> Batches:
-        data = dataclasses.replace(self.config.data, workers=0)
+        data = self.config.data
         reader = SceneReader(self.architecture.image_size, self.architecture.vit.grid)
         return image_batches(data, mixture_components(data), reader, self.config.seed, local_indices)
 

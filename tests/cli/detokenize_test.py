@@ -94,7 +94,7 @@ def test_bad_codes_are_refused_before_anything_is_written(models, tmp_path, line
 
 
 def test_a_decoder_of_another_width_is_refused(models, codes, tmp_path):
-    with pytest.raises(UserError, match="do not belong together"):
+    with pytest.raises(UserError, match="this decoder expects width"):
         command(models, codes, tmp_path / "out", decoder="other")
     assert not (tmp_path / "out").exists()
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from seed_jax.cli import main
+from seed_jax.convert.llama.text_tokenizer import token_id_check
 from seed_jax.convert.tensors import open_tensors
 from seed_jax.data.text.vocabulary import Vocabulary
 from tests.convert.llama import cases
@@ -79,14 +80,28 @@ def test_a_sharded_export_loads_without_a_warning(model, source, tmp_path, caplo
         assert tensor.read().tobytes() == stored[name].tobytes(), name
 
 
-def test_the_text_tokenizer_goes_along(model, tmp_path):
-    assert export(model, tmp_path / "out") == 0
+def test_the_exported_text_tokenizer_gives_our_ids(model, tmp_path):
+    """The original's tokenizer_config.json alone makes transformers 5 keep the white space beside image tokens."""
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
+    del config["legacy"]
+    config |= {"chat_template": "{{ messages }}", "model_max_length": 10**30}
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps(config))
+    assert export(tmp_path / "model", tmp_path / "out") == 0
     ours = Vocabulary.load(tmp_path / "out")
     assert ours.fingerprint == Vocabulary.load(model).fingerprint
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert len(theirs) == 366
-    text = "a cat<img><img_00003></img> dog"
-    assert theirs(text)["input_ids"] == ours.encode(text, bos=True)
+    assert theirs.chat_template == "{{ messages }}"
+    image = "<img><img_00003><img_00060></img>"
+    for text in (f"a cat{image} dog", f"USER: {image}What?\nASSISTANT:", f"a {image} {image}\n</s>[INST] b"):
+        assert theirs(text)["input_ids"] == ours.encode(text, bos=True)
+        assert ours.encode(f" {image} ") == ours.encode(image)
+    assert token_id_check(tmp_path / "out").value == 0
+    spoiled = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    del spoiled["added_tokens_decoder"]
+    (tmp_path / "out/tokenizer_config.json").write_text(json.dumps(spoiled))
+    assert not token_id_check(tmp_path / "out").passed
 
 
 def test_adapters_of_a_training_workdir_are_merged(trained, source, tmp_path):
@@ -104,7 +119,7 @@ def test_adapters_of_a_training_workdir_are_merged(trained, source, tmp_path):
         np.testing.assert_allclose(tensor, whole, atol=1e-6, err_msg=name)
     report = json.loads((tmp_path / "out/parity.json").read_text())
     assert report["passed"]
-    assert [check["name"] for check in report["checks"]] == ["logits", "KL divergence"]
+    assert [check["name"] for check in report["checks"]] == ["logits", "KL divergence", "token ids"]
     assert len(report["differences"]) == 30
 
 
@@ -182,7 +197,7 @@ def test_a_wrong_file_fails_the_verification(model, tmp_path, monkeypatch, capsy
 def test_bad_requests_give_one_sentence(model, tmp_path, capsys):
     for options, message in [
         (["--peft"], "holds no adapters separate from the model: export it --merged"),
-        (["--max-shard-size", "5 apples"], "'5 apples' is no size"),
+        (["--max-shard-size", "5 apples"], "'5 apples' is not a size"),
     ]:
         assert export(model, tmp_path / "out", *options) == 2
         assert message in capsys.readouterr().err

@@ -186,7 +186,7 @@ def test_code_in_a_pickle_is_never_run(official, tmp_path, capsys):
     shutil.copy(official / "vit.safetensors", tmp_path)
     assert run_import(tmp_path, tmp_path / "out", quantizer="q.pt") == 2
     captured = capsys.readouterr()
-    assert "holds code, which is never run" in captured.err
+    assert "contains code, which is never executed" in captured.err
     assert "executed" not in captured.out
     assert names(tmp_path) == ["q.pt", "vit.safetensors"]
 
@@ -204,10 +204,10 @@ def test_what_is_refused_leaves_nothing_behind(model, official, tmp_path, capsys
     refused("give its file (eva_vit_g.pth) with --vit", run_import(tmp_path / "in", tmp_path / "out", vit=None))
     whole = (official / "vit.safetensors").read_bytes()
     (tmp_path / "in/vit.safetensors").write_bytes(whole[: len(whole) // 2])
-    refused("is not a whole safetensors file", run_import(tmp_path / "in", tmp_path / "out"))
+    refused("is not a valid safetensors file", run_import(tmp_path / "in", tmp_path / "out"))
     (tmp_path / "in/vit.pth").write_bytes(whole)
     refused(
-        "it is truncated, of another kind, or holds code", run_import(tmp_path / "in", tmp_path / "out", vit="vit.pth")
+        "it is truncated, of another format, or contains code", run_import(tmp_path / "in", tmp_path / "out", vit="vit.pth")
     )
     wild = load_file(official / "q.safetensors")
     wild["blocks.1.mlp.fc1.weight"][0, 0] = 1e6

@@ -157,11 +157,11 @@ def test_what_is_refused_leaves_nothing_behind(copy, adapter, tmp_path, capsys):
     refused("model.norm.weight holds 70000, more than float16's largest number, 65504", "--dtype", "float16")
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[:-1000])
-    refused("is not a whole safetensors file")
+    refused("is not a valid safetensors file")
     (copy / "model.safetensors").unlink()
     refused("has no weights")
     (copy / "pytorch_model.bin").write_bytes(whole)
-    refused("it is truncated, of another kind, or holds code, which is never run")
+    refused("it is truncated, of another format, or contains code")
     cases.edit(copy / "config.json", architectures=["MistralForCausalLM"])
     refused("has architectures ['MistralForCausalLM'], expected ['LlamaForCausalLM']")
 

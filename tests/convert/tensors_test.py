@@ -1,5 +1,7 @@
+import json
 import struct
 import sys
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -89,6 +91,18 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, torch, capsys):
     with pytest.raises(UserError, match=r"evil\.pt cannot be read as a PyTorch file of plain tensors"):
         open_tensors(tmp_path / "evil.pt")
     assert "executed" not in capsys.readouterr().out
+    with pytest.raises(UserError) as raised:
+        open_tensors(tmp_path / "evil.pt")
+    assert "weights_only" not in str(raised.value)  # PyTorch's advice to run the code
+    assert "\x1b" not in str(raised.value)
+
+
+def entry(begin: int, end: int) -> dict:
+    return {"dtype": "F32", "shape": [max(end - begin, 0) // 4], "data_offsets": [begin, end]}
+
+
+def safetensors_bytes(header: str, size: int) -> bytes:
+    return struct.pack("<Q", len(header)) + header.encode() + bytes(size)
 
 
 def bad_files(tmp_path):
@@ -97,6 +111,22 @@ def bad_files(tmp_path):
     yield "empty.safetensors", b"", "not a valid safetensors file"
     yield "short.safetensors", whole[:-4], "not a valid safetensors file"
     yield "index.safetensors", struct.pack("<Q", 10**12) + b"{}", "not a valid safetensors file"
+    for name, header, size in [
+        ("negative", {"a": entry(0, 4), "b": entry(-4, 0)}, 4),
+        ("overlap", {"a": entry(0, 4), "b": entry(0, 4)}, 4),
+        ("gap", {"a": entry(0, 4), "b": entry(8, 12)}, 12),
+        ("rest", {"a": entry(0, 4)}, 8),
+        ("float shape", {"a": {**entry(0, 4), "shape": [1.0]}}, 4),
+        ("negative shape", {"a": {**entry(0, 4), "shape": [-1, -1]}}, 4),
+        ("wrong size", {"a": {**entry(0, 4), "shape": [2]}}, 4),
+        ("no object", [], 0),
+    ]:
+        yield f"{name}.safetensors", safetensors_bytes(json.dumps(header), size), "not a valid safetensors file"
+    twice = '{"a": %s, "a": %s}' % ((json.dumps(entry(0, 0)),) * 2)
+    yield "twice.safetensors", safetensors_bytes(twice, 0), "names 'a' twice"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    yield "pointer.safetensors", pointer, "Git LFS pointer"
+    yield "pointer.bin", pointer, "Git LFS pointer"
     yield "page.safetensors", b"<!DOCTYPE html>" * 9, "not a valid safetensors file"
     yield "odd.safetensors", whole.replace(b'"F32"', b'"Q99"'), "not a valid safetensors file"
     yield "empty.pt", b"", "cannot be read as a PyTorch file"
@@ -115,6 +145,23 @@ def test_broken_files_give_one_sentence_with_their_path(tmp_path, torch):
         open_tensors(tmp_path / "absent.pt")
     with pytest.raises(UserError, match="at least one"):
         open_tensors([])
+
+
+def test_self_references_and_compression_in_torch_files_end(tmp_path, torch):
+    state = {}
+    state["model"] = state
+    torch.save(state, tmp_path / "loop.pt")
+    with pytest.raises(UserError, match="no dictionary of tensors"):
+        open_tensors(tmp_path / "loop.pt")
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "m.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "m.pt") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for name in stored.namelist():
+            compressed.writestr(name, stored.read(name))
+    with pytest.raises(UserError, match="compressed archive"):
+        open_tensors(tmp_path / "bomb.pt")
 
 
 def test_a_file_without_tensors_is_refused(tmp_path, torch):

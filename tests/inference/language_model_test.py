@@ -47,3 +47,15 @@ def test_a_part_of_another_kind_is_refused(parts):
     with pytest.raises(UserError, match=r"decoder.*kind"):
         write_bundle(parts / "bundle", language_model=parts / "decoder")
     assert not (parts / "bundle").exists()
+
+
+def test_the_bundle_command_prints_what_it_names(parts, capsys):
+    from seed_jax import cli
+
+    arguments = ["--model", str(parts / "llm"), "--style", "vicuna", "--out", str(parts / "b")]
+    assert cli.main(["bundle", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert f"image tokenizer {parts / 'tokenizer'}" in printed
+    assert "decoder none" in printed
+    assert "prompt style vicuna" in printed
+    assert cli.main(["bundle", *arguments]) == 2  # not overwritten

@@ -49,6 +49,7 @@ def bare(text: str) -> str:
     return re.sub(r",? ?metadata=\{[^}]*\}|stack_frame_id=\d+", "", text)
 
 
+@pytest.mark.slow
 def test_training_runs_the_program_that_was_planned(tmp_path, cpu):
     rng = np.random.default_rng(0)
     records = [
@@ -66,6 +67,7 @@ def test_training_runs_the_program_that_was_planned(tmp_path, cpu):
     assert resolved["model"]["remat"] == plan.remat == "none"
 
 
+@pytest.mark.slow
 def test_the_memory_planned_is_the_memory_taken(cpu):
     """What a step keeps, as planned, against the bytes of the arrays that a run makes on a device."""
     config = tiny(**{"mesh.fsdp": 4, "mesh.tensor": 2})
@@ -194,6 +196,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 def test_two_tpu_topologies_compile(tmp_path):
     """One slice with the attention kernel, and two slices; in a process of its own, as libtpu stays loaded."""
@@ -216,6 +219,7 @@ def test_two_tpu_topologies_compile(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sft:tiny", "tokenizer_qformer:tiny", "tokenizer_codebook:tiny", "decoder:tiny"])
+@pytest.mark.slow
 def test_every_stage_is_planned(cpu, name):
     # The decoder's few latent channels do not divide over fsdp.
     changes = {} if name.startswith("sft") else {"data.batch_size": 8, "mesh.replica": 8, "mesh.fsdp": 1}

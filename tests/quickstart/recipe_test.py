@@ -48,6 +48,7 @@ def teacher(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_reader_learns(teacher):
     rows = [json.loads(line) for line in (teacher / "reader/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -63,6 +64,7 @@ def finished(teacher, tmp_path_factory):
     return config, workdir
 
 
+@pytest.mark.slow
 def test_every_step_runs_and_is_measured(finished):
     _, workdir = finished
     numbers = json.loads((workdir / "results.json").read_text())
@@ -79,6 +81,7 @@ def test_every_step_runs_and_is_measured(finished):
     assert len(list((workdir / "data/examples").glob("*.png"))) == 12
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_docs_run(finished, tmp_path, monkeypatch):
     _, workdir = finished
     monkeypatch.chdir(tmp_path)
@@ -92,6 +95,7 @@ def test_the_commands_of_the_docs_run(finished, tmp_path, monkeypatch):
     assert len(list((tmp_path / "drawn").glob("0*.png"))) == 12 * 5
 
 
+@pytest.mark.slow
 def test_finished_steps_are_not_repeated(finished):
     config, workdir = finished
     files = [path for path in workdir.rglob("*") if path.is_file() and path.name != "recipe.json"]
@@ -100,6 +104,7 @@ def test_finished_steps_are_not_repeated(finished):
     assert {path: path.stat().st_mtime_ns for path in files} == before
 
 
+@pytest.mark.slow
 def test_other_options_need_another_workdir(finished):
     config, workdir = finished
     other = quickstart.get_config("shortest")
@@ -108,6 +113,7 @@ def test_other_options_need_another_workdir(finished):
         recipe.run(other, workdir)
 
 
+@pytest.mark.slow
 def test_a_packed_teacher_is_small_and_unpacks(teacher, tmp_path):
     packed = teacher / teacher_files.PACKED.name
     tensors = load_file(packed)
@@ -128,6 +134,7 @@ def test_the_packaged_teacher_fits_the_config(tmp_path):
     assert UnclipConfig.from_dict(sizes["unclip"]) == UnclipConfig.small()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_may_start_with_fewer_bilateral_codes(teacher, tmp_path):
     teacher_files.unpack(tmp_path, teacher / teacher_files.PACKED.name, num_codes=8, causal=False)
     start = model_dir.load(tmp_path / "start")

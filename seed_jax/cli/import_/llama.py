@@ -5,6 +5,8 @@ from pathlib import Path
 
 from seed_jax.cli.conversion_options import DTYPES, add_out_argument, add_verify_argument, save_report
 
+STYLES = ("base", "vicuna", "llama2")
+
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
     """Add the subcommand `llama`."""
@@ -21,6 +23,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     model.add_argument("--unmerged", action="store_true", help="keep the adapter separate, as training does")
     model.add_argument("--vocabulary", type=Path, metavar="DIR", help="text tokenizer's files (default: HF_DIR)")
     model.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer that belongs to the model")
+    model.add_argument("--decoder", type=Path, metavar="DIR", help="image decoder that belongs to the model")
+    model.add_argument("--style", choices=STYLES, help="prompt style that the model was tuned with (default: base)")
     output = parser.add_argument_group("output")
     add_out_argument(output, "model directory")
     output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as in the files)")
@@ -39,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         unmerged=args.unmerged,
         vocabulary=args.vocabulary,
         image_tokenizer=args.tokenizer,
+        decoder=args.decoder,
+        prompt_style=args.style,
         dtype=args.dtype,
     )
     print(f"{args.out}: LLaMA with {config.num_layers} layers and {config.vocab_size} tokens")

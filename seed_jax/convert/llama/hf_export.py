@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,9 @@ from seed_jax.convert.llama.hf_import import ARCHITECTURE, CONFIG_KEYS, TOKEN_ID
 from seed_jax.convert.llama.key_table import key_table
 from seed_jax.convert.llama.peft import write_adapter
 from seed_jax.convert.llama.source import LlamaSource
+from seed_jax.convert.llama.text_tokenizer import write_text_tokenizer
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import TensorDict, natural_sort_key
-from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import new_directory, write_json
 from seed_jax.models.llama.model import LlamaConfig
@@ -86,9 +85,7 @@ def write_llama(
     write_json(directory / "config.json", hf_config(source.config, dtype))
     write_json(directory / "generation_config.json", dict(TOKEN_IDS))
     if source.files:
-        Vocabulary.load(next(iter(source.files.values())).parent).save(directory)
-    for name, path in source.files.items():
-        shutil.copyfile(path, directory / name)
+        write_text_tokenizer(directory, source.files)
 
 
 def hf_config(config: LlamaConfig, dtype: np.dtype) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def import_to_model_dir(
     unmerged: bool = False,
     vocabulary: str | Path | None = None,
     image_tokenizer: str | Path | None = None,
+    decoder: str | Path | None = None,
+    prompt_style: str | None = None,
     dtype: str | None = None,
 ) -> LlamaConfig:
     """Convert a language model, one tensor at a time.
@@ -40,6 +42,8 @@ def import_to_model_dir(
         unmerged: keep the adapter separate, as training does.
         vocabulary: directory of the text tokenizer's files; default: `source`.
         image_tokenizer: model directory of the image tokenizer that belongs to the model.
+        decoder: model directory of the image decoder that belongs to the model.
+        prompt_style: "base", "vicuna" or "llama2", as the model was tuned; default: base.
         dtype: float32, bfloat16 or float16; default: as in the files.
 
     Returns:
@@ -70,7 +74,10 @@ def import_to_model_dir(
     files = vocabulary_files(Path(vocabulary or source), config)
     keys["sizes"] = config.to_dict()
     # Relative to the model directory, so that both directories can be moved together.
-    keys["image_tokenizer"] = image_tokenizer and os.path.relpath(Path(image_tokenizer).resolve(), out.resolve())
+    for key, directory in (("image_tokenizer", image_tokenizer), ("decoder", decoder)):
+        keys[key] = os.path.relpath(Path(directory).resolve(), out.resolve()) if directory else None
+    if prompt_style is not None:
+        keys["prompt_style"] = prompt_style
     model_dir.save(out, ModelKind.LLAMA, keys, params, files=files, provenance=provenance)
     return config
 

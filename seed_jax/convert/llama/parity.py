@@ -19,6 +19,7 @@ from seed_jax.convert.llama.hf_import import open_llama, weight_files
 from seed_jax.convert.llama.key_table import key_table
 from seed_jax.convert.llama.peft import adapter_table, adapter_tensors, import_adapter
 from seed_jax.convert.llama.source import LlamaSource
+from seed_jax.convert.llama.text_tokenizer import token_id_check
 from seed_jax.convert.merging import cast_params, merge_lora
 from seed_jax.convert.parity import Check, ParityReport, make_report
 from seed_jax.convert.tensors import TensorDict, open_tensors
@@ -87,7 +88,7 @@ def export_report(
     Args:
         model: model directory or training workdir.
         out, form, dtype: as given to `export_llama`.
-        forward: also compare logits with PyTorch; an adapter alone cannot be run.
+        forward: also compare logits with PyTorch, and token ids with transformers; an adapter alone cannot be run.
     """
     source, out = LlamaSource.open(model), Path(out)
     target = as_dtype(dtype) if dtype else source.dtype
@@ -102,10 +103,11 @@ def export_report(
         pairs.append((adapter_tensors(source), open_tensors(adapter / "adapter_model.safetensors")))
 
     def run() -> tuple[Check, ...]:
+        ids = (token_id_check(base),) if source.files else ()
         if form == "merged":
-            return forward_checks(source.config, source.merged_params(), base, dtype=target)
+            return (*forward_checks(source.config, source.merged_params(), base, dtype=target), *ids)
         params = source.cast(target).merged_params()
-        return forward_checks(source.config, params, base, adapter=adapter, dtype=_FLOAT32)
+        return (*forward_checks(source.config, params, base, adapter=adapter, dtype=_FLOAT32), *ids)
 
     return make_report(
         "Export of a language model",
@@ -113,7 +115,7 @@ def export_report(
         pairs,
         run if forward and form != "adapter" else None,
         needs=["torch", "transformers", *([] if form == "merged" else ["peft"])],
-        what="logits",
+        what="logits and token ids",
     )
 
 

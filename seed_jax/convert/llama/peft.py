@@ -1,6 +1,7 @@
 """LoRA adapters in peft's format: low-rank matrices, and full copies of modules that were trained beside them."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -178,11 +179,17 @@ def read_spec(path: Path, tensors: TensorDict) -> LoraSpec:
         raise UserError(
             f"{path.parent} adapts {', '.join(unsupported)}; only {', '.join(lora.TARGETS)} can be adapted."
         )
-    rank, alpha = content["r"], float(content["lora_alpha"])
+    rank, alpha, dropout = content["r"], content["lora_alpha"], content.get("lora_dropout") or 0.0
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"{path} has r {rank!r}, expected a positive integer.")
+    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise UserError(f"{path} has lora_alpha {alpha!r}, expected a finite number.")
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise UserError(f"{path} has lora_dropout {dropout!r}, expected a probability below 1.")
     if content.get("use_rslora"):  # rank-stabilized LoRA scales by alpha / sqrt(rank)
         alpha *= rank**0.5
     targets = tuple(name for name in lora.TARGETS if name in names)
-    return LoraSpec(rank, alpha, float(content.get("lora_dropout") or 0.0), targets)
+    return LoraSpec(rank, float(alpha), float(dropout), targets)
 
 
 def write_adapter(directory: Path, source: LlamaSource, dtype: np.dtype, base: str | None) -> None:

@@ -94,7 +94,7 @@ class _EncodingBatcher:
         """Queue an image for encoding and return its placeholder; return any other item unchanged."""
         if self._encoder is None or not _is_pixels(item):
             return item
-        digest = hashlib.blake2b(np.ascontiguousarray(item), digest_size=16).digest()
+        digest = hashlib.blake2b(np.ascontiguousarray(item).data, digest_size=16).digest()
         if digest not in self._codes:
             self._codes[digest] = None
             self._gathered.append((digest, item))

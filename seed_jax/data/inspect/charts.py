@@ -60,7 +60,9 @@ def ranked(counts: np.ndarray, caption: str) -> str:
         return '<p class="none">no codes</p>'
     ranks = np.unique(np.geomspace(1, len(used), 200).astype(int)) - 1
     high = max(np.log10(used[0]), 0.3)
-    points = " ".join(f"{_x(rank, len(counts)):.1f},{_y(np.log10(used[rank]), high):.1f}" for rank in ranks.tolist())
+    points = " ".join(
+        f"{_x(rank, len(counts)):.1f},{_y(float(np.log10(used[rank])), high):.1f}" for rank in ranks.tolist()
+    )
     ticks = _ticks(len(counts))
     scale = f'<text x="{LEFT - 6}" y="{TOP + 9}" text-anchor="end">{used[0]:,.0f}</text>'
     scale += f'<text x="{LEFT - 6}" y="{HEIGHT - BOTTOM}" text-anchor="end">1</text>'

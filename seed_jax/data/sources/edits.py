@@ -48,7 +48,8 @@ class EditsSource(ListSource):
 
     def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
         if isinstance(entry, tuple):
-            return self._instruct_pix2pix(name, *entry, file)
+            folder, seed = entry
+            return self._instruct_pix2pix(name, folder, seed, file)
         entry = as_object(entry)
         names = [text_value(entry, keys, "image name") for keys in (_SOURCE, _TARGET)]
         if file.path.name in (SESSIONS, TURNS):

@@ -7,7 +7,7 @@ NumPy names in an array's pickle resolve to classes of this module, which valida
 import io
 import pickle
 import pickletools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def _scalar(*args: Any) -> _Array:
     return scalar
 
 
-def _array(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _array(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     if isinstance(data, str):
         data = data.encode("latin-1")
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or not isinstance(shape, tuple):
@@ -116,10 +116,13 @@ _NAMES = {
 }
 
 
-class _Unpickler(pickle._Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):
     """The Python unpickler restricted to the known opcodes; the C unpickler can be made to allocate any amount."""
 
-    dispatch = {code: action for code, action in pickle._Unpickler.dispatch.items() if code in _KNOWN}  # noqa: RUF012
+    dispatch = {code: action for code, action in _PythonUnpickler.dispatch.items() if code in _KNOWN}  # noqa: RUF012
 
     def load_bytearray8(self) -> None:
         # The base class allocates as many bytes as the pickle claims to contain.
@@ -127,7 +130,7 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch[_BYTEARRAY8] = load_bytearray8
 
-    def find_class(self, module: str, name: str, /) -> Any:
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
             raise PickleError(f"it names {module}.{name}"[:200])
         return _NAMES[module, name]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from seed_jax.data.sources.samples import SkippedSample, find_files
-from seed_jax.data.sources.tar_index import MAX_IMAGE_BYTES
+from seed_jax.data.sources.tar_index import MAX_IMAGE_BYTES, next_member
 
 _DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError)
 
@@ -69,8 +69,7 @@ def groups(path: Path, start: int, stop: int, extensions: Sequence[str]) -> Iter
 
 def _members(archive: tarfile.TarFile, extensions: Sequence[str]) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files that may belong to a sample, keeping none of them in memory."""
-    while (member := archive.next()) is not None:
-        archive.members.clear()
+    while (member := next_member(archive)) is not None:
         if member.isreg() and _split(member.name)[1] in extensions:
             yield member
     # tarfile takes a damaged header for the end; a complete archive ends with a block of zeros.

@@ -63,12 +63,18 @@ class UrlIndex:
         return None if location is None else FileSlice(self._tars[location[0]], *location[1:])
 
 
+def next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """Return the next member of an archive, keeping none of them in memory."""
+    member = archive.next()
+    archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+    return member
+
+
 def plain_files(tar: Path) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files of a tar that can be read in place, up to the first damaged header."""
     try:
         with tarfile.open(tar, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()
+            while (member := next_member(archive)) is not None:
                 parts = PurePosixPath(member.name).parts
                 if member.isreg() and not member.issparse() and member.size <= MAX_IMAGE_BYTES and ".." not in parts:
                     yield member

@@ -74,11 +74,13 @@ class TfdsSource:
 
 def _open_split(folder: Path, split: str) -> Any:
     """Return the examples of a split, with images still encoded."""
-    import tensorflow_datasets as tfds  # slow to import, and needed by this source only
+    import tensorflow_datasets  # slow to import, and needed by this source only
+
+    tfds: Any = tensorflow_datasets
 
     try:
         builder = tfds.builder_from_directory(folder)
-        features: Any = builder.info.features
+        features = builder.info.features
         images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
         return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images})
     except (OSError, ValueError, NotImplementedError, KeyError) as error:

@@ -83,9 +83,10 @@ class VqaSource(ListSource):
             value = self._annotated_answers(self._annotation_files).get(str(entry.get("question_id")))
         answers = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
-        if not answers or not all(isinstance(answer, str) for answer in answers):
+        texts = [answer for answer in answers if isinstance(answer, str)]
+        if not texts or len(texts) < len(answers):
             raise SkipSampleError("no answer", f"question_id {entry.get('question_id')!r}"[:80])
-        return answers
+        return texts
 
 
 def _is_annotations(file: InputFile) -> bool:

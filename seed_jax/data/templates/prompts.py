@@ -58,9 +58,10 @@ class RetrievalAugmented:
         return {"num_images": pairs, "context_order": drawn, "order": draw_order(rng, self.reverse_ratio)}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
-        retrieved = fields.get("context") or ()
+        retrieved: list[Fields] = list(fields.get("context") or [])
+        pairs: list[Fields] = [fields, *(retrieved[index] for index in choice["context_order"])]
         segments: list[Segment] = []
-        for pair in (fields, *(retrieved[index] for index in choice["context_order"])):
+        for pair in pairs:
             halves: list[tuple[ContentPart, ...]] = [(codes_of(pair),), (text_of(pair, "text"),)]
             first, second = halves if choice["order"] == "image_first" else halves[::-1]
             segments += [Segment(first, trained=not self.mask_left_label), Segment(second, trained=True)]

@@ -105,9 +105,10 @@ def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-        return f"a tuple of {count}{_describe(arguments[0])} values"
+        items = _describe(arguments[0])
+        return f"a tuple of {count}{items if items.startswith('entries') else f'{items} values'}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return "mapping"
+        return 'entries such as {"path": DIRECTORY}'
     return getattr(hint, "__name__", str(hint))
 
 

@@ -52,7 +52,9 @@ class Watchdog(Hook):
         while not self._closed.wait(min(self._seconds / 4, 10)):
             idle = time.monotonic() - self._beat_at
             if idle > self._seconds:
-                _exit(f"No progress for {idle:.0f} s after step {self._step}: the next step hangs.", with_stacks=True)
+                exit_stuck(
+                    f"No progress for {idle:.0f} s after step {self._step}: the next step hangs.", with_stacks=True
+                )
 
 
 class HostMonitor(Hook):
@@ -90,7 +92,7 @@ class HostMonitor(Hook):
                 "A collective failed after step %d; waiting to learn which host is gone.", self._step, exc_info=True
             )
             time.sleep(2 * self._seconds)
-            _exit(f"All hosts are alive, but a collective failed after step {self._step}.")
+            exit_stuck(f"All hosts are alive, but a collective failed after step {self._step}.")
 
     def close(self) -> None:
         self._closed.set()
@@ -113,7 +115,7 @@ class HostMonitor(Hook):
                 if self._closed.is_set():
                     return
                 reason = str(error).splitlines()[0]
-                _exit(
+                exit_stuck(
                     f"Host 0, which coordinates the others, is gone ({self._host_names.get('0', 'unknown')}): {reason}"
                 )
             now = time.monotonic()
@@ -127,10 +129,11 @@ class HostMonitor(Hook):
             last_seen[host] = (value, now)
         elif beat != "done" and now - last_seen[host][1] > self._seconds:
             silence = now - last_seen[host][1]
-            _exit(f"Host {host} ({name}) is gone: no heartbeat for {silence:.0f} s after step {step}.")
+            exit_stuck(f"Host {host} ({name}) is gone: no heartbeat for {silence:.0f} s after step {step}.")
 
 
-def _exit(message: str, *, with_stacks: bool = False) -> None:
+def exit_stuck(message: str, *, with_stacks: bool = False) -> None:
+    """Log `message` and end this process at once, without waiting for the other hosts."""
     logging.critical("%s This process exits with code %d; start the run again to resume.", message, EXIT_STUCK)
     if with_stacks:
         faulthandler.dump_traceback(sys.stderr)

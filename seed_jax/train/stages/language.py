@@ -4,7 +4,7 @@
 everything but the embedding table (spec D.6: freezing it is more stable); "all".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
 from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import empty_batch
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
@@ -31,8 +32,9 @@ from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.precision import Precision
 from seed_jax.train import flops
 from seed_jax.train.config import LanguageConfig
-from seed_jax.train.stage import Batches, LossOutput, Stage
+from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages import language_init
+from seed_jax.train.stages.held_out_loss import held_out_loss
 from seed_jax.typing import ParamPath, Tree
 
 TINY_VOCABULARY = 530  # tokens of the vocabulary that the demo makes
@@ -137,14 +139,17 @@ class LanguageStage(Stage[LanguageConfig]):
 
     def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
         """Compute the next-token loss; reported apart for image codes and for everything else."""
+        return self._loss(variables, batch, {"dropout": key})
+
+    def _loss(self, variables: Tree, batch: Mapping[str, Array], rngs: dict[str, Array] | None = None) -> LossOutput:
         hidden = self.model.apply(
             variables,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
-            deterministic=False,
+            deterministic=rngs is None,
             method="features",
-            rngs={"dropout": key},
+            rngs=rngs,
         )
         targets = batch["targets"]
         losses = next_token_loss(
@@ -220,9 +225,14 @@ class LanguageStage(Stage[LanguageConfig]):
         merged_dtype = self.config.precision.frozen if self.model.lora else "float32"
         return language_init.init_variables(self.model, self.config.model.init, merged_dtype, key, shardings)
 
+    def _mixture(self) -> Sequence[Mapping[str, Any]]:
+        return self._demo.mixture(self.config.stage) if self._demo else self.config.data.mixture
+
     def batches(self, local_indices: list[int]) -> Batches:
+        return self._packed_batches(self._mixture(), local_indices)
+
+    def _packed_batches(self, entries: Sequence[Mapping[str, Any]], local_indices: list[int]) -> Batches:
         data = self.config.data
-        entries = self._demo.mixture(self.config.stage) if self._demo else data.mixture
         if self._vocabulary is None:
             raise UserError("The stage has no vocabulary: call prepare first.")
         return iter(
@@ -236,6 +246,23 @@ class LanguageStage(Stage[LanguageConfig]):
                 prefetch=data.prefetch,
             )
         )
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """Return the loss on `evaluate.data`, rendered like the first component of the mixture."""
+        evaluate, batch_size = self.config.evaluate, self.batch_size
+        if not evaluate.data or not evaluate.every_steps:
+            return ()
+        template = {key: value for key, value in self._mixture()[0].items() if key in ("task", "params")}
+        entry = {**template, "path": evaluate.data, "weight": 1.0}
+        samples = len(open_shards(evaluate.data))
+        samples = min(samples, evaluate.max_samples) if evaluate.max_samples else samples
+        run = held_out_loss(
+            self._loss,
+            lambda indices: self._packed_batches([entry], indices),
+            batch_size=batch_size,
+            num_batches=-(-samples // batch_size),
+        )
+        return (Evaluator("eval", evaluate.every_steps, run),)
 
     def model_config(self) -> dict[str, Any]:
         spec = self.model.lora

@@ -199,8 +199,26 @@ def test_adapters_of_another_kind_are_refused(source, adapter):
     path = adapter / "adapter_config.json"
     found = json.loads(path.read_text())
     for changes, message in [
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"use_dora": True}, "use_dora True"),
         ({"bias": "all"}, "bias 'all'"),
+        ({"lora_bias": True}, "lora_bias True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights 'loftq'"),
+        ({"alora_invocation_tokens": [3, 4]}, "alora_invocation_tokens"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices"),
+        ({"target_parameters": ["w"]}, "target_parameters"),
+        ({"use_qalora": True}, "use_qalora True"),
+        ({"a_variant_of_next_year": {"k": 1}}, "a_variant_of_next_year"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan"),
+        ({"lora_dropout": 5.0}, r"lora_dropout 5\.0"),
+        ({"r": "16"}, "r '16'"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "adapts embed_tokens"),
         ({"r": 8}, r"lora_A\.weight has shape \(16, 64\), expected \(8, 64\)"),
         ({"target_modules": ["q_proj"]}, r"unexpected: .*down_proj\.lora_A"),
@@ -211,6 +229,23 @@ def test_adapters_of_another_kind_are_refused(source, adapter):
     path.unlink()
     with pytest.raises(UserError, match=r"adapter_config\.json does not exist"):
         import_adapter(adapter, GOLDEN)
+
+
+def test_full_module_paths_and_initialisations_that_keep_the_base_are_plain_lora(source, adapter):
+    """peft saves target_modules="all-linear" as the path of every module."""
+    path = adapter / "adapter_config.json"
+    content = json.loads(path.read_text())
+    expected = import_adapter(adapter, GOLDEN)
+    paths = [
+        f"model.layers.{layer}.{'mlp' if name in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}.{name}"
+        for layer in range(GOLDEN.num_layers)
+        for name in content["target_modules"]
+    ]
+    for changes in ({"target_modules": paths}, {"target_modules": "all-linear"}, {"init_lora_weights": "gaussian"}):
+        path.write_text(json.dumps({**content, **changes}))
+        assert import_adapter(adapter, GOLDEN).spec == expected.spec
+    path.write_text(json.dumps({**content, "use_rslora": True}))
+    assert import_adapter(adapter, GOLDEN).spec.scale == pytest.approx(content["lora_alpha"] / content["r"] ** 0.5)
 
 
 def test_the_command_writes_a_model_directory(source, adapter, tmp_path, capsys):

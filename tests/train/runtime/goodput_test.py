@@ -1,4 +1,4 @@
-"""The books of a run that was killed twice."""
+"""The time of a run that was killed twice."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from seed_jax.train.runtime.goodput import Goodput
 
 
-def test_steps_done_again_count_as_lost(tmp_path, monkeypatch):
+def test_repeated_steps_count_as_recomputed(tmp_path, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr("time.time", lambda: clock[0])
     first = Goodput(tmp_path, first_step=0)
@@ -19,15 +19,15 @@ def test_steps_done_again_count_as_lost(tmp_path, monkeypatch):
     clock[0] += 20.0
     second = Goodput(tmp_path, first_step=4)
     assert second.seconds["productive"] == 10.0
-    assert second.seconds["lost"] == 6.0
-    assert second.seconds["away"] == 20.0
+    assert second.seconds["recomputed"] == 6.0
+    assert second.seconds["downtime"] == 20.0
     second.add("productive", 9.0)
     second.write()
     assert second.share() == pytest.approx(19.0 / (5 + 19 + 6 + 20))
     from_scratch = Goodput(tmp_path, first_step=0)  # the checkpoints are gone: everything was for nothing
-    assert (from_scratch.seconds["productive"], from_scratch.seconds["lost"]) == (0.0, 25.0)
+    assert (from_scratch.seconds["productive"], from_scratch.seconds["recomputed"]) == (0.0, 25.0)
 
 
-def test_books_that_were_cut_off_begin_anew(tmp_path):
+def test_a_truncated_file_is_ignored(tmp_path):
     (tmp_path / "goodput.json").write_text(json.dumps({"seconds": {}})[:-3])
     assert sum(Goodput(tmp_path, first_step=3).seconds.values()) == 0

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from seed_jax.train.runtime import watchdog
-from seed_jax.train.runtime.watchdog import EXIT_STUCK, Hosts
+from seed_jax.train.runtime.hooks import StepResult
+from seed_jax.train.runtime.watchdog import EXIT_STUCK, HostMonitor
+from seed_jax.train.state import TrainState
 
 HANGING = """
 import logging, time
@@ -26,7 +28,7 @@ def test_a_step_that_hangs_is_reported_and_ended():
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, check=False)
     assert done.returncode == EXIT_STUCK
-    assert "after step 3: the next step hangs" in done.stderr
+    assert "after step 3" in done.stderr
     assert "a_step_that_hangs" in done.stderr  # where it hangs
     assert time.monotonic() - began < 40
 
@@ -35,7 +37,7 @@ class Service:
     """What the hosts of a run share, with one host that fell silent."""
 
     def __init__(self):
-        self.values = {"seed_jax/beat/1": "7 12 node-b", "seed_jax/beat/2": "done 20 node-c"}
+        self.values = {"seed_jax/heartbeat/1": "7 12 node-b", "seed_jax/heartbeat/2": "done 20 node-c"}
 
     def key_value_set(self, key, value, allow_overwrite):
         assert allow_overwrite
@@ -53,7 +55,7 @@ def ended(monkeypatch):
         messages.append(message)
         raise SystemExit
 
-    monkeypatch.setattr(watchdog, "_end", end)
+    monkeypatch.setattr(watchdog, "exit_stuck", end)
     monkeypatch.setattr("jax.process_count", lambda: 3)
     monkeypatch.setattr("threading.excepthook", lambda args: None)
     return messages
@@ -68,8 +70,8 @@ def wait_for(messages):
 
 def test_a_silent_host_is_named_and_one_that_is_done_is_not(monkeypatch, ended):
     monkeypatch.setattr("seed_jax.distributed.coordination_client", Service)
-    hosts = Hosts(0.3)
-    hosts.beat(15)
+    hosts = HostMonitor(0.3)
+    hosts.after_step(StepResult(15, TrainState(15, {}, ()), {}, {}, is_last=False, is_stopping=False))
     wait_for(ended)
     assert ended[0].startswith("Host 1 (node-b) is gone")
     assert "after step 12" in ended[0]
@@ -82,7 +84,8 @@ def test_the_coordinator_going_away_is_told_apart(monkeypatch, ended):
             raise RuntimeError("UNAVAILABLE: failed to connect")
 
     monkeypatch.setattr("seed_jax.distributed.coordination_client", Dead)
-    hosts = Hosts(0.3)
+    hosts = HostMonitor(0.3)
     wait_for(ended)
-    assert "Host 0 is gone" in ended[0]
+    assert "Host 0" in ended[0]
+    assert "is gone" in ended[0]
     hosts.close()

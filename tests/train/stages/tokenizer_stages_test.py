@@ -56,6 +56,7 @@ def stage_two(stage_one, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_stage_one_learns_to_match(stage_one):
     losses = values(stage_one, "loss")
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
@@ -66,6 +67,7 @@ def test_stage_one_learns_to_match(stage_one):
         assert found[-1][f"eval/{way}_recall@5"] >= found[-1][f"eval/{way}_recall@1"]
 
 
+@pytest.mark.slow
 def test_stage_one_goes_on_where_it_was_on_another_mesh(stage_one, tmp_path):
     again = tmp_path / "again"
     go_on_from_the_middle(stage_one, again, settings("tokenizer_qformer", STEPS, RESHARDED))
@@ -75,6 +77,7 @@ def test_stage_one_goes_on_where_it_was_on_another_mesh(stage_one, tmp_path):
     np.testing.assert_allclose(values(again, "loss")[later], values(stage_one, "loss")[later], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_stage_two_starts_from_stage_one_and_rebuilds_its_embeddings(stage_one, stage_two):
     before = model_dir.load(stage_one).params["params"]
     after = model_dir.load(stage_two).params["params"]
@@ -90,6 +93,7 @@ def test_stage_two_starts_from_stage_one_and_rebuilds_its_embeddings(stage_one, 
     assert last["eval/code_t2i_recall@5"] > first["eval/code_t2i_recall@1"]
 
 
+@pytest.mark.slow
 def test_stage_two_goes_on_number_by_number(stage_one, stage_two, tmp_path):
     again = tmp_path / "again"
     config = settings("tokenizer_codebook", STEPS, init_from__model=str(stage_one))
@@ -98,6 +102,7 @@ def test_stage_two_goes_on_number_by_number(stage_one, stage_two, tmp_path):
     assert values(again, "codes_dead") == values(stage_two, "codes_dead")
 
 
+@pytest.mark.slow
 def test_a_workdir_of_stage_two_is_an_image_tokenizer(stage_two):
     tokenizer = ImageTokenizer.load(stage_two)
     pixels = np.random.default_rng(0).integers(0, 255, (2, 56, 56, 3), dtype=np.uint8)
@@ -115,6 +120,7 @@ def clip_vocabulary(directory):
     return directory
 
 
+@pytest.mark.slow
 def test_every_option_at_once(stage_one, tmp_path):
     config = settings(
         "tokenizer_codebook",
@@ -158,8 +164,7 @@ def test_every_option_at_once(stage_one, tmp_path):
         ("tokenizer_codebook", {"codebook.restart_after": 1, "optimizer.accumulation": 3}, "expected 1 with codebook"),
     ],
 )
-def test_bad_settings_are_one_sentence(tmp_path, stage_one, name, changes, key_words):
-    shutil.copytree(stage_one / "demo_pairs", tmp_path / "demo_pairs")
+def test_bad_settings_are_one_sentence(tmp_path, name, changes, key_words):
     with pytest.raises(UserError, match=key_words):
         loop.train(config_for(f"{name}:tiny", **changes), tmp_path)
 

@@ -4,6 +4,7 @@ The original uses Stable Diffusion as it is, though its embeddings come from 32 
 learns to decode what the codes really give. At small sizes the autoencoder can be trained as well, before the UNet.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from seed_jax.data.batches.pairs import ImageReader
 from seed_jax.data.batches.record_stream import MixtureComponent
 from seed_jax.data.build import build
 from seed_jax.data.build.options import BuildOptions
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath, write_json
@@ -33,9 +35,10 @@ from seed_jax.train import flops
 from seed_jax.train.config import DecoderConfig
 from seed_jax.train.config.decoder import DecoderModelConfig
 from seed_jax.train.optimizer import EMA, update_ema
-from seed_jax.train.stage import Batches, LossOutput, Stage
+from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages.decoder import init
 from seed_jax.train.stages.decoder.embedding_source import check_exists, make_source
+from seed_jax.train.stages.held_out_loss import held_out_loss
 from seed_jax.train.stages.pair_data import as_shapes, image_batches, mixture_components
 from seed_jax.typing import ParamPath, Tree
 
@@ -130,6 +133,23 @@ class DecoderStage(Stage[DecoderConfig]):
 
     def batches(self, local_indices: list[int]) -> Batches:
         return image_batches(self.config.data, self._mixture, self._reader, self.config.seed, local_indices)
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """Return the loss on `evaluate.data`, with the same noise and timesteps at every evaluation."""
+        config, evaluate = self.config, self.config.evaluate
+        if not evaluate.data or not evaluate.every_steps:
+            return ()
+        mixture = (MixtureComponent(evaluate.data),)
+        reader = dataclasses.replace(self._reader, flip=0.0)
+        samples = len(open_shards(evaluate.data))
+        samples = min(samples, evaluate.max_samples) if evaluate.max_samples else samples
+        run = held_out_loss(
+            lambda variables, batch: self.loss(variables, batch, jax.random.key(0)),
+            lambda indices: image_batches(config.data, mixture, reader, config.seed, indices),
+            batch_size=self.batch_size,
+            num_batches=-(-samples // self.batch_size),
+        )
+        return (Evaluator("eval", evaluate.every_steps, run),)
 
     def model_config(self) -> dict[str, Any]:
         return {"sizes": self.unclip.config.to_dict()}
