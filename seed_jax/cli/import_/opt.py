@@ -19,6 +19,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     )
     model.add_argument("--vocabulary", type=Path, metavar="DIR", help="text tokenizer's files (default: HF_DIR)")
     model.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer that belongs to the model")
+    model.add_argument("--decoder", type=Path, metavar="DIR", help="image decoder that belongs to the model")
     output = parser.add_argument_group("output")
     add_out_argument(output, "model directory")
     output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as in the files)")
@@ -30,7 +31,12 @@ def run(args: argparse.Namespace) -> int:
     from seed_jax.convert.opt import model_import  # deferred: --help needs no JAX
 
     opt = model_import.import_to_model_dir(
-        args.source, args.out, vocabulary=args.vocabulary, image_tokenizer=args.tokenizer, dtype=args.dtype
+        args.source,
+        args.out,
+        vocabulary=args.vocabulary,
+        image_tokenizer=args.tokenizer,
+        decoder=args.decoder,
+        dtype=args.dtype,
     )
     print(f"{args.out}: OPT with {opt.config.num_layers} layers and {opt.config.vocab_size} tokens")
     return 0

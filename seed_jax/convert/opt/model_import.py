@@ -17,6 +17,7 @@ def import_to_model_dir(
     *,
     vocabulary: str | Path | None = None,
     image_tokenizer: str | Path | None = None,
+    decoder: str | Path | None = None,
     dtype: str | None = None,
 ) -> ImportedOpt:
     """Convert a language model, one tensor at a time.
@@ -28,6 +29,7 @@ def import_to_model_dir(
         out: model directory to write, atomically; must be missing or empty.
         vocabulary: directory of the text tokenizer's files; default: `source`.
         image_tokenizer: model directory of the image tokenizer that belongs to the model.
+        decoder: model directory of the image decoder that belongs to the model.
         dtype: float32, bfloat16 or float16; default: as in the files.
 
     Returns:
@@ -40,8 +42,9 @@ def import_to_model_dir(
     check_vacant(out)
     opt = open_opt(source, dtype)
     # Relative to the model directory, so that both directories can be moved together.
-    tokenizer = image_tokenizer and os.path.relpath(Path(image_tokenizer).resolve(), out.resolve())
-    keys: dict[str, Any] = {"sizes": opt.config.to_dict(), "image_tokenizer": tokenizer}
+    keys: dict[str, Any] = {"sizes": opt.config.to_dict()}
+    for key, directory in (("image_tokenizer", image_tokenizer), ("decoder", decoder)):
+        keys[key] = os.path.relpath(Path(directory).resolve(), out.resolve()) if directory else None
     files = vocabulary_files(Path(vocabulary or source), opt.config)
     model_dir.save(out, ModelKind.OPT, keys, opt.params, files=files, provenance={"from": str(source)})
     return opt

@@ -34,7 +34,7 @@ class BytePairModel:
         if missing or sorted(vocab.values()) != list(range(len(vocab))):
             reason = f"lacks {' and '.join(missing)}" if missing else "does not number its tokens from 0"
             raise UserError(f"{VOCAB} of {origin} {reason}: it is not the vocabulary of an OPT.")
-        self.vocab, self.merges = dict(vocab), [tuple(pair) for pair in merges]
+        self.vocab, self.merges = dict(vocab), [(first, second) for first, second in merges]
         try:
             self._tokenizer = tokenizers.Tokenizer(models.BPE(vocab=self.vocab, merges=self.merges))
         except Exception as error:  # the library raises plain Exceptions

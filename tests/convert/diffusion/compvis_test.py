@@ -39,7 +39,9 @@ def test_names_equal_those_of_diffusers_conversion():
     unet_config = {"layers_per_block": 1, "class_embed_type": None, "addition_embed_type": None}
     converted = {
         "unet": single_file.convert_ldm_unet_checkpoint(dict(tensors), unet_config),
-        "vae": single_file.convert_ldm_vae_checkpoint(dict(tensors), {"down_block_types": [0] * 4}),
+        "vae": single_file.convert_ldm_vae_checkpoint(
+            dict(tensors), dict.fromkeys(("down_block_types", "up_block_types"), [0] * 4)
+        ),
         "text": {name.removeprefix(TEXT): tensor for name, tensor in tensors.items() if name.startswith(TEXT)},
     }
     for part, tree in imported().params.items():
