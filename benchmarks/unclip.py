@@ -55,24 +55,24 @@ def step(args: argparse.Namespace) -> dict:
         rng.standard_normal(shape, np.float32)
         for shape in [(2, c.sample_size, c.sample_size, 4), (2, 77, c.text_width), (2, c.class_width)]
     )
-    theirs, theirs_s, state = _pytorch_step(config, args.repeats, latents, text, labels)
+    expected, torch_times, state = _pytorch_step(config, args.repeats, latents, text, labels)
 
     abstract = abstract_params(config)["unet"]
     # Popped as they are read, so that the weights are in memory little more than once.
     float32 = np.dtype(np.float32)
-    found = {n: LazyTensor(tuple(v.shape), float32, lambda n=n: state.pop(n).numpy()) for n, v in state.items()}
-    params = jax.tree.map(jnp.asarray, assemble(key_table("unet", abstract), TensorDict(found, "PyTorch"), abstract))
+    tensors = {n: LazyTensor(tuple(v.shape), float32, lambda n=n: state.pop(n).numpy()) for n, v in state.items()}
+    params = jax.tree.map(jnp.asarray, assemble(key_table("unet", abstract), TensorDict(tensors, "PyTorch"), abstract))
     unclip, condition = Unclip(config), UnclipCondition(jnp.asarray(text), jnp.asarray(labels))
     denoise = jax.jit(lambda p, x: unclip.denoise({"unet": p}, x, jnp.full((2,), TIMESTEP), condition))
-    ours, ours_s = _timed(lambda: np.asarray(denoise(params, latents)), args.repeats)
+    output, times = _timed(lambda: np.asarray(denoise(params, latents)), args.repeats)
     return {
         "batch_size": 2,
-        "pytorch_seconds": theirs_s[0],
-        "seconds": ours_s[0],
-        "pytorch_processor_seconds": theirs_s[1],
-        "processor_seconds": ours_s[1],
-        "greatest_difference": float(np.abs(ours - theirs).max()),
-        "largest_value": float(np.abs(theirs).max()),
+        "pytorch_seconds": torch_times[0],
+        "seconds": times[0],
+        "pytorch_processor_seconds": torch_times[1],
+        "processor_seconds": times[1],
+        "greatest_difference": float(np.abs(output - expected).max()),
+        "largest_value": float(np.abs(expected).max()),
     }
 
 

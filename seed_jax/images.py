@@ -19,7 +19,9 @@ from seed_jax.errors import UserError
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".avif", ".jp2", ".ppm", ".pgm",
+)  # fmt: skip
 # A quarter GiB of pixels, where Pillow begins to warn of decompression bombs.
 MAX_PIXELS = 1024**3 // 4 // 3
 

@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
     """Train what the flags say."""
     del argv
     set_up_log()
-    run(_CONFIG.value, _WORKDIR.value or loading.default_workdir(flags.FLAGS["config"].config_filename_and_variant))
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    run(_CONFIG.value, _WORKDIR.value or loading.default_workdir(name))
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
@@ -53,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     if config.get("stage") == recipe.STAGE:
         logging.info("Workdir: %s", workdir)
         distributed.initialize()
-        recipe.run(config, workdir)
+        recipe.run(config, str(workdir))
         return
     parsed = registry.parse_config(config)
     logging.info("Workdir: %s", workdir)
@@ -71,12 +72,11 @@ def set_up_log() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line and load the config; anything wrong with either becomes one sentence."""
-    argv, name = _resolve_config(argv)
+    argv = _resolve_config(argv)
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
             raise UserError("--config is missing: give a config file or a packaged config such as pretrain:tiny.")
-        flags.FLAGS["config"].config_filename_and_variant = name
         _ = _CONFIG.value.stage  # an unreadable config raises only when it is accessed
     except flags.Error as error:
         raise UserError(f"{str(error).strip().removeprefix('flag ')} (see --helpshort).") from error
@@ -87,9 +87,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def _resolve_config(argv: list[str]) -> tuple[list[str], str]:
-    """Replace the name of a packaged config by its file; return also the name as it was given."""
-    resolved, name = list(argv), ""
+def _resolve_config(argv: list[str]) -> list[str]:
+    """Replace the name of a packaged config by its file."""
+    resolved = list(argv)
     for index, argument in enumerate(argv):
         match = re.fullmatch(r"--?config(=(.*))?", argument)
         if match and (match[1] or index + 1 < len(argv)):
@@ -100,7 +100,7 @@ def _resolve_config(argv: list[str]) -> tuple[list[str], str]:
                 resolved[index] = f"--config={path}"
             else:
                 resolved[index + 1] = path
-    return resolved, name
+    return resolved
 
 
 def _unknown_option(argv: list[str], message: str) -> str:

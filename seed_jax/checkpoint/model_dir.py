@@ -11,7 +11,7 @@ are those of the newest checkpoint.
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def save(
     config: dict[str, Any],
     params: Tree | None,
     *,
-    files: dict[str, Path] | None = None,
+    files: Mapping[str, Path | Callable[[Path], Any]] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Path:
     """Write a model directory atomically.
@@ -76,12 +76,17 @@ def save(
         kind: one of `ModelKind`.
         config: further keys of `config.json`, such as "sizes".
         params: tree of arrays or lazy arrays, or None for the `model/` folder of a workdir.
-        files: name inside the directory -> file to copy there.
+        files: path inside the directory -> file to copy there, or function that writes a file at the path it is given.
         provenance: where the parameters come from, for `config.json`.
     """
     with new_directory(directory) as temporary:
         for name, source in (files or {}).items():
-            shutil.copyfile(source, temporary / name)
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if callable(source):
+                source(path)
+            else:
+                shutil.copyfile(source, path)
         write_json(temporary / CONFIG, {"kind": kind, "format": FORMAT, **config, "provenance": provenance or {}})
         if params is not None:
             lazy.write_arrays(temporary / PARAMS, params)

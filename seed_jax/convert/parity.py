@@ -164,7 +164,7 @@ def _group_layers(differences: tuple[TensorDifference, ...]) -> list[tuple[str, 
 def _row(pattern: str, group: list[TensorDifference]) -> str:
     first, worst = group[0], max(group, key=lambda one: one.difference)
     shape = " x ".join(map(str, first.shape)) or "scalar"
-    exact = "yes" if all(found.exact for found in group) else f"no: {', '.join(f.name for f in group if not f.exact)}"
+    exact = "yes" if all(one.exact for one in group) else f"no: {', '.join(one.name for one in group if not one.exact)}"
     formats = first.before if first.before == first.after else f"{first.before} → {first.after}"
     return f"| `{pattern}` | {len(group)} | {shape} | {formats} | {worst.difference:.3g} | {exact} |"
 

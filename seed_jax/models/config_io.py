@@ -1,6 +1,7 @@
 """Frozen dataclasses of model sizes to and from the plain dictionaries of a `config.json`."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -70,4 +71,6 @@ def _parse(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     # `type`, not isinstance: True would pass for the number 1.
     if type(value) is not hint:
         problems.append(f"key {key!r} should hold a {hint.__name__}, found {value!r}")
+    elif hint is float and not math.isfinite(value):  # JSON files may say NaN and Infinity
+        problems.append(f"key {key!r} should hold a finite number, found {value!r}")
     return value

@@ -11,6 +11,7 @@ DCN.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -118,7 +119,7 @@ def _seconds(collective: hlo.Collective, mesh: Mesh, topology: Topology) -> floa
     return traffic / _ici_bandwidth(devices, topology)
 
 
-def _ici_bandwidth(devices: Sequence[object], topology: Topology) -> float:
+def _ici_bandwidth(devices: Sequence[Any], topology: Topology) -> float:
     """Return bytes/s into a chip within a group, over the ICI links of the torus dimensions that the group spans."""
     chip = topology.accelerator
     if not topology.torus:

@@ -199,7 +199,7 @@ def _memory(program: TrainProgram, compiled: jax.stages.Compiled | int, topology
     if isinstance(compiled, int):
         peak = compiled
     else:
-        analysis = compiled.memory_analysis()
+        analysis: Any = compiled.memory_analysis()
         peak = analysis.peak_memory_in_bytes or analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     abstract = program.abstract
     return Memory(

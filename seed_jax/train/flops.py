@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from flax.traverse_util import flatten_dict
 
 from seed_jax import accelerators
@@ -23,7 +22,7 @@ TOKENIZER_CONVENTION = "6 FLOPs per trained and 2 per frozen matmul parameter an
 DECODER_CONVENTION = "6 FLOPs per trained kernel parameter and position, without attention scores and frozen models"
 
 
-def device_peak(device: jax.Device) -> float | None:
+def device_peak(device: Any) -> float | None:
     """Return the peak bfloat16 FLOP/s of a device, or None where it is not known (CPUs among others)."""
     accelerator = accelerators.for_device(device)
     return accelerator.peak_flops if accelerator and device.platform != "cpu" else None
@@ -54,7 +53,8 @@ def kernel_flops(
         positions: path of a kernel -> positions of a sample that it is applied to.
         is_trained: whether the kernel at a path is trained.
     """
-    kernels = {path: leaf.size for path, leaf in flatten_dict(params).items() if path[-1] == "kernel"}
+    flat: dict[ParamPath, Any] = flatten_dict(params)
+    kernels = {path: leaf.size for path, leaf in flat.items() if path[-1] == "kernel"}
     return float(sum((6 if is_trained(path) else 2) * size * positions(path) for path, size in kernels.items()))
 
 
@@ -81,12 +81,13 @@ def encoder_positions(sizes: ImageTextConfig | SeedTokenizerConfig, text_length:
 def decoder_flops(params: Mapping[str, Any], config: UnclipConfig, trained: tuple[str, ...]) -> float:
     """Return FLOPs of a training step per image over the kernels of the trained parts, "unet" and "vae"."""
     positions = {"unet": _unet_positions, "vae": _vae_positions}
-    return 6.0 * sum(
-        leaf.size * positions[part](path, config)
-        for part in trained
-        for path, leaf in flatten_dict(params[part], sep="/").items()
-        if path.endswith("kernel")
-    )
+    total = 0
+    for part in trained:
+        kernels: dict[str, Any] = flatten_dict(params[part], sep="/")
+        total += sum(
+            leaf.size * positions[part](path, config) for path, leaf in kernels.items() if path.endswith("kernel")
+        )
+    return 6.0 * total
 
 
 def _unet_positions(path: str, config: UnclipConfig) -> int:

@@ -18,7 +18,7 @@ class GuardState(NamedTuple):
     inner: optax.OptState
     mean: Float[Array, ""] | Any
     variance: Float[Array, ""] | Any
-    count: Int[Array, ""] | Any
+    seen: Int[Array, ""] | Any
     skipped: Int[Array, ""] | Any
 
 
@@ -39,12 +39,12 @@ def guarded(
         )
 
     def update(
-        updates: Any, state: GuardState, params: Any = None, *, loss: Float[Array, ""], **extra: Any
+        updates: Any, state: Any, params: Any = None, *, loss: Any = None, **extra: Any
     ) -> tuple[Any, GuardState]:
         del extra
         is_finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
         std = jnp.maximum(jnp.sqrt(state.variance), MIN_STD)
-        is_spike = (state.count >= WARMUP_STEPS) & (loss > state.mean + spike * std) if spike else jnp.zeros((), bool)
+        is_spike = (state.seen >= WARMUP_STEPS) & (loss > state.mean + spike * std) if spike else jnp.zeros((), bool)
         is_good = (is_finite if skip_nonfinite else jnp.ones((), bool)) & ~is_spike
 
         def select(new: Any, old: Any) -> Any:
@@ -53,11 +53,11 @@ def guarded(
         updates, inner = tx.update(updates, state.inner, params)
         updates = jax.tree.map(lambda u: jnp.where(is_good, u, jnp.zeros_like(u)), updates)
         # The mean of the first steps is the plain one, so that it does not start from 0.
-        decay = jnp.minimum(DECAY, state.count / (state.count + 1.0))
+        decay = jnp.minimum(DECAY, state.seen / (state.seen + 1.0))
         mean = decay * state.mean + (1 - decay) * loss
-        variance = decay * state.variance + (1 - decay) * jnp.square(loss - state.mean) * (state.count > 0)
-        accepted = GuardState(select(inner, state.inner), mean, variance, state.count + 1, state.skipped)
-        rejected = GuardState(state.inner, state.mean, state.variance, state.count, state.skipped + 1)
+        variance = decay * state.variance + (1 - decay) * jnp.square(loss - state.mean) * (state.seen > 0)
+        accepted = GuardState(select(inner, state.inner), mean, variance, state.seen + 1, state.skipped)
+        rejected = GuardState(state.inner, state.mean, state.variance, state.seen, state.skipped + 1)
         return updates, select(accepted, rejected)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -39,7 +39,11 @@ def make_optimizer(config: TrainConfig, untracked: tuple[str, ...] = ()) -> opta
         mask=decay_mask,
     )
     if untracked:
-        tx = optax.masked(tx, lambda variables: {name: name not in untracked for name in variables})
+
+        def is_tracked(variables: Any) -> Tree:
+            return {name: name not in untracked for name in variables}
+
+        tx = optax.masked(tx, is_tracked)
     if options.moments != "float32":
         tx = store_moments_as(tx, as_dtype(options.moments))
     if options.clip_norm:
@@ -77,9 +81,9 @@ def update_ema(averages: Tree, params: Tree, decay: float) -> Tree:
     The decay is min(`decay`, (1 + n) / (10 + n)) after n updates, so that the initial values are soon forgotten.
     """
     updates = averages["updates"] + 1
-    decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    warmed_up = jnp.minimum(decay, (1 + updates) / (10 + updates))
     previous = {name: averages[name] for name in params}
-    return {**jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), previous, params), "updates": updates}
+    return {**jax.tree.map(lambda a, p: a + (1 - warmed_up) * (p - a), previous, params), "updates": updates}
 
 
 def make_schedule(options: OptimizerConfig, steps: int) -> optax.Schedule:

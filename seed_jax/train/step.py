@@ -13,7 +13,7 @@ from jaxtyping import Array, Key
 from seed_jax.train.guard import GuardState
 from seed_jax.train.stage import LossOutput, Stage
 from seed_jax.train.state import TrainState, merge
-from seed_jax.typing import Tree
+from seed_jax.typing import ParamPath, Tree
 
 Batch = dict[str, Array]
 
@@ -81,9 +81,12 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, output = gradients(stage, state.trained, frozen, batch, key, accumulation)
         updates, optimizer = tx.update(grads, state.optimizer, state.trained, loss=output.total.mean)
-        trained = optax.apply_updates(state.trained, updates)
+        trained: Any = optax.apply_updates(state.trained, updates)
         trained = stage.update_statistics(state.trained, trained, output.statistics)
-        metrics = {"loss": output.total.mean, **{name: value.mean for name, value in output.metrics.items()}}
+        metrics: dict[str, Any] = {
+            "loss": output.total.mean,
+            **{name: value.mean for name, value in output.metrics.items()},
+        }
         metrics |= {"tokens": output.total.weight, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
         if isinstance(optimizer, GuardState):
             metrics["skipped_steps"] = optimizer.skipped
@@ -97,7 +100,8 @@ def make_step(
 def norms_by_layer(name: str, tree: Tree) -> dict[str, Array]:
     """Return `<name>/<module>` -> L2 norm: of scanned layers one by one (`layers/07`), of other tensors by module."""
     squares: dict[str, list[Array]] = defaultdict(list)
-    for path, leaf in flatten_dict(tree).items():
+    flat: dict[ParamPath, Any] = flatten_dict(tree)
+    for path, leaf in flat.items():
         square = jnp.square(leaf.astype(jnp.float32))
         if "layers" not in path:
             squares["/".join(path[1:2] or path)].append(square.sum())

@@ -206,9 +206,8 @@ def test_what_is_refused_leaves_nothing_behind(model, official, tmp_path, capsys
     (tmp_path / "in/vit.safetensors").write_bytes(whole[: len(whole) // 2])
     refused("is not a valid safetensors file", run_import(tmp_path / "in", tmp_path / "out"))
     (tmp_path / "in/vit.pth").write_bytes(whole)
-    refused(
-        "it is truncated, of another format, or contains code", run_import(tmp_path / "in", tmp_path / "out", vit="vit.pth")
-    )
+    code = run_import(tmp_path / "in", tmp_path / "out", vit="vit.pth")
+    refused("it is truncated, of another format, or contains code", code)
     wild = load_file(official / "q.safetensors")
     wild["blocks.1.mlp.fc1.weight"][0, 0] = 1e6
     save_file(wild, tmp_path / "in/wild.safetensors")

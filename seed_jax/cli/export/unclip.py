@@ -18,16 +18,15 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "unclip",
         help="an unCLIP decoder, for diffusers",
         description="Convert an unCLIP decoder to a diffusers folder. The PyTorch pipeline also needs an image "
-        "encoder, which drawing from embeddings does not use: give one with --image-encoder, or load the folder with "
-        "image_encoder=None, feature_extractor=None.",
+        "encoder: imported decoders keep theirs; for a trained one give --image-encoder.",
     )
     model = parser.add_argument_group("model")
     add_model_argument(model)
     model.add_argument(
         "--image-encoder",
         type=Path,
-        metavar="DIFFUSERS_DIR",
-        help="diffusers folder to copy the image encoder and feature extractor from",
+        metavar="DIR",
+        help="diffusers folder, or imported decoder, to copy the image encoder from (default: the model's own)",
     )
     output = parser.add_argument_group("output")
     add_out_argument(output, "diffusers folder")

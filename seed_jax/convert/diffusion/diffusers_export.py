@@ -8,7 +8,7 @@ from typing import Any
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.diffusion import folder_config
-from seed_jax.convert.diffusion.diffusers_import import WEIGHT_FOLDERS, to_diffusers_tensors
+from seed_jax.convert.diffusion.diffusers_import import IMAGE_SIDE, WEIGHT_FOLDERS, to_diffusers_tensors
 from seed_jax.convert.key_table import promoted_dtype
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.data.text.clip import ClipVocabulary
@@ -18,8 +18,6 @@ from seed_jax.models.diffusion import UnclipConfig
 from seed_jax.precision import as_dtype
 
 PIPELINE = "StableUnCLIPImg2ImgPipeline"
-# The parts of the PyTorch pipeline that encode images. They do not run when an embedding is given, but must exist.
-IMAGE_SIDE = ("image_encoder", "feature_extractor")
 _COMPONENT_CLASSES = {
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
     "feature_extractor": ("transformers", "CLIPImageProcessor"),
@@ -37,23 +35,28 @@ def export_unclip(
 ) -> None:
     """Export an unCLIP decoder as a diffusers folder, one tensor at a time.
 
-        export_unclip("runs/decoder", "unclip", image_side="stable-diffusion-2-1-unclip")
+        export_unclip("runs/decoder", "unclip", image_side="weights/unclip")
         diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained("unclip")
 
     Args:
         model: model directory or training workdir.
         out: folder to write, atomically; must be missing or empty.
         dtype: float32, bfloat16 or float16; default: that of each part.
-        image_side: a diffusers folder whose image encoder and feature extractor are copied. Without it the folder loads
-            with `image_encoder=None, feature_extractor=None`.
+        image_side: a diffusers folder, or model directory of an imported decoder, whose image encoder and feature
+            extractor are copied; default: those of `model`. The PyTorch pipeline cannot run without them.
 
     Raises:
-        UserError: the model is not an unCLIP decoder, `image_side` is incomplete, or `dtype` cannot represent a value.
+        UserError: the model is not an unCLIP decoder, there is no image encoder, or `dtype` cannot represent a value.
     """
     decoder = model_dir.open_lazily(model, ModelKind.UNCLIP)
     config = UnclipConfig.from_dict(decoder.config.get("sizes", {}), decoder.config_path)
     vocabulary = ClipVocabulary.load(decoder.directory)
-    write_unclip(config, decoder.params, vocabulary, out, dtype=dtype, image_side=image_side)
+    if image_side is None and not all((decoder.directory / name).is_dir() for name in IMAGE_SIDE):
+        raise UserError(
+            f"{model} has no image encoder, without which the PyTorch pipeline cannot run: give a diffusers folder or "
+            "an imported decoder that has one with --image-encoder."
+        )
+    write_unclip(config, decoder.params, vocabulary, out, dtype=dtype, image_side=image_side or decoder.directory)
 
 
 def write_unclip(
@@ -62,18 +65,18 @@ def write_unclip(
     vocabulary: ClipVocabulary,
     out: str | Path,
     *,
+    image_side: str | Path,
     dtype: str | None = None,
-    image_side: str | Path | None = None,
 ) -> None:
     """Write a diffusers folder from parameters in memory or lazy arrays; see `export_unclip`.
 
     Args:
         params: part -> tree of arrays or lazy arrays.
     """
-    copied = [] if image_side is None else [Path(image_side) / name for name in IMAGE_SIDE]
+    copied = [Path(image_side) / name for name in IMAGE_SIDE]
     for source in copied:
         if not source.is_dir():
-            raise UserError(f"{source} does not exist: --image-encoder must be a diffusers folder that has it.")
+            raise UserError(f"{source} does not exist: --image-encoder must be a folder that has it.")
     with new_directory(out) as folder:
         for name, content in folder_files(config).items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -86,7 +89,7 @@ def write_unclip(
         vocabulary.save(folder / "tokenizer")
         for source in copied:
             shutil.copytree(source, folder / source.name)
-        write_json(folder / "model_index.json", _model_index(config, with_image_side=bool(copied)))
+        write_json(folder / "model_index.json", _model_index(config))
 
 
 def folder_files(config: UnclipConfig) -> dict[str, dict[str, Any]]:
@@ -145,11 +148,6 @@ def _diffusers_keys(config: Any, keys: dict[str, str]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def _model_index(config: UnclipConfig, *, with_image_side: bool) -> dict[str, Any]:
-    parts: dict[str, tuple[str | None, str | None]] = {
-        **_COMPONENT_CLASSES,
-        "scheduler": ("diffusers", _scheduler(config)),
-    }
-    if not with_image_side:
-        parts |= dict.fromkeys(IMAGE_SIDE, (None, None))
+def _model_index(config: UnclipConfig) -> dict[str, Any]:
+    parts = {**_COMPONENT_CLASSES, "scheduler": ("diffusers", _scheduler(config))}
     return {"_class_name": PIPELINE, **{name: list(parts[name]) for name in sorted(parts)}}

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from seed_jax.convert.key_table import (
     promoted_dtype,
     to_torch_tensors,
 )
+from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
@@ -42,6 +43,9 @@ WEIGHT_FOLDERS = {
     "text": ("text_encoder", "model"),
     "normalizer": ("image_normalizer", "diffusion_pytorch_model"),
 }
+# The parts of the PyTorch pipeline that encode images. Drawing from embeddings does not use them, but the pipeline
+# cannot run without them: an import keeps them for the export.
+IMAGE_SIDE = ("image_encoder", "feature_extractor")
 OTHER_FOLDERS = ("tokenizer", "scheduler", "image_noising_scheduler")
 TEXT_PREFIX = "text_model."
 POSITION_BUFFER = "text_model.embeddings.position_ids"
@@ -73,6 +77,8 @@ def import_to_model_dir(
 ) -> UnclipConfig:
     """Convert a diffusers folder to a model directory, one tensor at a time.
 
+    The image encoder and feature extractor are kept in subfolders, for the export.
+
         import_to_model_dir("stable-diffusion-2-1-unclip", "weights/unclip", dtype="bfloat16")
 
     Args:
@@ -87,12 +93,29 @@ def import_to_model_dir(
     """
     check_vacant(Path(out))
     unclip = open_unclip(folder, variant=variant, dtype=dtype)
+    provenance = {"from": str(folder), "variant": variant}
+    keys = {"sizes": unclip.config.to_dict()}
     with tempfile.TemporaryDirectory() as temporary:
-        files = {path.name: path for path in unclip.vocabulary.save(temporary)}
-        provenance = {"from": str(folder), "variant": variant}
-        keys = {"sizes": unclip.config.to_dict()}
+        files = {path.name: path for path in unclip.vocabulary.save(temporary)} | _image_side_files(
+            Path(folder), variant
+        )
         model_dir.save(out, ModelKind.UNCLIP, keys, unclip.params, files=files, provenance=provenance)
     return unclip.config
+
+
+def _image_side_files(folder: Path, variant: str | None) -> dict[str, Path | Callable[[Path], Any]]:
+    """Return the image encoder's and feature extractor's files for `model_dir.save`; empty if the folder lacks them."""
+    if not all((folder / name).is_dir() for name in IMAGE_SIDE):
+        logging.info("%s has no image encoder: the export to PyTorch will need one (--image-encoder).", folder)
+        return {}
+    files: dict[str, Path | Callable[[Path], Any]] = {
+        f"{name}/{path.name}": path for name in IMAGE_SIDE for path in sorted((folder / name).glob("*.json"))
+    }
+    files = {name: path for name, path in files.items() if not name.endswith(".index.json")}
+    tensors = open_tensors(_weight_files(folder / "image_encoder", "model", variant))
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    files["image_encoder/model.safetensors"] = lambda path: write_lazy_tensors(path, tensors, dtypes)
+    return files
 
 
 def import_unclip(folder: str | Path, *, variant: str | None = None, dtype: str | None = None) -> ImportedUnclip:
@@ -104,7 +127,7 @@ def import_unclip(folder: str | Path, *, variant: str | None = None, dtype: str 
 def open_unclip(folder: str | Path, *, variant: str | None = None, dtype: str | None = None) -> ImportedUnclip:
     """Open a diffusers folder; weights are read when their lazy arrays are indexed.
 
-    The image encoder is not read: drawing starts from an embedding.
+    The image encoder is not opened: drawing starts from an embedding.
 
     Args:
         folder: with the subfolders unet, vae, text_encoder, tokenizer, image_normalizer and the two schedulers.

@@ -59,6 +59,11 @@ NOISE_DEFAULTS = {
     "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02,
     "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": False,
 }  # fmt: skip
+NOISE_VALUES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+}
 # Per class: its own defaults, its required values, and the keys that have no effect given those.
 SCHEDULER_DEFAULTS = {
     "PNDMScheduler": {},
@@ -159,7 +164,11 @@ def read_embedding_noise(path: Path) -> NoiseScheduleConfig:
 
 
 def _noise(path: Path, file: dict[str, Any]) -> NoiseScheduleConfig:
-    return NoiseScheduleConfig(**_values(path, file, {key: key for key in NOISE_KEYS}, NOISE_DEFAULTS))
+    values = _values(path, file, {key: key for key in NOISE_KEYS}, NOISE_DEFAULTS)
+    for key, supported in NOISE_VALUES.items():
+        if values[key] not in supported:
+            raise UserError(f"{path}: {key} is {values[key]!r}, supported: {', '.join(supported)}.")
+    return NoiseScheduleConfig(**values)
 
 
 def _values(path: Path, file: dict[str, Any], keys: dict[str, str], defaults: dict[str, Any]) -> dict[str, Any]:

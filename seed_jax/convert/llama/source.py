@@ -1,4 +1,4 @@
-"""A language model of ours to export: a model directory or a training workdir, opened without reading its weights."""
+"""The source of an export: a model directory or training workdir, opened without reading its weights."""
 
 import dataclasses
 from pathlib import Path

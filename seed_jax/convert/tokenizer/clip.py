@@ -67,8 +67,8 @@ def vision_config(directory: str | Path) -> VitConfig:
     """Read the config of the vision encoder from config.json."""
     if stored := _model_dir_config(directory):
         return sizes_from_dict(VitConfig, stored.get("sizes", {}), str(directory))
-    whole = read_json(Path(directory) / "config.json", _REMEDY)
-    config = whole.get("vision_config", whole)
+    content = read_json(Path(directory) / "config.json", _REMEDY)
+    config = content.get("vision_config", content)
     keys = {
         "image_size": "image_size",
         "patch_size": "patch_size",
@@ -79,7 +79,7 @@ def vision_config(directory: str | Path) -> VitConfig:
         "activation": "hidden_act",
         "epsilon": "layer_norm_eps",
     }
-    projection = whole.get("projection_dim", config.get("projection_dim"))
+    projection = content.get("projection_dim", config.get("projection_dim"))
     # Published files omit keys that equal the library's defaults.
     defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224}
     fields = {field: config.get(key, defaults.get(key)) for field, key in keys.items()}
@@ -97,8 +97,8 @@ def _model_dir_config(directory: str | Path) -> dict[str, Any] | None:
 
 def text_config(directory: str | Path) -> ClipTextConfig:
     """Read the config of the text encoder from config.json."""
-    whole = read_json(Path(directory) / "config.json", _REMEDY)
-    config = whole.get("text_config", whole)
+    content = read_json(Path(directory) / "config.json", _REMEDY)
+    config = content.get("text_config", content)
     defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77, "vocab_size": 49408}
     keys = {
         "vocab_size": "vocab_size",

@@ -8,9 +8,9 @@ import dataclasses
 import logging
 import math
 import re
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -141,13 +141,11 @@ def import_seed1_to_model_dir(
 def _save(imported: ImportedTokenizer, out: str | Path, files_read: dict[str, str | None]) -> None:
     provenance = {**files_read, "unknown": imported.unknown}
     keys = {"sizes": imported.config.to_dict()}
-    with tempfile.TemporaryDirectory() as temporary:
-        files = {}
-        if imported.extras:
-            files[EXTRAS] = Path(temporary) / EXTRAS
-            write_lazy_tensors(files[EXTRAS], imported.extras, np.dtype(np.float32))
-            logging.info("%d tensors of the text side are kept in %s.", len(imported.extras), EXTRAS)
-        model_dir.save(out, ModelKind.IMAGE_TOKENIZER, keys, imported.params, files=files, provenance=provenance)
+    files: dict[str, Callable[[Path], Any]] = {}
+    if imported.extras:
+        files[EXTRAS] = lambda path: write_lazy_tensors(path, imported.extras, np.dtype(np.float32))
+        logging.info("%d tensors of the text side are kept in %s.", len(imported.extras), EXTRAS)
+    model_dir.save(out, ModelKind.IMAGE_TOKENIZER, keys, imported.params, files=files, provenance=provenance)
 
 
 def import_tokenizer(

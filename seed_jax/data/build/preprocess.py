@@ -15,6 +15,8 @@ from seed_jax.data.sources.samples import FileSlice, Item, RawSample, SkippedSam
 from seed_jax.errors import UserError
 
 _NO_FILTERS = ImageFilters()
+# Control characters that separate text, such as the form feed between the pages of a document.
+_BLANK_CONTROLS = dict.fromkeys(map(ord, "\v\f\x1c\x1d\x1e\x1f\x85"), " ")
 
 
 class _RejectedError(Exception):
@@ -30,7 +32,7 @@ def prepare(
 ) -> PreparedSample | SkippedSample | FilteredSample:
     """Validate and decode all items of a sample; unusable samples are returned as such, never raised."""
     if isinstance(sample, SkippedSample):
-        return sample
+        return FilteredSample(sample.id, sample.reason) if sample.expected else sample
     if not sample.document and (reason := filters.refuse_similarity(similarity(sample.meta))):
         return FilteredSample(sample.id, reason)
     try:
@@ -49,9 +51,11 @@ def _prepared(sample: RawSample, encoder: ImageEncoder | None, filters: ImageFil
     similarities = iter(sample.similarities or ())
     for item in sample.items:
         if isinstance(item, str):
-            if problem := text_problem(item):
+            text = item.translate(_BLANK_CONTROLS)
+            problem = text_problem(text)
+            if problem and not (sample.blank_questions and not text.strip()):
                 raise _RejectedError(SkippedSample(sample.id, problem, repr(item[:80])))
-            items.append(item)
+            items.append(text)
             continue
         try:
             if reason := filters.refuse_similarity(next(similarities, None)):

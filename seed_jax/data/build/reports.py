@@ -53,8 +53,8 @@ def load_all(out: Path, plan: BuildPlan) -> dict[int, ShardReport]:
 
 def write_log(out: Path, skipped: Iterable[SkippedSample]) -> None:
     """Write the log of skipped samples, one JSON object per line."""
-    lines = [json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n" for sample in skipped]
-    write_text(out / SKIPPED_LOG, "".join(lines))
+    entries = ({"id": sample.id, "reason": sample.reason, "detail": sample.detail} for sample in skipped)
+    write_text(out / SKIPPED_LOG, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
 
 
 def finish(out: Path, plan: BuildPlan) -> Manifest | None:

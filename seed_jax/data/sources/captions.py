@@ -1,8 +1,9 @@
 """Captioned images in a table or a JSON list, such as CC3M.
 
 Tables (`.tsv`, `.csv`) have the columns `caption, image` unless their first line or `--columns` says otherwise; JSON
-lists hold `{"image": "a.jpg", "caption": "A dog."}`. `path`, `file_name` and `filepath` are alternatives to `image`; a
-caption may be a list of captions; any other key is kept as metadata. Tasks: pretrain.image_text_pair, sft.qa.
+lists hold `{"image": "a.jpg", "caption": "A dog."}`. `path`, `file_name` and `filepath` are alternatives to `image`,
+`captions`, `text` and `title` to `caption`, which may be a list of captions; any other key is kept as metadata. Tasks:
+pretrain.image_text_pair, sft.qa.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,16 @@ from seed_jax.data.sources.listed import (
     as_object,
     first_value,
     list_entries,
+    present_key,
     remaining_metadata,
     text_values,
 )
-from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, SkipSampleError
+from seed_jax.data.sources.samples import LOOSE_FILES_HINT, InputFile, RawSample, SkippedSample, SkipSampleError
+from seed_jax.errors import UserError
+from seed_jax.images import EXTENSIONS
 
 IMAGE_KEYS = ("image", "path", "file_name", "filepath")
-CAPTION_KEYS = ("caption", "captions", "text")
+CAPTION_KEYS = ("caption", "captions", "text", "title")
 DEFAULT_COLUMNS = ("caption", "image")  # of CC3M's own list
 
 
@@ -40,6 +44,9 @@ class CaptionsSource(ListSource):
         super().__init__(paths, images=images)
         self.columns = tuple(columns) if columns else None
         self.options = {"columns": list(self.columns)} if self.columns else {}
+        for file in self.files:
+            if file.path.suffix == ".json" and any(file.path.with_suffix(end).is_file() for end in EXTENSIONS):
+                raise UserError(LOOSE_FILES_HINT.format(folder=file.path.parent))
 
     def entries(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
         columns = self.columns
@@ -53,7 +60,8 @@ class CaptionsSource(ListSource):
         if not isinstance(image, str):
             raise SkipSampleError("no image name", f"expected one of {', '.join(IMAGE_KEYS)}")
         captions = text_values(entry, CAPTION_KEYS, "caption")
-        return RawSample(name, (self.find_image(image, file), *captions), remaining_metadata(entry, CAPTION_KEYS))
+        meta = remaining_metadata(entry, present_key(entry, CAPTION_KEYS))
+        return RawSample(name, (self.find_image(image, file), *captions), meta)
 
 
 def _has_header(path: Path) -> bool:

@@ -16,6 +16,7 @@ from seed_jax.data.sources.listed import (
     index_entries,
     remaining_metadata,
     text_value,
+    without_blanks,
 )
 from seed_jax.data.sources.samples import InputFile, RawSample, SkipSampleError
 
@@ -43,7 +44,7 @@ class CocoSource(ListSource):
             raise SkipSampleError("no caption", f"no annotation for image_id {entry.get('id')!r}")
         image = self.find_image(text_value(entry, ("file_name",), "image name"), file)
         meta = remaining_metadata(entry, [key for key in entry if key not in _META])
-        return RawSample(name, (image, *captions), meta)
+        return RawSample(name, (image, *without_blanks(captions)), meta)
 
 
 def _captions_by_image(path: Path) -> dict[str, list[str]]:

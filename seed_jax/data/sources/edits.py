@@ -61,7 +61,7 @@ class EditsSource(ListSource):
     def _instruct_pix2pix(self, name: str, folder: Any, seed: Any, file: InputFile) -> RawSample:
         if not isinstance(folder, str) or not isinstance(seed, str):
             raise SkipSampleError("no image name", f"{folder!r}, {seed!r}"[:80])
-        prompt = self.find_image(f"{folder}/prompt.json", file)
+        prompt = self.images.find(f"{folder}/prompt.json", file.path)
         try:
             instruction = text_value(as_object(json.loads(prompt.read_bytes())), ("edit",), "instruction")
         except (OSError, ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from seed_jax.data.sources import json_stream
 from seed_jax.data.sources.captions import CaptionsSource
+from seed_jax.data.sources.samples import loose_files_hint
 from seed_jax.errors import UserError
 
 CAPTION_FILES = ("captions.jsonl", "metadata.jsonl")
@@ -34,6 +35,8 @@ def _captions_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"{path} does not exist: expected a folder of images or its captions file.")
+    if not any(path.glob("*.jsonl")) and (hint := loose_files_hint(path)):
+        raise UserError(hint)
     candidates = [path / name for name in CAPTION_FILES if (path / name).is_file()] or sorted(path.glob("*.jsonl"))
     if len(candidates) != 1:
         names = f"has {', '.join(file.name for file in candidates)}" if candidates else "has no captions file"

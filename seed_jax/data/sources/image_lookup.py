@@ -1,5 +1,7 @@
 """Look up the images of a list by name: in a folder, in tar files, or in a JSON file of base64 strings."""
 
+import base64
+import binascii
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -9,10 +11,16 @@ from typing import Any
 from seed_jax.data.sources.samples import FileSlice, SkipSampleError
 from seed_jax.data.sources.tar_index import MAX_IMAGE_BYTES, TarIndex
 from seed_jax.errors import UserError
+from seed_jax.images import EXTENSIONS
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_BASE64 = re.compile(rb'"((?:[^"\\]|\\.){1,500})"\s*:\s*"([A-Za-z0-9+/=]*)"')
+_BASE64_PAIR = re.compile(rb'"((?:[^"\\]|\\.){1,500})"\s*:\s*"([A-Za-z0-9+/=]*)"')
 _WINDOW = 1 << 22
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_MIN_INLINE_LENGTH = 60  # characters; shorter text is not an encoded image
+# First bytes of image files: JPEG, PNG, GIF, RIFF (WebP), BMP, TIFF, AVIF, JPEG 2000.
+_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|BM|II\*\0|MM\0\*|....ftypavi|\0\0\0\x0cjP", re.DOTALL
+)
 
 
 class ImageLookup:
@@ -64,6 +72,23 @@ class ImageLookup:
         return self._build_index(files) if files else None
 
 
+def inline_image(value: str) -> bytes | None:
+    """Return the image in a base64 string or data URI, or None for any other text."""
+    uri = _DATA_URI.match(value[:100])
+    if uri is None and (len(value) < _MIN_INLINE_LENGTH or " " in value[:_MIN_INLINE_LENGTH]):
+        return None
+    try:
+        data = base64.b64decode("".join(value[uri.end() if uri else 0 :].split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if _SIGNATURE.match(data) else None
+
+
+def is_image_name(text: str) -> bool:
+    """Whether a text looks like the path or URL of an image: one word that ends with an image extension."""
+    return len(text) < 1000 and len(text.split()) == 1 and text.lower().partition("?")[0].endswith(EXTENSIONS)
+
+
 def _file(folder: Path, name: str, extensions: Sequence[str]) -> Path:
     if ".." in Path(name).parts or not (folder / name).absolute().is_relative_to(folder.absolute()):
         raise SkipSampleError("unsafe image name", name)
@@ -82,8 +107,12 @@ def tars_of_list(location: Path, list_file: Path) -> list[Path]:
     stem = list_file.name.partition(".")[0]
     if (location / f"{stem}.tar").is_file():
         return [location / f"{stem}.tar"]
-    folder = location / stem if any((location / stem).glob("*.tar")) else location
-    return sorted(folder.glob("*.tar"))
+    folder = location / stem if any(_visible_tars(location / stem)) else location
+    return sorted(_visible_tars(folder))
+
+
+def _visible_tars(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
 def _build_index(files: tuple[Path, ...]) -> "TarIndex | Base64Table":
@@ -98,6 +127,7 @@ class Base64Table:
         self._slices = {name: (offset, size) for name, offset, size in _base64_slices(path)}
 
     def find(self, name: str) -> FileSlice | None:
+        """Return the location of an image, or None."""
         offset_and_size = self._slices.get(name)
         return None if offset_and_size is None else FileSlice(self.path, *offset_and_size, base64=True)
 
@@ -110,7 +140,7 @@ def _base64_slices(path: Path) -> Iterator[tuple[str, int, int]]:
         while chunk := file.read(max(_WINDOW, len(window))):
             window += chunk
             end = 0
-            for match in _BASE64.finditer(window):
+            for match in _BASE64_PAIR.finditer(window):
                 yield match[1].decode("utf-8", "replace"), start + match.start(2), len(match[2])
                 end = match.end()
             # A pair that crosses the end of the window is matched together with the next chunk.

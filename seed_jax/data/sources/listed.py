@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from seed_jax.data.sources import json_stream
-from seed_jax.data.sources.image_lookup import ImageLookup
+from seed_jax.data.sources.image_lookup import ImageLookup, inline_image
 from seed_jax.data.sources.json_stream import DAMAGE, DamagedError, opened
 from seed_jax.data.sources.samples import (
     FileSlice,
@@ -48,6 +48,8 @@ class ListSource:
 
     def __init__(self, paths: Sequence[str | Path], *, images: str | Path | None = None):
         self.files = name_files(self.find(paths))
+        for file in self.files:
+            _check_format(file.path)
         self.images = ImageLookup(images)
         self.options: dict[str, Any] = {}
 
@@ -70,16 +72,17 @@ class ListSource:
         for entry in itertools.islice(self._entries_and_damage(file), start, stop):
             yield entry if isinstance(entry, SkippedSample) else self._convert(file, *entry)
 
-    def find_image(self, name: Any, file: InputFile, extensions: Sequence[str] = ("",)) -> Path | FileSlice:
-        """Return the location of an image named in `file`; see `ImageLookup.find`."""
-        return self.images.find(name, file.path, extensions)
+    def find_image(self, name: Any, file: InputFile, extensions: Sequence[str] = ("",)) -> Path | FileSlice | bytes:
+        """Return the location of an image named in `file` (see `ImageLookup.find`), or an image in base64."""
+        image = inline_image(name) if isinstance(name, str) else None
+        return image if image is not None else self.images.find(name, file.path, extensions)
 
     def _convert(self, file: InputFile, number: int, content: Any) -> RawSample | SkippedSample:
         name = f"{file.name}:{number}"
         try:
             return self.sample(name, parse_line(content) if isinstance(content, bytes) else content, file)
         except SkipSampleError as error:
-            return SkippedSample(name, error.reason, error.detail)
+            return error.skipped(name)
 
     def _entries_and_damage(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
         """Yield the entries; where the file is damaged one SkippedSample, so that the loss is counted."""
@@ -87,6 +90,19 @@ class ListSource:
             yield from self.entries(file)
         except DAMAGE as error:
             yield SkippedSample(f"{file.name}:(damaged)", "damaged file", str(error))
+
+
+def _check_format(path: Path) -> None:
+    """Raise UserError for a file that is not text in UTF-8."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if head.startswith(b"PAR1"):
+        raise UserError(f"{path} is a parquet file: read it with --source parquet, naming its columns with --columns.")
+    if path.suffix not in _COMPRESSED and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head):
+        raise UserError(f"{path} is not UTF-8 text but perhaps UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`.")
 
 
 def list_entries(
@@ -121,6 +137,10 @@ def index_entries(path: Path, key: str) -> Iterator[Entry]:
 
 def table_rows(path: Path, separator: str, columns: Sequence[str] | None) -> Iterator[NumberedEntry | SkippedSample]:
     """Yield the rows of a table as dicts; with `columns` given, the first line is a row like all others."""
+    with opened(path) as file:
+        first_line = file.readline(1 << 16)
+    if separator == "," and b"\t" in first_line and b"," not in first_line:
+        separator = "\t"  # as open_clip writes its .csv files
     with opened(path) as file:
         lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
         # Tab-separated caption lists have no quoting: a caption may begin with a quotation mark.
@@ -170,12 +190,22 @@ def text_value(entry: Entry, keys: Sequence[str], what: str) -> str:
 
 
 def text_values(entry: Entry, keys: Sequence[str], what: str) -> list[str]:
-    """Return the text or list of texts under the first of `keys` that is present."""
+    """Return the text or list of texts under the first of `keys` that is present, without blank ones among several."""
     value = first_value(entry, keys)
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not value or not all(isinstance(element, str) for element in value):
         raise SkipSampleError(f"no {what}", f"expected one of {', '.join(keys)}: text or a list of texts")
-    return value
+    return without_blanks(value)
+
+
+def without_blanks(texts: list[str]) -> list[str]:
+    """Return the texts that are not blank, or all of them if all are blank."""
+    return [text for text in texts if text.strip()] or texts
+
+
+def present_key(entry: Entry, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the first of `keys` that is present and not null, as `first_value` uses it."""
+    return next(((key,) for key in keys if entry.get(key) is not None), ())
 
 
 def remaining_metadata(entry: Entry, used: Sequence[str]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ files of that name is used for that list only, which keeps the name table small.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from seed_jax.data.sources.listed import Entry, ListSource, as_object, remaining_metadata
-from seed_jax.data.sources.samples import FileSlice, InputFile, Item, RawSample, SkipSampleError
+from seed_jax.data.sources.samples import InputFile, Item, RawSample, SkipSampleError
 
 _META = ("url", "could_have_url_duplicate")
 
@@ -65,4 +66,4 @@ class Mmc4Source(ListSource):
             image = self.find_image(info.get("image_name"), file)
         except SkipSampleError:
             return None
-        return image if isinstance(image, FileSlice) or image.is_file() else None
+        return image if not isinstance(image, Path) or image.is_file() else None

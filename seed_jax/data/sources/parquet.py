@@ -1,11 +1,14 @@
 """Parquet files such as those of the Hugging Face hub: images, texts and lists of them in columns.
 
 `--columns` names the columns that become items, in their order; by default the first of `LAYOUTS` that fits. An image
-column holds bytes, or `{"bytes": ..., "path": ...}`; a list column gives several items. Other numeric and text columns
-become metadata. The task follows from the columns, see the table in `seed_jax/data/templates/record_fields.py`.
+column holds bytes, `{"bytes": ..., "path": ...}`, base64, or file names to look up in `--images` (default: the
+folder of the parquet file). A list column gives several items; a column of turns (`{"from": ..., "value": ...}`) a
+conversation. Other numeric and text columns become metadata. Rows that img2dataset could not download are counted apart
+from unusable ones. The task follows from the columns, see the table in `seed_jax/data/templates/record_fields.py`.
 """
 
 import datetime
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seed_jax.data.sources.image_lookup import ImageLookup, inline_image, is_image_name
+from seed_jax.data.sources.listed import without_blanks
+from seed_jax.data.sources.llava import conversation_texts
 from seed_jax.data.sources.samples import (
     InputFile,
     Item,
@@ -29,28 +35,53 @@ LAYOUTS = (
     ("source_img", "target_img", "instruction"),  # MagicBrush
     ("original_image", "edited_image", "edit_prompt"),  # InstructPix2Pix
     ("image", "question", "answer"),
+    ("image", "conversations"),
     ("image", "caption"),
     ("image", "captions"),
     ("image", "text"),
     ("jpg", "txt"),
+    ("jpg", "caption"),  # img2dataset
     ("text",),
 )
 QUESTION = "question"
+# Columns whose texts are the names or the base64 of images, whatever they look like.
+IMAGE_COLUMNS = {
+    *("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_path", "image_base64"),
+    *("source_img", "target_img", "source_image", "target_image", "original_image", "edited_image"),
+}
+# Columns whose texts are texts, even if they look like the name of an image.
+TEXT_COLUMNS = {
+    *("caption", "captions", "text", "texts", "txt", "title", "question", "answer", "instruction", "edit_prompt"),
+}
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError)  # raised by pyarrow for damaged files
 _ROWS_PER_BATCH = 16  # in memory at once: each row may hold several images
 
 
 class ParquetSource:
-    """Read parquet files; one sample per row."""
+    """Read parquet files; one sample per row.
+
+    Args:
+        paths: parquet files and folders of them.
+        columns: columns that become items.
+        images: location of the images that are named in columns.
+    """
 
     kind = "parquet"
 
-    def __init__(self, paths: Sequence[str | Path], *, columns: Sequence[str] | None = None):
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        columns: Sequence[str] | None = None,
+        images: str | Path | None = None,
+    ):
         self.files = name_files(find_files(paths, ("*.parquet",), "parquet files"))
         self.columns = tuple(columns or _known_layout(self.files[0].path))
         # A question stays in the metadata, which distinguishes it from an image with two captions.
         self.items = tuple(name for name in self.columns if name != QUESTION)
         self.options: dict[str, Any] = {"columns": list(self.columns)}
+        self.images = ImageLookup(images)
+        self.image_columns = IMAGE_COLUMNS | _declared_images(parquet_file(self.files[0].path).schema_arrow)
         for file in self.files:
             names = parquet_file(file.path).schema_arrow.names
             if missing := [name for name in self.columns if name not in names]:
@@ -64,19 +95,53 @@ class ParquetSource:
     def read(self, file: InputFile, start: int, stop: int) -> Iterator[RawSample | SkippedSample]:
         for number, row in rows(file.path, start, stop, self._columns(file)):
             name = f"{file.name}:{number + 1}"
-            yield row if isinstance(row, SkippedSample) else self._sample(name, row)
+            yield row if isinstance(row, SkippedSample) else self._sample(name, row, file)
 
     def _columns(self, file: InputFile) -> list[str]:
         """Return the columns to read: items, and possible metadata."""
         schema = parquet_file(file.path).schema_arrow
         return [field.name for field in schema if field.name in self.columns or not _has_bytes(field.type)]
 
-    def _sample(self, name: str, row: dict[str, Any]) -> RawSample | SkippedSample:
+    def _sample(self, name: str, row: dict[str, Any], file: InputFile) -> RawSample | SkippedSample:
+        meta = metadata({key: value for key, value in row.items() if key not in self.items})
+        conversations = [column for column in self.items if _is_conversation(row[column])]
         try:
-            items = tuple(item for column in self.items for item in items_of(column, row[column]))
+            items = [
+                item
+                for column in self.items
+                if column not in conversations
+                for item in self._items(column, row[column], file)
+            ]
+            for column in conversations:
+                items += conversation_texts(row[column], sum(not isinstance(item, str) for item in items))
         except SkipSampleError as error:
-            return SkippedSample(name, error.reason, error.detail)
-        return RawSample(name, items, metadata({key: value for key, value in row.items() if key not in self.items}))
+            if str(row.get("status", "")).startswith("failed"):
+                return SkippedSample(
+                    name, "image was not downloaded", str(row.get("error_message") or ""), expected=True
+                )
+            return error.skipped(name)
+        return RawSample(name, tuple(items), meta, blank_questions=bool(conversations))
+
+    def _items(self, column: str, value: Any, file: InputFile) -> list[Item]:
+        """Return the items in a cell: a text, an image, or several."""
+        if isinstance(value, list):
+            texts = without_blanks([element for element in value if isinstance(element, str)])
+            kept = [element for element in value if not isinstance(element, str) or element in texts]
+            return [item for element in kept for item in self._items(column, element, file)]
+        is_image = column in self.image_columns
+        if isinstance(value, dict) and ("bytes" in value or "path" in value):
+            value = value.get("bytes") or value.get("path")
+            is_image = True
+        if isinstance(value, bytes) and value:
+            return [value]
+        if isinstance(value, str):
+            image = inline_image(value)
+            is_image = is_image or (column not in TEXT_COLUMNS and is_image_name(value))
+            return [image or (self.images.find(value, file.path) if is_image else value)]
+        if value in (None, b""):
+            raise SkipSampleError("empty cell", column)
+        found = f" with {', '.join(map(str, value))}" if isinstance(value, dict) else ""
+        raise SkipSampleError("a cell is neither text nor image", f"{column} holds a {type(value).__name__}{found}")
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:
@@ -122,17 +187,18 @@ def rows(
             yield missing, SkippedSample(f"{path.name}:{missing + 1}", "damaged row group", problem)
 
 
-def items_of(column: str, value: Any) -> list[Item]:
-    """Return the items in a cell: a text, an image, or several."""
-    if isinstance(value, list):
-        return [item for element in value for item in items_of(column, element)]
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, bytes) and value:
-        return [value]
-    raise SkipSampleError("empty cell" if value in (None, b"") else "a cell is neither text nor image", column)
+def _is_conversation(value: Any) -> bool:
+    """Whether a cell is a list of turns: objects with a role."""
+    return isinstance(value, list) and any(isinstance(turn, dict) and {"from", "role"} & turn.keys() for turn in value)
+
+
+def _declared_images(schema: pa.Schema) -> set[str]:
+    """Return the columns that the datasets library declares as images."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name for name, feature in features.items() if '"Image"' in json.dumps(feature)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return set()
 
 
 def metadata(row: dict[str, Any]) -> dict[str, Any]:

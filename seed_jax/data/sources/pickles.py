@@ -25,6 +25,7 @@ from seed_jax.data.sources.samples import (
 from seed_jax.data.sources.tar_groups import TarGroup, find_tars, groups
 from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 
+KINDS = {"pkl": "pickle"}
 _IMAGES = ("image_ids", "source_image_ids", "target_image_ids")
 _TEXT_KEYS = (
     tuple(f"caption{number}" for number in range(5)),
@@ -48,10 +49,10 @@ class PicklesSource:
         self.options: dict[str, Any] = {}
 
     def count(self, file: InputFile) -> int:
-        return sum(1 for _ in groups(file.path, 0, 0, ("pkl",)))
+        return sum(1 for _ in groups(file.path, 0, 0, KINDS))
 
     def read(self, file: InputFile, start: int, stop: int) -> Iterator[RawSample | SkippedSample]:
-        for group in itertools.islice(groups(file.path, start, stop, ("pkl",)), start, stop):
+        for group in itertools.islice(groups(file.path, start, stop, KINDS), start, stop):
             yield _convert(f"{file.name}/{group.key}", group)
 
 
@@ -59,7 +60,8 @@ def _convert(name: str, group: TarGroup) -> RawSample | SkippedSample:
     if group.problem is not None:
         return dataclasses.replace(group.problem, id=name)
     if "pkl" not in group.contents:
-        return SkippedSample(name, "pickle is truncated")
+        reason = "pickle is truncated" if group.kinds else "no pickle"
+        return SkippedSample(name, reason, f"files: {', '.join(group.extensions)}")
     try:
         content = load(group.contents["pkl"])
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -3,6 +3,8 @@
 import base64
 import binascii
 import dataclasses
+import fnmatch
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from seed_jax.errors import UserError
+from seed_jax.images import EXTENSIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,7 @@ class RawSample:
         items: the content.
         meta: metadata to be stored.
         document: unusable images are left out as long as one remains, instead of skipping the whole sample.
+        blank_questions: texts alternate between user and model, and user texts may be blank (the image alone asks).
         similarities: of a document, image-text similarity per image, in the order of the images.
     """
 
@@ -63,25 +67,40 @@ class RawSample:
     items: tuple[Item, ...]
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     document: bool = False
+    blank_questions: bool = False
     similarities: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class SkippedSample:
-    """An unusable sample; `reason` is one of a small set, for counting, `detail` is for the log."""
+    """An unusable sample.
+
+    Attributes:
+        id: identifies the sample in its source.
+        reason: one of a small set, for counting.
+        detail: for the log.
+        expected: the dataset itself says that the sample is missing, for example after a failed download. It is counted
+            like filtered samples: it does not stop a build.
+    """
 
     id: str
     reason: str
     detail: str = ""
+    expected: bool = False
 
 
 class SkipSampleError(Exception):
     """Raised by readers for an unusable sample; becomes a `SkippedSample`."""
 
-    def __init__(self, reason: str, detail: str = ""):
+    def __init__(self, reason: str, detail: str = "", *, expected: bool = False):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+        self.expected = expected
+
+    def skipped(self, sample_id: str) -> SkippedSample:
+        """Return the sample that could not be used."""
+        return SkippedSample(sample_id, self.reason, self.detail, self.expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +134,12 @@ class Source(Protocol):
         ...
 
 
+LOOSE_FILES_HINT = (
+    "{folder} contains images with their captions beside them, such as img2dataset's output_format=files: pack them "
+    "into a tar with `tar --sort=name -cf {folder}.tar -C {folder} .` and read it with --source webdataset."
+)
+
+
 def name_files(paths: Sequence[Path]) -> tuple[InputFile, ...]:
     """Name files by their paths relative to their common folder."""
     if len(set(paths)) < len(paths):
@@ -130,6 +155,8 @@ def name_files(paths: Sequence[Path]) -> tuple[InputFile, ...]:
 def find_files(paths: Sequence[str | Path], patterns: Sequence[str], what: str) -> list[Path]:
     """Expand folders to the files below them that match `patterns`, sorted; keep files as given.
 
+    Symbolic links to folders are followed; hidden files and folders are not read.
+
     Args:
         paths: files and folders.
         patterns: glob patterns for files in folders.
@@ -139,11 +166,44 @@ def find_files(paths: Sequence[str | Path], patterns: Sequence[str], what: str) 
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path} does not exist: expected {what}.")
-        inside = sorted({match for pattern in patterns for match in path.rglob(pattern)}) if path.is_dir() else [path]
+        inside = _matching_files(path, patterns) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"{path} contains no {what}: expected files named {' or '.join(patterns)}.")
+            message = f"{path} contains no {what}: expected files named {' or '.join(patterns)}."
+            raise UserError(f"{message} {loose_files_hint(path)}".rstrip())
         files += inside
     return files
+
+
+def _matching_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    matches = []
+    visited = set()
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        location = os.path.realpath(directory)
+        if location in visited:  # a link to a folder above it
+            subfolders.clear()
+            continue
+        visited.add(location)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        visible = (name for name in names if not name.startswith("."))
+        matches += [
+            Path(directory, name) for name in visible if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+    return sorted(matches)
+
+
+def loose_files_hint(folder: Path) -> str:
+    """Return how to read a folder of images that have their captions beside them, or nothing for other folders."""
+    images = (file for file in folder.glob("*/*") if file.suffix.lower() in EXTENSIONS)
+    images = itertools.chain((file for file in folder.glob("*") if file.suffix.lower() in EXTENSIONS), images)
+    image = next(images, None)
+    if image is None or not has_caption_beside(image):
+        return ""
+    return LOOSE_FILES_HINT.format(folder=image.parent)
+
+
+def has_caption_beside(image: Path) -> bool:
+    """Whether an image has a .txt or .json file of the same name beside it, as in img2dataset's `files` output."""
+    return any(image.with_suffix(extension).is_file() for extension in (".txt", ".json"))
 
 
 def text_problem(text: str) -> str | None:

@@ -24,7 +24,7 @@ from seed_jax.data.sources.listed import (
     remaining_metadata,
     text_value,
 )
-from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, SkipSampleError, to_storable
+from seed_jax.data.sources.samples import InputFile, Item, RawSample, SkippedSample, SkipSampleError, to_storable
 from seed_jax.errors import UserError
 
 SPLITS = {"train": 1, "val": 2, "test": 3}  # numbers of the splits in OCR-VQA
@@ -70,12 +70,21 @@ class VqaSource(ListSource):
     def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
         entry = as_object(entry)
         answers = self._answers(entry)
-        image = self.find_image(_image_name(entry, self._data_subtype(file.path)), file, ("", *EXTENSIONS))
+        image = self._image(_image_name(entry, self._data_subtype(file.path)), entry, file)
         meta = {"question": to_storable(text_value(entry, ("question",), "question"))}
         meta |= remaining_metadata(entry, _USED_KEYS)
         if len(answers) > 1:
             meta["answers"] = to_storable(answers)
         return RawSample(name, (image, Counter(answers).most_common(1)[0][0]), meta)
+
+    def _image(self, name: str, entry: Entry, file: InputFile) -> Item:
+        try:
+            return self.find_image(name, file, ("", *EXTENSIONS))
+        except SkipSampleError:
+            if not isinstance(entry, _OcrVqaQuestion):
+                raise
+            # OCR-VQA's downloader names files by key; their extension need not be that of the URL.
+            return self.find_image(entry.key, file, EXTENSIONS)
 
     def _answers(self, entry: Entry) -> list[str]:
         value = first_value(entry, ("answer", "direct_answers", "answers"))
@@ -136,6 +145,14 @@ def _image_name(entry: Entry, subtype: Any) -> str:
     return f"COCO_{subtype}_{image:012d}.jpg" if isinstance(subtype, str) else f"{image:012d}.jpg"
 
 
+class _OcrVqaQuestion(dict[str, Any]):
+    """A question of OCR-VQA and the key of its book."""
+
+    def __init__(self, key: str, **entry: Any):
+        super().__init__(entry)
+        self.key = key
+
+
 def _ocr_vqa_questions(path: Path, split: int) -> Iterator[Entry]:
     """Yield the questions of OCR-VQA: `{key: {"questions": [...], "answers": [...], "imageURL": ...}}`."""
     for key, book in json_stream.members(path):
@@ -150,4 +167,4 @@ def _ocr_vqa_questions(path: Path, split: int) -> Iterator[Entry]:
             questions = [None]
             answers = [None]
         for question, answer in zip(questions, answers, strict=True):
-            yield {"image": image, "question": question, "answer": answer}
+            yield _OcrVqaQuestion(key, image=image, question=question, answer=answer)

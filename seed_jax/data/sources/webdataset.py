@@ -1,7 +1,8 @@
 """WebDataset tar files, such as img2dataset writes them: `000017.jpg`, `000017.txt`, `000017.json` side by side.
 
-The caption is the `.txt`, otherwise `caption` of the `.json`, whose other keys become metadata. Tasks:
-pretrain.image_text_pair, sft.qa.
+The files of a sample follow each other. The caption is the `.txt`, otherwise `caption` of the `.json`, whose other keys
+become metadata. Extensions may have several parts (`1.input.jpg`, `1.output.txt`). Samples that img2dataset could not
+download are counted apart from unusable ones. Tasks: pretrain.image_text_pair, sft.qa.
 """
 
 import dataclasses
@@ -13,9 +14,13 @@ from typing import Any
 
 from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, name_files, to_storable
 from seed_jax.data.sources.tar_groups import TarGroup, find_tars, groups
+from seed_jax.errors import UserError
+from seed_jax.images import EXTENSIONS
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_WANTED = (*IMAGE_EXTENSIONS, "txt", "json")
+IMAGE = "image"
+TEXT = "text"
+METADATA = "metadata"
+KINDS = {extension.removeprefix("."): IMAGE for extension in EXTENSIONS} | {"txt": TEXT, "json": METADATA}
 
 
 class WebDatasetSource:
@@ -28,19 +33,32 @@ class WebDatasetSource:
         self.options: dict[str, Any] = {}
 
     def count(self, file: InputFile) -> int:
-        return sum(1 for _ in groups(file.path, 0, 0, _WANTED))
+        """Count the groups of a tar; UserError if the files of a sample do not follow each other."""
+        incomplete: dict[str, set[str]] = {}
+        count = 0
+        for group in groups(file.path, 0, 0, KINDS):
+            count += 1
+            if IMAGE in group.kinds and group.kinds & {TEXT, METADATA}:
+                continue
+            other = incomplete.setdefault(group.key, group.kinds)
+            if other is not group.kinds and not other & group.kinds:
+                raise UserError(
+                    f"{file.path}: the files of sample {group.key!r} do not follow each other; sort the tar by name, "
+                    "for example by unpacking it and packing it again with `tar --sort=name`."
+                )
+        return count
 
     def read(self, file: InputFile, start: int, stop: int) -> Iterator[RawSample | SkippedSample]:
-        for group in itertools.islice(groups(file.path, start, stop, _WANTED), start, stop):
+        for group in itertools.islice(groups(file.path, start, stop, KINDS), start, stop):
             yield _sample(f"{file.name}/{group.key}", group)
 
 
 def _sample(name: str, group: TarGroup) -> RawSample | SkippedSample:
     if group.problem is not None:
         return dataclasses.replace(group.problem, id=name)
-    images = [extension for extension in IMAGE_EXTENSIONS if extension in group.contents]
-    if len(images) != 1:
-        return SkippedSample(name, "several images" if images else "no image", ", ".join(group.contents))
+    images = [extension for extension in group.contents if KINDS[extension] == IMAGE]
+    if len(images) > 1:
+        return SkippedSample(name, "several images", ", ".join(group.extensions))
     try:
         meta = json.loads(group.contents.get("json", b"{}").decode("utf-8-sig"))
         text = group.contents["txt"].decode("utf-8-sig") if "txt" in group.contents else None
@@ -50,6 +68,10 @@ def _sample(name: str, group: TarGroup) -> RawSample | SkippedSample:
         return SkippedSample(name, "metadata is not JSON", str(error))
     if not isinstance(meta, dict):
         return SkippedSample(name, "metadata is not a JSON object", f"a {type(meta).__name__}")
+    if not images and str(meta.get("status", "")).startswith("failed"):
+        return SkippedSample(name, "image was not downloaded", str(meta.get("error_message") or ""), expected=True)
+    if not images:
+        return SkippedSample(name, "no image", f"files: {', '.join(group.extensions)}")
     text = meta.pop("caption", None) if text is None else text
     if not isinstance(text, str):
         return SkippedSample(name, "no caption", "neither .txt nor `caption` in .json")

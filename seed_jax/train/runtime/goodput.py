@@ -28,7 +28,7 @@ class Goodput:
     def __init__(self, workdir: AnyPath, *, first_step: int):
         self._path = workdir / FILE
         self._active = jax.process_index() == 0
-        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self.current: dict[str, float] = {}  # since this start
         self._productive_at: dict[int, float] = {0: 0.0}
         stored = _read(epath.Path(self._path)) if self._active else None

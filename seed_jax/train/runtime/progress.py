@@ -58,8 +58,8 @@ class Progress(Hook):
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._reported_step = restored_step
         self._since = time.perf_counter()
-        self._timed = dict.fromkeys(_TIMED, 0.0)
-        self._unreported = dict.fromkeys((*_TIMED, "productive"), 0.0)
+        self._timed: dict[str, float] = dict.fromkeys(_TIMED, 0.0)
+        self._unreported: dict[str, float] = dict.fromkeys((*_TIMED, "productive"), 0.0)
 
     @contextlib.contextmanager
     def _timing(self, kind: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from seed_jax.errors import UserError
@@ -79,8 +80,8 @@ def _plain(value: Any) -> Any:
 def _learning_rate_change(previous: dict[str, Any], config: TrainConfig, step: int) -> list[str]:
     try:
         options = parse(OptimizerConfig, previous["optimizer"])
-        before = float(make_schedule(options, previous["steps"])(step))
+        before = float(np.asarray(make_schedule(options, previous["steps"])(step)))
     except (UserError, KeyError, TypeError):
         return []  # written by a version with other options
-    after = float(make_schedule(config.optimizer, config.steps)(step))
+    after = float(np.asarray(make_schedule(config.optimizer, config.steps)(step)))
     return [f"  learning rate at step {step}: {before:.3g} -> {after:.3g}"] if before != after else []

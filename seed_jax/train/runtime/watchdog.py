@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -132,7 +132,7 @@ class HostMonitor(Hook):
             exit_stuck(f"Host {host} ({name}) is gone: no heartbeat for {silence:.0f} s after step {step}.")
 
 
-def exit_stuck(message: str, *, with_stacks: bool = False) -> None:
+def exit_stuck(message: str, *, with_stacks: bool = False) -> NoReturn:
     """Log `message` and end this process at once, without waiting for the other hosts."""
     logging.critical("%s This process exits with code %d; start the run again to resume.", message, EXIT_STUCK)
     if with_stacks:

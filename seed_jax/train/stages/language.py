@@ -142,7 +142,7 @@ class LanguageStage(Stage[LanguageConfig]):
         return self._loss(variables, batch, {"dropout": key})
 
     def _loss(self, variables: Tree, batch: Mapping[str, Array], rngs: dict[str, Array] | None = None) -> LossOutput:
-        hidden = self.model.apply(
+        hidden: Any = self.model.apply(
             variables,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
@@ -172,11 +172,8 @@ class LanguageStage(Stage[LanguageConfig]):
         return {name: jax.ShapeDtypeStruct(row.shape[1:], row.dtype) for name, row in rows.items()}
 
     def flops_per_unit(self) -> float:
-        matrices = {
-            path: leaf.size
-            for path, leaf in flatten_dict(sharding.unbox(self.abstract_variables())).items()
-            if path[-1] in ("kernel", "a", "b")
-        }
+        flat: dict[ParamPath, Any] = flatten_dict(sharding.unbox(self.abstract_variables()))
+        matrices = {path: leaf.size for path, leaf in flat.items() if path[-1] in ("kernel", "a", "b")}
         trained = sum(size for path, size in matrices.items() if self.is_trainable(path))
         return flops.transformer_flops_per_token(
             trained_matmul=trained,
@@ -295,7 +292,7 @@ class LanguageStage(Stage[LanguageConfig]):
         if self._demo:
             from seed_jax import demo
 
-            demo.show_samples(self._demo, self.config.stage, workdir)
+            demo.show_samples(self._demo, self.config.stage, Path(workdir))
 
 
 def _paths(entry: Mapping[str, Any]) -> list[str]:

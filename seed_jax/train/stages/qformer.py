@@ -89,7 +89,7 @@ class QFormerStage(Stage[QFormerStageConfig]):
 
     def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
         """Compute the contrastive loss over the global batch."""
-        features = self.model.apply(
+        features: Any = self.model.apply(
             variables,
             images.normalize(batch["image"]),
             batch["text"],
@@ -183,11 +183,13 @@ def retrieval_evaluation(model: ImageText, held_out: EvalPairs) -> Callable[[Tre
     """Return a function from variables to recall at 1, 5 and 10, in both directions."""
 
     def embed_images(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        states = model.apply(variables, images.normalize(rows["image"]), method="embeddings")
-        return {"vector": model.apply(variables, states, method="project")}
+        states: Any = model.apply(variables, images.normalize(rows["image"]), method="embeddings")
+        vector: Any = model.apply(variables, states, method="project")
+        return {"vector": vector}
 
     def embed_texts(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"vector": model.apply(variables, rows["text"], rows["text_mask"], method="embed_text")}
+        vector: Any = model.apply(variables, rows["text"], rows["text_mask"], method="embed_text")
+        return {"vector": vector}
 
     def run(variables: Tree) -> dict[str, float]:
         image_vectors = held_out.embed_images(embed_images, variables)["vector"]

@@ -14,7 +14,7 @@ from seed_jax.convert.key_table import Entry
 from seed_jax.convert.tokenizer import pretrained
 from seed_jax.errors import UserError
 from seed_jax.train.config.tokenizer import InitFromConfig
-from seed_jax.typing import Tree
+from seed_jax.typing import ParamPath, Tree
 
 EXTRAS_FILE = "extras.safetensors"  # tensors that `seed-jax import tokenizer` keeps under their official names
 
@@ -30,7 +30,8 @@ def overlay(variables: Tree, values: Mapping[str, Any], origin: str) -> Tree:
     Raises:
         UserError: a value has no place in `variables`, or another shape.
     """
-    flat, new = flatten_dict(variables), flatten_dict(dict(values))
+    flat: dict[ParamPath, Any] = flatten_dict(variables)
+    new: dict[ParamPath, Any] = flatten_dict(dict(values))
     problems = ["/".join(path) for path in new if path not in flat]
     problems += [
         f"{'/'.join(path)} is {leaf.shape}, expected {flat[path].shape}"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seed_jax.convert.diffusion.diffusers_export import write_unclip
-from seed_jax.convert.diffusion.diffusers_import import import_unclip
+from seed_jax.convert.diffusion.diffusers_export import export_unclip, write_unclip
+from seed_jax.convert.diffusion.diffusers_import import import_to_model_dir, import_unclip
 from seed_jax.convert.diffusion.parity import parity_report
 from seed_jax.errors import UserError
 from tests.models.diffusion.cases import FOLDER, error, imported
@@ -47,7 +47,8 @@ def test_round_trip_through_pytorch(tmp_path):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     model, inputs = imported(), golden.tensors("unclip_tiny/inputs.safetensors")
     out = tmp_path / "out"
-    write_unclip(model.config, model.params, model.vocabulary, out, image_side=golden.path(FOLDER))
+    import_to_model_dir(golden.path(FOLDER), tmp_path / "model")
+    export_unclip(tmp_path / "model", out)
     pipeline = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(out)
     pipeline.set_progress_bar_config(disable=True)
     drawing = "diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img.randn_tensor"
@@ -65,12 +66,17 @@ def test_round_trip_through_pytorch(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
-def test_without_image_encoder_pytorch_still_loads(tmp_path):
-    diffusers = pytest.importorskip("diffusers")
-    model, out = imported(), tmp_path / "out"
-    write_unclip(model.config, model.params, model.vocabulary, out)
-    nothing = {"image_encoder": None, "feature_extractor": None}
-    assert diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(out, **nothing).unet.config.sample_size == 16
+def test_a_decoder_without_an_image_encoder_is_not_exported(folder, tmp_path, caplog):
+    """PyTorch's pipeline cannot draw without one, not even from an embedding."""
+    caplog.set_level("INFO")
+    shutil.rmtree(folder / "feature_extractor")
+    import_to_model_dir(folder, tmp_path / "model")
+    assert "has no image encoder" in caplog.text
+    with pytest.raises(UserError, match=r"has no image encoder.*--image-encoder"):
+        export_unclip(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_unclip(tmp_path / "model", tmp_path / "out", image_side=golden.path(FOLDER))
+    assert (tmp_path / "out/image_encoder/config.json").is_file()
 
 
 def test_report_finds_nothing_in_a_good_folder():
@@ -85,7 +91,9 @@ def test_report_finds_nothing_in_a_good_folder():
 def test_report_allows_rounding_and_nothing_else(folder, tmp_path):
     pytest.importorskip("torch")
     out, decoder = tmp_path / "out", imported()
-    write_unclip(decoder.config, decoder.params, decoder.vocabulary, out, dtype="float16")
+    write_unclip(
+        decoder.config, decoder.params, decoder.vocabulary, out, dtype="float16", image_side=golden.path(FOLDER)
+    )
     assert parity_report("Export", out, decoder.params, importing=False, facts={}).passed
     retensor(
         folder / "vae/diffusion_pytorch_model.safetensors",
@@ -136,6 +144,9 @@ def test_older_names_bin_files_and_half_variants(folder):
     ("text_encoder", {"hidden_act": "relu"}, "'relu'"),
     ("image_normalizer", {"embedding_dim": 12}, "width 12"),
     ("scheduler", {"_class_name": "EulerDiscreteScheduler"}, "'EulerDiscreteScheduler' is not supported, only PNDM"),
+    ("scheduler", {"prediction_type": "sample"}, "prediction_type is 'sample'"),
+    ("scheduler", {"timestep_spacing": "random"}, "timestep_spacing is 'random'"),
+    ("image_noising_scheduler", {"beta_schedule": "laplace"}, "beta_schedule is 'laplace'"),
     ("scheduler", {"skip_prk_steps": False}, "skip_prk_steps is False"),
     ("scheduler", {"thresholding": True}, "thresholding is True"),
     ("scheduler", {"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample is True"),

@@ -116,6 +116,9 @@ def test_every_wrong_tensor_is_listed(source):
         ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
         ({"head_dim": 32}, "head_dim 32"),
         ({"num_hidden_layers": "3"}, "num_layers.*'3'"),
+        ({"architectures": "MyLlamaForCausalLMPlus"}, "architectures"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps.*finite"),
+        ({"rope_theta": float("inf")}, "rope_theta.*finite"),
     ],
 )
 def test_what_this_llama_does_not_compute_is_refused(source, changes, message):

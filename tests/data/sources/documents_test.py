@@ -59,6 +59,14 @@ def test_mmc4_puts_images_before_their_texts(mmc4, tmp_path):
     rendered(found[0], "pretrain.interleaved")
 
 
+def test_a_form_feed_in_a_document_becomes_a_space(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(10))
+    document = {"text_list": ["One\f\vpage.", "Two."], "image_info": [image("a.png", 1)]}
+    (tmp_path / "d.jsonl").write_text(json.dumps(document))
+    (record,) = records(open_source("mmc4", [tmp_path / "d.jsonl"], images=tmp_path), tmp_path / "out")
+    assert shown(record) == ["One  page.", 10, "Two."]
+
+
 def test_mmc4_filters_images_not_documents(mmc4, tmp_path):
     found = records(mmc4, tmp_path / "out", filters=ImageFilters(min_similarity=0.2))
     assert [shown(each) for each in found] == [

@@ -1,5 +1,6 @@
 """Lists of captions, texts and conversations."""
 
+import base64
 import gzip
 import json
 import zipfile
@@ -7,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
 from tests.data.sources.samples import all_samples, png, reasons, records, rendered, shown, tar, write_images
@@ -59,6 +61,84 @@ def test_addresses_and_names_that_lead_out_are_counted(tmp_path):
     ]
     with pytest.raises(UserError, match="holds no records"):
         records(open_source("captions", [tmp_path / "c.jsonl"]), tmp_path / "out")
+
+
+def test_images_of_another_folder_are_not_taken(tmp_path):
+    tar(tmp_path / "train2017.tar", {"1.png": png(10)})
+    tar(tmp_path / "books.tar", {"ocr/images/2.png": png(20), "vqa/images/2.png": png(30), "./ocr/3.png": png(40)})
+    names = [
+        "train2017/1.png",
+        "val2017/1.png",
+        "1.png",
+        "ocr/images/2.png",
+        "images/2.png",
+        "text/images/3.png",
+        "2.png",
+    ]
+    jsonl(tmp_path / "c.jsonl", [{"image": name, "caption": "x"} for name in [*names, "ocr/3.png"]])
+    source = open_source("captions", [tmp_path / "c.jsonl"], images=tmp_path)
+    missing = "missing image"
+    assert reasons(all_samples(source)) == [None, missing, None, None, missing, missing, missing, None]
+    assert [shown(record)[0] for record in records(source, tmp_path / "out")] == [10, 10, 20, 40]
+
+
+def test_blank_captions_among_several_are_left_out(tmp_path):
+    write_images(tmp_path, {"a.png": 10})
+    jsonl(
+        tmp_path / "captions.jsonl",
+        [{"image": "a.png", "caption": ["Red.", " ", ""]}, {"image": "a.png", "caption": [""]}],
+    )
+    (record,) = records(open_source("folder", [tmp_path]), tmp_path / "out")
+    assert shown(record) == [10, "Red."]
+    assert open_shards(tmp_path / "out").manifest.dropped == {"empty text": 1}
+    notes = [{"image_id": 1, "caption": "Red."}, {"image_id": 1, "caption": ""}]
+    coco = {"annotations": notes, "images": [{"id": 1, "file_name": "a.png"}]}
+    (tmp_path / "captions_train.json").write_text(json.dumps(coco))
+    source = open_source("coco", [tmp_path / "captions_train.json"], images=tmp_path)
+    assert [shown(record) for record in records(source, tmp_path / "coco")] == [[10, "Red."]]
+
+
+def test_tables_of_open_clip_and_images_in_base64(tmp_path):
+    write_images(tmp_path, {"a.png": 10})
+    (tmp_path / "train.csv").write_text("filepath\ttitle\na.png\tA dog, a cat.\n")
+    (record,) = records(open_source("captions", [tmp_path / "train.csv"]), tmp_path / "out")
+    assert shown(record) == [10, "A dog, a cat."]
+    encoded = base64.b64encode(png(20)).decode()
+    jsonl(
+        tmp_path / "b.jsonl",
+        [{"image": f"{start}{encoded}", "caption": "x"} for start in ("", "data:image/png;base64,")],
+    )
+    found = records(open_source("captions", [tmp_path / "b.jsonl"]), tmp_path / "base64")
+    assert [shown(record) for record in found] == [[20, "x"], [20, "x"]]
+
+
+@pytest.mark.parametrize("kind", ["captions", "llava", "text"])
+def test_files_of_another_format_are_one_sentence(tmp_path, kind):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and more")
+    with pytest.raises(UserError, match=r"parquet file: read it with --source parquet"):
+        open_source(kind, [tmp_path / "a.parquet"])
+    for encoding in ("utf-16", "utf-16-le"):
+        (tmp_path / "a.json").write_text('[{"text": "x"}]', encoding=encoding)
+        with pytest.raises(UserError, match="not UTF-8 text but perhaps UTF-16"):
+            open_source(kind, [tmp_path / "a.json"])
+
+
+def test_separators_of_unicode_do_not_end_a_line(tmp_path):
+    text = "one\u2028two\u2029three\x85four"
+    (tmp_path / "t.jsonl").write_text(
+        "\ufeff" + json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (record,) = records(open_source("text", [tmp_path / "t.jsonl"]), tmp_path / "out")
+    assert record.items == (text.replace("\x85", " "),)
+
+
+@pytest.mark.parametrize("kind", ["folder", "captions", "webdataset"])
+def test_images_with_captions_beside_them_are_one_sentence(tmp_path, kind):
+    write_images(tmp_path / "00000", {"0.png": 10})
+    for extension, content in ((".txt", "red"), (".json", '{"caption": "red"}')):
+        (tmp_path / "00000" / f"0{extension}").write_text(content)
+    with pytest.raises(UserError, match=r"captions beside them.*tar --sort=name.*--source webdataset"):
+        open_source(kind, [tmp_path])
 
 
 def test_images_in_tars(tmp_path):
@@ -142,7 +222,7 @@ def test_llava_conversations(tmp_path):
     ]
     (tmp_path / "llava.json").write_text(json.dumps(entries))
     source = open_source("llava", [tmp_path / "llava.json"], images=tmp_path / "p")
-    wrong = ["turns do not alternate", "no conversation", "no conversation"]
+    wrong = ["no answer", "no conversation", "no conversation"]
     assert reasons(all_samples(source)) == [None, None, None, None, *wrong, None]
     found = records(source, tmp_path / "out")
     assert [shown(each) for each in found] == [
@@ -156,6 +236,49 @@ def test_llava_conversations(tmp_path):
     rendered(found[1], "sft.text_conversation")
     for each in found:
         rendered(each, "sft.visual_question")
+
+
+@pytest.mark.parametrize(
+    ("image", "turns", "expected"),
+    [
+        ("a.png", ["<image>\nWhat?"], "no answer"),
+        (None, ["<image>\nWhat?", "Red."], "placeholder without an image"),
+        (["a.png"], ["<image><image> Which?", "Both."], "placeholders and images differ in number"),
+        ("a.png", ["What?", " "], "no answer"),
+        ("a.png", ["", "Red."], "empty text"),
+        (None, ["How do I use <image> in SVG?", "As <image>."], ["How do I use <image> in SVG?", "As <image>."]),
+        ("a.png", ["<image>\nWhat does <image> mean?", "A tag."], [10, "What does <image> mean?", "A tag."]),
+        (["a.png"] * 2, ["Is <image> like <image> here?", "Yes."], [10, 10, "Is  like  here?", "Yes."]),
+        ("a.png", ["<image>", "A dog."], [10, "", "A dog."]),
+        ("", ["Hello", "Hi."], ["Hello", "Hi."]),
+        ("a.png", ["<image>\nWhat?", "A dog.", "Why?"], [10, "What?", "A dog.", "Why?"]),
+    ],
+)
+def test_llava_turns_must_match_the_images(tmp_path, image, turns, expected):
+    write_images(tmp_path, {"a.png": 10})
+    roles = ("human", "gpt") * 2
+    conversation = [turn(role, value) for role, value in zip(roles, turns, strict=False)]
+    jsonl(tmp_path / "l.jsonl", [{"image": image, "conversations": conversation}])
+    source = open_source("llava", [tmp_path / "l.jsonl"])
+    if isinstance(expected, str):
+        assert reasons(all_samples(source)) == [expected]
+        return
+    (record,) = records(source, tmp_path / "out")
+    assert shown(record) == expected
+    sample = rendered(record, "sft.visual_question" if image else "sft.text_conversation")
+    assert sample.loss_mask[1:].sum() > 1
+
+
+def test_llava_conversations_may_begin_with_the_model(tmp_path):
+    system, greeting = turn("system", "Be kind."), turn("gpt", "Hi there.")
+    entries = [
+        {"conversations": [*first, turn("human", "Two and two?"), turn("gpt", "Four.")]}
+        for first in ([greeting], [system, greeting], [greeting, greeting])
+    ]
+    jsonl(tmp_path / "l.jsonl", entries)
+    source = open_source("llava", [tmp_path / "l.jsonl"])
+    assert reasons(all_samples(source)) == [None, None, "turns do not alternate"]
+    assert {tuple(shown(record)) for record in records(source, tmp_path / "out")} == {("Two and two?", "Four.")}
 
 
 def test_a_list_that_breaks_off_is_counted(tmp_path):

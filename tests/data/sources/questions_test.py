@@ -88,6 +88,21 @@ def test_other_question_files(tmp_path):
     assert reasons(all_samples(source)) == ["missing image"]
 
 
+def test_ocr_vqa_images_whose_extension_is_not_that_of_the_url(tmp_path):
+    write_images(tmp_path / "p", {"222.jpg": 10, "333.gif": 20})
+    book = {"questions": ["Who?", "What?"], "answers": ["A", "B"], "split": 1}
+    urls = {"222": "http://x/y.gif", "333": "http://x/333.gif", "444": "http://x/z.gif"}
+    write(tmp_path / "dataset.json", {key: {"imageURL": url, **book} for key, url in urls.items()})
+    source = open_source("vqa", [tmp_path / "dataset.json"], images=tmp_path / "p")
+    assert reasons(all_samples(source)) == [None] * 4 + ["missing image"] * 2
+    assert [shown(record) for record in records(source, tmp_path / "out")] == [
+        [10, "A"],
+        [10, "B"],
+        [20, "A"],
+        [20, "B"],
+    ]
+
+
 def scene(story, order, photo, text):
     return [{"story_id": story, "worker_arranged_photo_order": order, "photo_flickr_id": photo, "original_text": text}]
 

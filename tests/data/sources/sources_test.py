@@ -104,6 +104,60 @@ def test_webdataset_compressed(tmp_path):
     assert reasons(all_samples(open_source("webdataset", [tmp_path]))) == [None, None]
 
 
+def test_webdataset_names_with_dots(tmp_path):
+    names = ["000001", "22.05", "22.06", "235342 Track 2.0 (Clean Version)", "img", "img.v1", "v1.5/7"]
+    members = {f"{name}.{kind}": content for name in names for kind, content in (("jpg", JPEG), ("txt", b"A dog."))}
+    samples = all_samples(open_source("webdataset", [tar(tmp_path / "a.tar", members)]))
+    assert [sample.id for sample in samples] == [f"a.tar/{name}" for name in names]
+    assert {sample.items for sample in samples} == {(JPEG, "A dog.")}
+
+
+def test_webdataset_extensions_of_several_parts(tmp_path):
+    members = {"1.input.jpg": JPEG, "1.outputs.txt": b"A dog.", "2.jpg": JPEG, "2.mask.png": JPEG, "2.txt": b"A cat."}
+    members |= {"3.a.jpg": JPEG, "3.b.jpg": JPEG, "3.txt": b"Two.", "4.heic": JPEG, "4.txt": b"No image."}
+    samples = all_samples(open_source("webdataset", [tar(tmp_path / "a.tar", members)]))
+    assert [sample.id for sample in samples] == [f"a.tar/{number}" for number in range(1, 5)]
+    assert [sample.items[1] for sample in samples[:3]] == ["A dog.", "A cat.", "Two."]
+    assert (samples[3].reason, samples[3].detail) == ("no image", "files: heic, txt")
+
+
+@pytest.mark.parametrize("extension", ["jpe", "jfif", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "PNG"])
+def test_webdataset_images_of_all_formats(tmp_path, extension):
+    members = {f"1.{extension}": JPEG, "1.txt": b"A dog."}
+    (sample,) = all_samples(open_source("webdataset", [tar(tmp_path / "a.tar", members)]))
+    assert sample.items == (JPEG, "A dog.")
+
+
+@pytest.mark.parametrize("kinds", [("jpg", "txt"), ("txt", "jpg"), ("jpg", "json")])
+def test_webdataset_files_that_do_not_follow_each_other(tmp_path, kinds):
+    contents = {"jpg": JPEG, "txt": b"A dog.", "json": b'{"caption": "A dog."}'}
+    members = {f"{number}.{kind}": contents[kind] for kind in kinds for number in range(3)}
+    source = open_source("webdataset", [tar(tmp_path / "a.tar", members)])
+    with pytest.raises(UserError, match=r"a.tar: the files of sample '0' do not follow each other; sort the tar"):
+        all_samples(source)
+
+
+def test_webdataset_failed_downloads_are_told_apart(tmp_path):
+    failed = {"caption": "x", "status": "failed_to_download", "error_message": "404"}
+    members = triple("0") | {"1.json": json.dumps(failed).encode(), "1.txt": b"x", "2.txt": b"x"}
+    samples = all_samples(open_source("webdataset", [tar(tmp_path / "a.tar", members)]))
+    assert reasons(samples) == [None, "image was not downloaded", "no image"]
+    assert [sample.expected for sample in samples[1:]] == [True, False]
+
+
+def test_folders_are_walked_through_links_and_past_hidden_files(tmp_path):
+    for folder in ("data", "elsewhere", "data/.thumbnails"):
+        (tmp_path / folder).mkdir()
+    tar(tmp_path / "data/0.tar", triple("0"))
+    tar(tmp_path / "elsewhere/1.tar", triple("1"))
+    tar(tmp_path / "data/.thumbnails/2.tar", triple("2"))
+    (tmp_path / "data/._0.tar").write_bytes(b"Apple's metadata")
+    (tmp_path / "data/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "data")
+    source = open_source("webdataset", [tmp_path / "data"])
+    assert [file.name for file in source.files] == ["0.tar", "more/1.tar"]
+
+
 def test_webdataset_counts_samples_that_cannot_be_used(tmp_path):
     members = {"0.txt": b"no image", "1.jpg": JPEG, "2.jpg": JPEG, "2.png": JPEG, "2.txt": b"two", "3.jpg": JPEG}
     members |= {"3.txt": b"\xff", "4.jpg": JPEG, "4.json": b"{", "5.jpg": JPEG, "5.json": b"[]", "6.jpg": JPEG}

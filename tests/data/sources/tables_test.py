@@ -1,16 +1,21 @@
 """Parquet files, and data sets of tfds."""
 
+import base64
 import datetime
+import json
 import sys
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seed_jax.data.build.options import SkipLimit
+from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
-from tests.data.sources.samples import all_samples, png, reasons, records, rendered, shown
+from tests.data.sources.samples import all_samples, png, reasons, records, rendered, shown, write_images
 
 
 def parquet(path, rows, **options):
@@ -59,6 +64,69 @@ def test_named_columns_lists_and_what_cannot_be_stored(tmp_path):
     assert [shown(each) for each in found] == [[10, 20, "q", "a"], [10]]
     assert found[0].meta == {"n": str(2**64 - 1), "half": 0.5}
     rendered(found[0], "sft.difference")
+
+
+@pytest.mark.parametrize("kind", ["name", "base64", "uri", "struct", "list"])
+def test_images_that_are_not_bytes_are_read(tmp_path, kind):
+    write_images(tmp_path / "p", {"a.png": 10, "sub/b.png": 20})
+    names, reds = ["a.png", "sub/b.png"], [10, 20]
+    encoded = [base64.b64encode(png(red)).decode() for red in reds]
+    cells = {
+        "name": names,
+        "base64": encoded,
+        "uri": [f"data:image/png;base64,{text}" for text in encoded],
+        "struct": [{"bytes": None, "path": name} for name in names],
+        "list": [[name] for name in names],
+    }[kind]
+    path = parquet(tmp_path / "t.parquet", [{"image": cell, "caption": "a.png"} for cell in cells])
+    source = open_source("parquet", [path], images=tmp_path / "p")
+    assert [shown(record) for record in records(source, tmp_path / "out")] == [[red, "a.png"] for red in reds]
+
+
+def test_image_names_never_become_texts(tmp_path):
+    write_images(tmp_path, {"a.png": 10})
+    names = ["a.png", "gone.png", "http://x/a.jpg", "n/a", "../a.png"]
+    path = parquet(tmp_path / "t.parquet", [{"image": name, "file": name, "text": "x"} for name in names])
+    reasons_of_names = ["missing image", "image is not downloaded", "missing image", "unsafe image name"]
+    source = open_source("parquet", [path])
+    assert [shown(record) for record in records(source, tmp_path / "out")] == [[10, "x"]]
+    assert open_shards(tmp_path / "out").manifest.dropped == dict(Counter(reasons_of_names))
+    source = open_source("parquet", [path], columns=["file", "text"])  # a name that says nothing
+    assert [shown(record) for record in records(source, tmp_path / "file")] == [[10, "x"], ["n/a", "x"]]
+
+
+def test_columns_declared_as_images_by_the_datasets_library(tmp_path):
+    write_images(tmp_path, {"scan 1": 10})
+    table = pa.table({"page": ["scan 1"], "text": ["x"]})
+    features = {"info": {"features": {"page": {"_type": "Image"}, "text": {"dtype": "string", "_type": "Value"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    source = open_source("parquet", [tmp_path / "t.parquet"], columns=["page", "text"])
+    assert [shown(record) for record in records(source, tmp_path / "out")] == [[10, "x"]]
+
+
+def test_conversations_in_columns(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
+    others = [[{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Red."}], turns[:1], [{"x": "y"}]]
+    for number, column in enumerate([turns, *others]):
+        rows = [{"conversations": column, "image": image(10), "id": str(number)}]
+        source = open_source("parquet", [parquet(tmp_path / f"{number}.parquet", rows)])
+        if number < 2:
+            (record,) = records(source, tmp_path / f"out{number}")
+            assert shown(record) == [10, "What?", "Red."]
+            rendered(record, "sft.conversation")
+        else:
+            assert reasons(all_samples(source)) == ["no answer" if number == 2 else "a cell is neither text nor image"]
+
+
+def test_failed_downloads_of_img2dataset_are_no_reason_to_stop(tmp_path):
+    rows = [{"jpg": png(10), "caption": "x", "status": "success", "error_message": None}] * 3
+    rows += [{"jpg": None, "caption": "x", "status": "failed_to_download", "error_message": "404"}] * 2
+    source = open_source("parquet", [parquet(tmp_path / "00000.parquet", rows)])
+    found = records(source, tmp_path / "out", max_skipped=SkipLimit(number=0))
+    assert [shown(record) for record in found] == [[10, "x"]] * 3
+    assert open_shards(tmp_path / "out").manifest.dropped == {"image was not downloaded": 2}
+    assert (tmp_path / "out/bad.jsonl").read_text() == ""
 
 
 def test_parquet_bad_input(tmp_path):

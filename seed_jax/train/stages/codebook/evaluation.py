@@ -1,6 +1,7 @@
 """Evaluate stage II on held-out images: codebook usage, and retrieval with causal embeddings and with codes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,12 @@ from seed_jax.typing import Tree
 def codebook_evaluation(model: CodebookModel, held_out: EvalPairs) -> Callable[[Tree], dict[str, float]]:
     """Return a function from variables to metrics; retrieval is among them where the model has a text side."""
 
+    image_text: Any = model.image_text
+
     def encode_images(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
         params = {"params": variables["params"]}
-        encoded = model.tokenizer.apply(params, images.normalize(rows["image"]), method="encode")
-        reconstructed = model.tokenizer.apply(params, encoded.codes, method="reconstruct_codes")
+        encoded: Any = model.tokenizer.apply(params, images.normalize(rows["image"]), method="encode")
+        reconstructed: Any = model.tokenizer.apply(params, encoded.codes, method="reconstruct_codes")
         outputs = {"codes": encoded.codes, "distance": cosine_distance(reconstructed, encoded.embeddings)}
         if model.image_text is not None:
             outputs["embedding"] = _project(model, variables, encoded.embeddings)
@@ -30,7 +33,8 @@ def codebook_evaluation(model: CodebookModel, held_out: EvalPairs) -> Callable[[
 
     def embed_texts(variables: Tree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
         params = {"params": model.image_text_params(variables)}
-        return {"vector": model.image_text.apply(params, rows["text"], rows["text_mask"], method="embed_text")}
+        vector: Any = image_text.apply(params, rows["text"], rows["text_mask"], method="embed_text")
+        return {"vector": vector}
 
     def run(variables: Tree) -> dict[str, float]:
         outputs = held_out.embed_images(encode_images, variables)
@@ -56,4 +60,5 @@ def codebook_evaluation(model: CodebookModel, held_out: EvalPairs) -> Callable[[
 
 def _project(model: CodebookModel, variables: Tree, states: jax.Array) -> jax.Array:
     params = {"params": model.image_text_params(variables)}
-    return model.image_text.apply(params, states.astype(jnp.float32), method="project")
+    image_text: Any = model.image_text
+    return image_text.apply(params, states.astype(jnp.float32), method="project")

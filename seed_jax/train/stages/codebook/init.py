@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ def collect_vectors(
     batch_sharding = sharding.batch_sharding(mesh)
 
     def encode(variables: Tree, image: Array) -> Array:
-        encoded = model.tokenizer.apply({"params": variables["params"]}, images.normalize(image), method="encode")
+        encoded: Any = model.tokenizer.apply({"params": variables["params"]}, images.normalize(image), method="encode")
         return encoded.prequant
 
     encode = jax.jit(encode, out_shardings=sharding.replicated_sharding(mesh))

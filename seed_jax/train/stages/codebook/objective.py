@@ -1,5 +1,7 @@
 """The loss terms of stage II: quantization, reconstruction, and the distance to CLIP's embeddings (spec A.10)."""
 
+from typing import Any
+
 import flax.struct
 import jax
 from jaxtyping import Array, Float
@@ -67,11 +69,12 @@ def loss_terms(
         up = model.decode_task(encoded.quantized.vectors)
         return encoded, up, model.reconstruct(up), model.project(up, deterministic=deterministic)
 
-    encoded, up, reconstructed, embedding = model.apply({"params": params}, method=forward, rngs=rngs)
+    outputs: Any = model.apply({"params": params}, method=forward, rngs=rngs)
+    encoded, up, reconstructed, embedding = outputs
     text = None
     if branch is not None and text_target is not None:
         branch_variables = {"params": variables["text_branch"]}
-        states = branch.apply(branch_variables, up, deterministic=deterministic, rngs=rngs)
+        states: Any = branch.apply(branch_variables, up, deterministic=deterministic, rngs=rngs)
         text = options.text * squared_distance(states, text_target)
     return LossTerms(
         embed=options.embed * encoded.quantized.loss.mean(-1),

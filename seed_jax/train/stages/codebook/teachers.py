@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,13 +69,15 @@ class Teachers:
         """Return CLIP's image embedding, not normalized."""
         if self.vision is None:
             return batch["image_embedding"]
-        return jax.lax.stop_gradient(self.vision.apply({"params": weights["vision"]}, image, method="embed"))
+        embedding: Any = self.vision.apply({"params": weights["vision"]}, image, method="embed")
+        return jax.lax.stop_gradient(embedding)
 
     def text_target(self, weights: Tree, batch: Mapping[str, Array]) -> Float[Array, "B T F"] | None:
         """Return the text encoder's states after its final norm."""
         if self.text is None:
             return None
-        return jax.lax.stop_gradient(self.text.apply({"params": weights["text"]}, batch["clip_text"]))
+        states: Any = self.text.apply({"params": weights["text"]}, batch["clip_text"])
+        return jax.lax.stop_gradient(states)
 
 
 def make_teachers(

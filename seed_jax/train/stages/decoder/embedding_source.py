@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,10 @@ class EmbeddingSource:
     def width(self) -> int:
         """Width of the embeddings."""
         config = self.model.config
-        return config.embedding_width if isinstance(config, SeedTokenizerConfig) else config.projection
+        width = config.embedding_width if isinstance(config, SeedTokenizerConfig) else config.projection
+        if width is None:
+            raise UserError(f"The vision tower {self.path} has no projection, whose output the decoder is trained on.")
+        return width
 
     def abstract(self) -> Tree:
         """Return boxed shapes of the weights."""
@@ -65,11 +69,12 @@ class EmbeddingSource:
 
     def embed(self, params: Tree, image: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
         """Return embeddings in float32, without gradient."""
+        embeddings: Any
         if isinstance(self.model, Vit):
             embeddings = self.model.apply({"params": params}, image, method="embed")
         else:
-            codes = self.model.apply({"params": params}, image, method="encode").codes
-            embeddings = self.model.apply({"params": params}, codes, method="embed_codes")
+            encoded: Any = self.model.apply({"params": params}, image, method="encode")
+            embeddings = self.model.apply({"params": params}, encoded.codes, method="embed_codes")
         return jax.lax.stop_gradient(embeddings.astype(jnp.float32))
 
 

@@ -171,7 +171,7 @@ class DecoderStage(Stage[DecoderConfig]):
         batches.close()
         embed = jax.jit(lambda params, pixels: self.source.embed(params, images.normalize(pixels)))
         embeddings = np.asarray(embed(variables["source"], rows["image"]))
-        generated = Drawer.load(workdir).draw(embeddings, list(range(count)))
+        generated = Drawer.load(str(workdir)).draw(embeddings, list(range(count)))
         pairs = [
             [Image.fromarray(np.asarray(pixels)) for pixels in pair]
             for pair in zip(rows["target"], generated, strict=True)
