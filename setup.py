@@ -92,6 +92,7 @@ setup(
     package_data={
         "seed_jax": ["py.typed"],
         "seed_jax.data.inspect": ["page.css"],
+        "seed_jax.evaluation.report": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
         "seed_jax.hub": ["manifest.toml"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],

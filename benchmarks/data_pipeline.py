@@ -1,7 +1,7 @@
 """Throughput and memory of the data pipeline per core: packed tokens, and images decoded and resized.
 
     python benchmarks/data_pipeline.py                     # all benchmarks, about two minutes
-    python benchmarks/data_pipeline.py tokens              # pre-tokenised shards to packed batches
+    python benchmarks/data_pipeline.py tokens              # tokenized shards to packed batches
     python benchmarks/data_pipeline.py images              # against a plain Pillow loop and PyTorch's DataLoader
     python benchmarks/data_pipeline.py memory --minutes 10 # resident memory while batches are packed
 

@@ -1,4 +1,4 @@
-"""Kill processes of a run at random moments, restart on other numbers of them, and compare with a run left alone.
+"""Kill processes of a run at random moments, restart with other numbers of them, and compare with an uninterrupted run.
 
     python benchmarks/kills.py --kills 20
 
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import clusters
-from tests.clusters import Cluster
+from tests.support import clusters
+from tests.support.clusters import Cluster
 
 COUNTS = (4, 2, 1)
 
@@ -71,13 +71,13 @@ def main() -> None:
     found = clusters.losses(workdir)
     assert list(found) == list(expected)
     apart = np.abs(np.subtract(list(found.values()), list(expected.values())))
-    books = json.loads((workdir / "goodput.json").read_text())["seconds"]
+    seconds_by_kind = json.loads((workdir / "goodput.json").read_text())["seconds"]
     print(f"{kills} kills over {args.steps} steps on 4, 2 and 1 processes")
-    print(f"largest difference of a loss from the run left alone: {apart.max():.2e}; equal in all digits: "
+    print(f"largest difference of a loss from the uninterrupted run: {apart.max():.2e}; equal in all digits: "
           f"{np.mean(apart == 0):.0%} of steps")  # fmt: skip
     print(f"the others ended after {np.median(took):.1f} s (at most {max(took):.1f} s); {named} of {len(took)} named "
           f"the process that was gone; {unmet} kills fell before all had met")  # fmt: skip
-    print("seconds: " + ", ".join(f"{kind} {seconds:.0f}" for kind, seconds in books.items()))
+    print("seconds: " + ", ".join(f"{kind} {seconds:.0f}" for kind, seconds in seconds_by_kind.items()))
     shutil.rmtree(folder)
 
 

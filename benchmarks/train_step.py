@@ -26,30 +26,33 @@ def ours(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from configs import pretrain_full
     from seed_jax import accelerators, sharding
+    from seed_jax.checkpoint.store import Store
     from seed_jax.models.llama.model import Llama, LlamaConfig
     from seed_jax.precision import Precision
-    from seed_jax.train import auto_settings, compiled_step
-    from seed_jax.train.runtime import checkpointing
-    from seed_jax.train.stages import language
-    from seed_jax.train.state import create
+    from seed_jax.train import auto_settings
+    from seed_jax.train.compiled_step import make_program
+    from seed_jax.train.config import load_config
+    from seed_jax.train.stages.registry import make_stage, parse_config
+    from seed_jax.train.state import create, merge
 
     on_cpu = jax.default_backend() == "cpu"
     sizes = LlamaConfig(num_kv_heads=SIZES["num_heads"], **SIZES)
-    config = pretrain_full.get_config("8b")
-    config.model.train = "all"  # the embedding table too, as on the other side
-    config.model.remat, config.model.attention = "none", "xla" if on_cpu else "auto"
-    config.precision.compute = "float32" if on_cpu else "bfloat16"
-    config.data.batch_size, config.data.sequence_length, config.optimizer.accumulation = args.rows, args.length, 1
+    options = load_config("pretrain_full:8b")
+    # The embedding table trains too, as on the other side.
+    options.model.update(init="", train="all", remat="none", attention="xla" if on_cpu else "auto")
+    options.precision.compute = "float32" if on_cpu else "bfloat16"
+    options.data.update(batch_size=args.rows, sequence_length=args.length)
+    options.optimizer.accumulation = 1
     mesh = sharding.make_mesh({"fsdp": -1})
-    config = auto_settings.resolve(config, mesh, accelerators.for_device(mesh.devices.flat[0]))
-    model = Llama(sizes, Precision("float32", config.precision.compute), attention=config.model.attention)
-    stage = language.make_stage(config, model, range(sizes.vocab_size // 2, sizes.vocab_size))
-    made = compiled_step.make(config, stage, mesh)
+    config = auto_settings.resolve(parse_config(options), mesh, accelerators.for_device(mesh.devices.flat[0]))
+    stage = make_stage(config)
+    precision = Precision("float32", config.precision.compute)
+    stage.model = Llama(sizes, precision, remat="none", attention=config.model.attention)
+    program = make_program(config, stage, mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
-        state, frozen = create(stage, made.optimizer, made.layout, jax.random.key(0))
-        step = made.compile()
+        state, frozen = create(stage, program.optimizer, program.abstract, jax.random.key(0))
+        step = program.compile()
         tokens = np.random.default_rng(0).integers(0, sizes.vocab_size, (args.rows, args.length + 1)).astype(np.int32)
         rows = {
             "tokens": tokens[:, :-1],
@@ -61,8 +64,7 @@ def ours(args: argparse.Namespace) -> dict:
         batch = sharding.shard_batch(rows, sharding.batch_sharding(mesh), args.rows)
         times, saving_times, blocked = [], [], 0.0
         with tempfile.TemporaryDirectory() as folder:
-            config.checkpoint.keep_last = 1
-            store = checkpointing.open_store(config, folder)
+            store = Store(folder, keep_last=1)
             for number in range(args.steps + 1 + args.saving * args.steps):
                 start = time.perf_counter()
                 state, metrics = step(state, frozen, batch)
@@ -70,10 +72,11 @@ def ours(args: argparse.Namespace) -> dict:
                 (times if number <= args.steps else saving_times).append(time.perf_counter() - start)
                 if args.saving and number == args.steps:
                     start = time.perf_counter()
-                    checkpointing.save(store, number, state, frozen, {}, stage)
+                    params = merge(state.trained, frozen)
+                    store.save(number, params=params, optimizer=state.optimizer, data={}, meta={})
                     blocked = time.perf_counter() - start
             store.close()
-    kernels = jax.tree.leaves(made.layout.state.trained)
+    kernels = jax.tree.leaves(program.abstract.state.trained)
     found = {"parameters": sum(leaf.size for leaf in kernels), "seconds": statistics.median(times[1:]), "loss": loss}
     if args.saving:
         found |= {"blocked": blocked, "seconds_while_saving": statistics.median(saving_times)}

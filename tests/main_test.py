@@ -110,6 +110,19 @@ def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
         assert ("[image]" in done.stdout) == ("--force-image" in words)
 
 
+def test_the_evaluation_page_evaluates_the_tiny_model(finished, tmp_path):
+    (line,) = command_lines("docs/evaluation.md", "eval command")
+    words = shlex.split(line.replace("runs/tiny/eval", str(tmp_path / "eval")).replace("runs/tiny", str(finished[0])))
+    assert words[0] == "seed-jax"
+    command = [sys.executable, "-m", "seed_jax.cli", *words[1:]]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CIDEr" in done.stdout
+    assert (tmp_path / "eval/report.html").is_file()
+    found = json.loads((tmp_path / "eval/results.json").read_text())["tasks"]["flickr_caption"]
+    assert found["scored"] == 4
+
+
 @pytest.mark.parametrize(
     "steps",
     [(7,), pytest.param((2, 7, 14), marks=pytest.mark.slow)],  # before the first checkpoint, and between later ones

@@ -7,18 +7,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, SamplingParams
+from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, LENGTH_PENALTY_ON, SamplingParams
 
 PROMPT_STYLES = ("base", "llama2", "vicuna")
 QUANTIZATIONS = ("int4", "int8")
 DTYPES = ("bfloat16", "float32")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select and load the models."""
+def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the options that select and load the models; `required` says whether --model must be given."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", required=True, type=Path, metavar="DIR", help="model directory, bundle or training workdir"
+        "--model", required=required, type=Path, metavar="DIR", help="model directory, bundle or training workdir"
     )
     group.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="image tokenizer (default: the one that the model names)"
@@ -59,6 +59,13 @@ def add_decoding_options(parser: argparse.ArgumentParser, defaults: SamplingPara
     number("seed", "seed of sampling and drawing")
     number("beams", "width of the beam search; with a temperature, beams are sampled")
     number("length_penalty", "beams are ranked by log p / length ** penalty")
+    group.add_argument(
+        "--length-penalty-on",
+        choices=LENGTH_PENALTY_ON,
+        default=defaults.length_penalty_on,
+        help="what --length-penalty counts: the answer, or prompt and answer as the original's transformers 4.30 "
+        f"(default: {defaults.length_penalty_on})",
+    )
     group.add_argument(
         "--early-stopping",
         choices=EARLY_STOPPING,
@@ -105,6 +112,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         num_images=args.num_images,
         beams=args.beams,
         length_penalty=args.length_penalty,
+        length_penalty_on=args.length_penalty_on,
         early_stopping=args.early_stopping,
         guidance_scale=args.guidance_scale,
     )

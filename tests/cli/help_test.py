@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "import": ["tokenizer", "llama", "unclip"],
     "export": ["tokenizer", "llama", "unclip"],
     "data": ["build", "show", "sources"],
+    "eval": ["score", "compare"],
 }
 COMMANDS = [
     [],

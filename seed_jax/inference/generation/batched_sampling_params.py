@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.struct
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from seed_jax.inference.generation.grammar import BatchedImageConstraints
 from seed_jax.inference.generation.sampling import SamplerParams
@@ -20,6 +20,7 @@ class BatchedSamplingParams:
 
     Attributes:
         max_new_tokens: token budget of each sequence; 0 leaves it untouched (padding of the batch).
+        penalize_sequence: whether the length penalty counts the prompt too.
         early_stopping: index into EARLY_STOPPING.
         stop: None if no request has stop strings.
     """
@@ -29,6 +30,7 @@ class BatchedSamplingParams:
     image_constraints: BatchedImageConstraints
     guidance_scale: Float[Leaf, " B"]
     length_penalty: Float[Leaf, " B"]
+    penalize_sequence: Bool[Leaf, " B"]
     early_stopping: Int[Leaf, " B"]
     stop: StopAutomata | None
 
@@ -49,6 +51,7 @@ class BatchedSamplingParams:
 
         budget: Any = np.asarray(max_new_tokens, np.int32)
         early_stopping: Any = np.array([EARLY_STOPPING.index(one.early_stopping) for one in requests], np.int32)
+        penalize_sequence: Any = np.array([one.length_penalty_on == "sequence" for one in requests], bool)
         return cls(
             max_new_tokens=budget,
             sampler=SamplerParams(
@@ -61,6 +64,7 @@ class BatchedSamplingParams:
             image_constraints=BatchedImageConstraints.stack([request.image_constraint for request in requests]),
             guidance_scale=column("guidance_scale", np.float32),
             length_penalty=column("length_penalty", np.float32),
+            penalize_sequence=penalize_sequence,
             early_stopping=early_stopping,
             stop=compiler.compile([request.stop for request in requests]),
         )

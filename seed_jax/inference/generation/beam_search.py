@@ -1,4 +1,8 @@
-"""Beam search and beam sampling, equal to transformers' `generate` (version 5), with the image grammar inside.
+"""Beam search and beam sampling, equal to transformers' `generate`, with the image grammar inside.
+
+`SamplingParams.length_penalty_on` chooses the rules: "answer" those of version 5, "sequence" those of version 4.30.2,
+in which the penalty counts the prompt and not EOS, all K running beams compete when the token budget is spent, and a
+candidate that ends counts for whether the finished beams may still be beaten.
 
 B requests, K beams each and 2 K candidates per step, so that K beams can continue even if the best K all end. The
 search of one request does not depend on the others.
@@ -162,7 +166,8 @@ class BeamSearch:
         scores = candidates.beams.scores + MASKED_SCORE * candidates.ended
         running, index = candidates.beams.best(scores, self.runner.beams)
         finished = self._merge_finished(state, candidates, sampling)
-        improvable = state.improvable & _improvable(state.step + 1, running, finished, sampling)
+        best = jnp.where(sampling.penalize_sequence, candidates.beams.scores[:, 0], running.scores[:, 0])
+        improvable = state.improvable & self._improvable(state, best, finished, sampling)
         full = finished.finished.all(-1) & (sampling.early_stopping == _FIRST)
         flat = (index + jnp.arange(len(index))[:, None] * candidates.token.shape[1]).reshape(-1)
         return BeamState(
@@ -213,26 +218,38 @@ class BeamSearch:
 
     def _merge_finished(self, state: BeamState, candidates: Candidates, sampling: BatchedSamplingParams) -> Beams:
         """Merge the candidates that ended into the finished beams; only the best K candidates may enter."""
-        length = (state.step + 1).astype(jnp.float32)
-        scores = candidates.beams.scores / (length**sampling.length_penalty)[:, None]
-        full = state.finished.finished.all(-1) & (sampling.early_stopping == _FIRST)
-        enters = candidates.ended & (jnp.arange(candidates.token.shape[1]) < self.runner.beams)[None]
+        on_sequence = sampling.penalize_sequence[:, None]
+        length = jnp.where(on_sequence, self._prompt_lengths(state) + candidates.beams.lengths, state.step + 1)
+        scores = candidates.beams.scores / length.astype(jnp.float32) ** sampling.length_penalty[:, None]
+        first = sampling.early_stopping == _FIRST
+        full = state.finished.finished.all(-1) & first
+        is_best = (jnp.arange(candidates.token.shape[1]) < self.runner.beams)[None]
+        stopped = candidates.beams.hit_eos | candidates.beams.hit_stop
+        # By the rules of 4.30.2 the K best candidates without EOS enter when the budget is spent, whatever their rank.
+        runs_on = ~stopped & (jnp.cumsum(~stopped, axis=1) <= self.runner.beams)
+        filled = (state.finished.finished.sum(-1) + (stopped & is_best).sum(-1)) >= self.runner.beams
+        enters_sequence = (stopped & is_best) | (candidates.ended & runs_on & ~(first & filled)[:, None])
+        enters = jnp.where(on_sequence, enters_sequence, candidates.ended & is_best)
         scores = scores + MASKED_SCORE * (full | ~state.improvable)[:, None] + MASKED_SCORE * ~enters
         entering = dataclasses.replace(candidates.beams, scores=scores, finished=enters)
         merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), state.finished, entering)
         return merged.best(merged.scores, self.runner.beams)[0]
 
+    def _improvable(
+        self, state: BeamState, best: Float[Array, " B"], finished: Beams, sampling: BatchedSamplingParams
+    ) -> Bool[Array, " B"]:
+        """Return whether a beam of score `best` may still beat a finished one, by transformers' estimate."""
+        penalty = sampling.length_penalty
+        assume_longest = (sampling.early_stopping == _NEVER) & (penalty > 0)
+        length = jnp.where(assume_longest, sampling.max_new_tokens, state.step + 1)
+        length = length + jnp.where(sampling.penalize_sequence, self._prompt_lengths(state)[:, 0], 0)
+        attainable = (best / length.astype(jnp.float32) ** penalty)[:, None]
+        worst = jnp.where(finished.finished, finished.scores.min(-1, keepdims=True), MASKED_SCORE)
+        return (attainable > worst).any(-1)
 
-def _improvable(
-    step: Int[Array, ""], running: Beams, finished: Beams, sampling: BatchedSamplingParams
-) -> Bool[Array, " B"]:
-    """Return whether the best running beam may still beat a finished one, by transformers' estimate of its score."""
-    penalty = sampling.length_penalty
-    assume_longest = (sampling.early_stopping == _NEVER) & (penalty > 0)
-    length = jnp.where(assume_longest, sampling.max_new_tokens, step).astype(jnp.float32)
-    best = (running.scores[:, 0] / length**penalty)[:, None]
-    worst = jnp.where(finished.finished, finished.scores.min(-1, keepdims=True), MASKED_SCORE)
-    return (best > worst).any(-1)
+    def _prompt_lengths(self, state: BeamState) -> Int[Array, "B 1"]:
+        lengths = state.prompt_lengths.reshape(len(state.done), -1)
+        return lengths[:, :1]
 
 
 def _add_noise(

@@ -16,6 +16,7 @@ MODES = ("free", "image", "some", "text", "none")
 UNLIMITED = 2**20
 # Conditions that end a beam search before max_new_tokens. In transformers' terms: early_stopping=False, True, "never".
 EARLY_STOPPING = ("heuristic", "first", "never")
+LENGTH_PENALTY_ON = ("answer", "sequence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,8 @@ class SamplingParams:
         num_images: exact number of images, see `ImageConstraint.from_mode`.
         beams: width of the beam search; 1 disables it.
         length_penalty: finished beams are ranked by log p / length ** length_penalty.
+        length_penalty_on: which length: "answer" counts the generated tokens, EOS included, as transformers 5;
+            "sequence" counts prompt and answer without EOS, as transformers 4.30.2, the original's version.
         early_stopping: "heuristic" stops when the best running beam, at its present length, cannot beat the finished
             beams; "first" stops as soon as `beams` beams are finished; "never" assumes the maximum length where the
             penalty favours long answers.
@@ -98,6 +101,7 @@ class SamplingParams:
     num_images: int | None = None
     beams: int = 1
     length_penalty: float = 1.0
+    length_penalty_on: str = "answer"
     early_stopping: str = "heuristic"
     guidance_scale: float = 1.0
 
@@ -110,6 +114,9 @@ class SamplingParams:
         self._check("seed", 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED}")
         self._check("beams", self.beams >= 1, "at least 1")
         self._check("length_penalty", math.isfinite(self.length_penalty), "a finite number")
+        self._check(
+            "length_penalty_on", self.length_penalty_on in LENGTH_PENALTY_ON, f"one of {', '.join(LENGTH_PENALTY_ON)}"
+        )
         self._check("early_stopping", self.early_stopping in EARLY_STOPPING, f"one of {', '.join(EARLY_STOPPING)}")
         self._check("guidance_scale", math.isfinite(self.guidance_scale), "a finite number")
         check_stop_strings(self.stop)

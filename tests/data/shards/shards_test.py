@@ -111,6 +111,17 @@ def test_damaged_shards_are_all_named(directory):
         open_shards(directory)
 
 
+@pytest.mark.parametrize("records", [3, 1_000_000])
+def test_records_of_the_manifest_are_those_of_the_shards(tmp_path, records):
+    directory = mixtures.write(tmp_path / "d", map(mixtures.captioned, range(5)))
+    content = json.loads((directory / "manifest.json").read_text())
+    content["records"] += records - content["shards"][0]["records"]
+    content["shards"][0]["records"] = records
+    (directory / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"shard-000000.array_record has \d+ records, expected {records}"):
+        open_shards(directory)
+
+
 def test_changed_content_is_found_by_hash_and_by_reading(directory):
     path = directory / shard_name(1)
     data = bytearray(path.read_bytes())

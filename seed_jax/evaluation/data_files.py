@@ -1,0 +1,118 @@
+"""Finding and reading the official files of benchmarks, strictly: what is wrong is named by file and record."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from seed_jax.errors import UserError
+
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
+
+
+def find(directory: Path, names: Sequence[str], given: Path | None, option: str) -> Path:
+    """Return the file given by the user, or the only one that has an official name.
+
+    Args:
+        directory: searched with its subdirectories of one level.
+        names: patterns of official names, the preferred ones first.
+        given: what the user gave by `option`.
+        option: name of the command-line option, for messages.
+
+    Raises:
+        UserError: no file, or several, have such a name.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise UserError(f"{given} ({option}) does not exist: give an existing file.")
+        return given
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory: give the directory of the dataset with --data.")
+    for name in names:
+        found = sorted({*directory.glob(name), *directory.glob(f"*/{name}")})
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"{directory} has {len(found)} files {name} ({found[0].name}, {found[1].name}, ...): choose one with"
+                f" {option}."
+            )
+    raise UserError(f"{directory} has no {' or '.join(names)}: give the file with {option}.")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or the list of records of a .jsonl file.
+
+    Raises:
+        UserError: the file is missing, not UTF-8 or not JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give a JSON file.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): repair the file.") from error
+
+
+def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV or TSV file with a header.
+
+    Raises:
+        UserError: the file is not UTF-8 or a column is missing.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # MMBench holds images as base64
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table ({error}): repair the file.") from error
+    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    if missing:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)} but {', '.join(reader.fieldnames or [])}: it is another file,"
+            " or another edition of the dataset."
+        )
+    return rows
+
+
+def records(content: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each record of a list is, for messages, and the record."""
+    if not isinstance(content, list):
+        raise UserError(f"{where}: expected a list of records, found {kind(content)}.")
+    for index, record in enumerate(content):
+        if not isinstance(record, dict):
+            raise UserError(f"{where}[{index}]: expected an object, found {kind(record)}.")
+        yield f"{where}[{index}]", record
+
+
+def text(record: dict[str, Any], key: str, where: str) -> str:
+    """Return a text of a record."""
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: expected `{key}` as text, found {kind(value)}.")
+    return value
+
+
+def identifier(record: dict[str, Any], key: str, where: str) -> int | str:
+    """Return an id of a record, a number or text."""
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where}: expected `{key}` as a number or text, found {kind(value)}.")
+    return value
+
+
+def existing(root: Path, candidates: Iterable[str]) -> Path:
+    """Return the first candidate that exists under `root`, else the first one, which is reported when it is read."""
+    paths = [root / candidate for candidate in candidates]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def kind(value: Any) -> str:
+    """Name the type of a JSON value."""
+    return _KINDS.get(type(value), "a number")

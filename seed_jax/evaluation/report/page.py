@@ -1,0 +1,180 @@
+"""The HTML page of an evaluation: one file with one stylesheet that loads nothing else."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from seed_jax import images as image_files
+from seed_jax.errors import UserError
+from seed_jax.evaluation.answering import LETTERS
+from seed_jax.evaluation.eval_model import drawn_image_path
+from seed_jax.evaluation.runner import TaskRun
+from seed_jax.evaluation.task import Prediction, Sample
+
+CSS = Path(__file__).with_name("page.css")
+EXAMPLES = 12  # of each task, half of them the worst
+_THUMBNAIL = 240  # pixels of the longer side
+
+
+def render_page(runs: Sequence[TaskRun]) -> str:
+    """Return the page of finished tasks."""
+    sections = "".join(_section(run) for run in runs)
+    models = {json.dumps(run.results["model"], sort_keys=True): run.results["model"] for run in runs}
+    settings = "".join(f"<dl>{_definitions(model)}</dl>" for model in models.values())
+    version = runs[0].results["version"] if runs else ""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Evaluation</title><style>{CSS.read_text(encoding='utf-8')}</style></head><body><main>"
+        f'<h1>Evaluation</h1><p class="lead">Scores beside the published ones, with bootstrap intervals, and a sample'
+        f" of answers. seed-jax {escape(version)}.</p>"
+        f"{_summary(runs)}{sections}<section><h2>Model</h2>{settings}</section></main></body></html>\n"
+    )
+
+
+def _summary(runs: Sequence[TaskRun]) -> str:
+    rows = []
+    for run in runs:
+        result = run.results
+        main = [name for name in result["metrics"] if name == result["metric"]]
+        for name in main + [name for name in result["metrics"] if name != result["metric"]]:
+            value = result["metrics"][name]
+            rows.append(
+                f"<tr{' class=main' if name == result['metric'] else ''}><td>{escape(result['task'])}<td>{escape(name)}"
+                f'<td class="n">{value:.2f}<td class="n">{interval_text(result, name)}<td class="n">{result["scored"]}'
+                f"<td>{escape(paper_numbers(result, name)) or '-'}"
+            )
+        if not result["metrics"]:
+            rows.append(f'<tr><td>{escape(result["task"])}<td colspan="5">not scored: the split has no answers')
+    head = '<tr><th>task<th>metric<th class="n">this run<th class="n">95 % interval<th class="n">samples<th>papers'
+    return f'<section><div class="table"><table>{head}{"".join(rows)}</table></div></section>'
+
+
+def _section(run: TaskRun) -> str:
+    result = run.results
+    notes = "".join(f"<li>{escape(note)}" for note in caveats(result))
+    parts = [
+        f"<h2>{escape(result['task'])}</h2><p>{escape(run.task.summary)}</p>",
+        f'<ul class="notes">{notes}</ul>' if notes else "",
+        _groups(result),
+        '<div class="cards">' + "".join(_card(run, index) for index in _chosen(run)) + "</div>",
+        f"<details><summary>Settings</summary><dl>{_definitions(result['decoding'])}</dl></details>",
+    ]
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _groups(result: dict[str, Any]) -> str:
+    if len(result["groups"]) < 2:
+        return ""
+    longest = max(100.0, *result["groups"].values())
+    rows = "".join(
+        f'<span>{escape(name)}</span><i style="width:{max(0.0, 100 * value / longest):.1f}%"></i><b>{value:.1f}</b>'
+        for name, value in sorted(result["groups"].items(), key=lambda item: -item[1])[:60]
+    )
+    return f'<h3>{escape(result["metric"])} by group</h3><div class="bars">{rows}</div>'
+
+
+def _chosen(run: TaskRun) -> list[int]:
+    """Return samples to show: evenly spaced ones of the worse and of the better half."""
+    count = len(run.samples)
+    values = run.scores.per_sample.get(run.task.metric)
+    order = list(range(count))
+    if values is not None and len(values) == count:
+        order.sort(key=lambda index: (values[index], index))
+    if count <= EXAMPLES:
+        return order
+    step = (count - 1) / (EXAMPLES - 1)
+    return [order[round(step * number)] for number in range(EXAMPLES)]
+
+
+def _card(run: TaskRun, index: int) -> str:
+    sample, prediction = run.samples[index], run.predictions[index]
+    values = run.scores.per_sample.get(run.task.metric)
+    value = values[index] if values is not None and len(values) == len(run.samples) else None
+    verdict = "" if value is None else (" good" if value >= 50 else " bad")
+    shown = "" if value is None else f'<span class="score">{escape(run.task.metric)} {value:.1f}</span>'
+    texts = "".join(
+        f"<dt>{escape(name)}<dd>{escape(text[:600])}"
+        for name, text in run.task.describe(sample, prediction).items()
+        if text
+    )
+    return (
+        f'<article class="card{verdict}"><div class="id">{escape(sample.id)}{shown}</div>{_images(run, sample)}'
+        f"<dl>{texts}</dl>{_tokens(prediction)}</article>"
+    )
+
+
+def _images(run: TaskRun, sample: Sample) -> str:
+    """Return the images of a sample, up to four frames of a video, and the one that was drawn for it."""
+    try:
+        shown = sample.load_images()[:4]
+    except UserError:  # deleted since the run
+        shown = []
+    drawn = drawn_image_path(run.directory, sample.id)
+    if drawn.is_file():
+        shown.append(image_files.load(drawn))
+    return f'<div class="images">{"".join(map(_image, shown))}</div>' if shown else ""
+
+
+def _image(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def _tokens(prediction: Prediction) -> str:
+    """Return the tokens of a generated answer, or the log-probabilities of ranked choices."""
+    if "tokens" in prediction:
+        summary = f"{len(prediction['tokens'])} tokens, ended by {prediction.get('finish_reason', '')}"
+        pieces = prediction["tokens"][:200]
+    elif "log_probabilities" in prediction:
+        summary = "log p of the choices"
+        pieces = [
+            f"{letter} {value:.2f}"
+            for letter, value in zip(LETTERS, prediction["log_probabilities"]["sum"], strict=False)
+        ]
+    else:
+        return ""
+    shown = "".join(f"<span>{escape(piece)}</span>" for piece in pieces)
+    return f'<details><summary>{escape(summary)}</summary><p class="tokens">{shown}</p></details>'
+
+
+def _definitions(values: dict[str, Any]) -> str:
+    return "".join(f"<dt>{escape(str(name))}<dd>{escape(str(value))}" for name, value in values.items())
+
+
+def paper_numbers(result: dict[str, Any], metric: str) -> str:
+    """Return the published values of a metric, with where they are uncertain."""
+    return ", ".join(
+        f"{number['model']} {number['value']:g}" + (f" ({number['note']})" if number["note"] else "")
+        for number in result["paper"]
+        if number["metric"] == metric
+    )
+
+
+def interval_text(result: dict[str, Any], metric: str) -> str:
+    """Return the bootstrap interval of a metric, or "-" for metrics that are no mean over samples."""
+    interval = result["intervals"].get(metric)
+    return "-" if interval is None else f"{interval['low']:.2f} to {interval['high']:.2f}"
+
+
+def caveats(result: dict[str, Any]) -> list[str]:
+    """Return what a reader of the numbers must know."""
+    notes = list(result["notes"])
+    if result["instruction_tuned_on"]:
+        notes.append(
+            "The official instruction tuning trained on this dataset: scores of such models are not zero-shot."
+        )
+    if result["limit"] is not None:
+        notes.append(f"Only the first {result['limit']} samples were used (--limit).")
+    if result["bad"]:
+        notes.append(f"{len(result['bad'])} samples were left out as unusable; results.json names them.")
+    return notes
