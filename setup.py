@@ -60,6 +60,7 @@ EXTRAS["test"] = [
     "transformers>=5,<6",  # exports load with 4.57 too, whose fast text tokenizer splits otherwise
     "peft>=0.18,<0.22",  # exported adapters are held against it
     "beartype>=0.19",
+    "pyright[nodejs]>=1.1.414,<1.2",  # CI checks types; nodejs comes in a wheel
     "pytest>=8",
     "pytest-xdist>=3.6,<4",
     "pytest-timeout>=2.3.1",
