@@ -9,8 +9,10 @@ class ModelKind(enum.StrEnum):
     IMAGE_TOKENIZER = "seed_tokenizer"
     QFORMER = "seed_qformer"
     LLAMA = "llama"
+    OPT = "opt"
     SEED_LLAMA = "seed_llama"
     UNCLIP = "unclip"
+    STABLE_DIFFUSION = "stable_diffusion"
     CLIP_VISION = "clip_vision"
 
     @property
@@ -19,11 +21,18 @@ class ModelKind(enum.StrEnum):
         return _DESCRIPTIONS[self]
 
 
+# The kinds that are language models, as `models.language_models` lists them.
+LANGUAGE_MODELS = (ModelKind.LLAMA, ModelKind.OPT)
+# The kinds that draw images from generation embeddings, as `models.diffusion.DECODERS` lists them.
+DECODERS = (ModelKind.UNCLIP, ModelKind.STABLE_DIFFUSION)
+
 _DESCRIPTIONS = {
     ModelKind.IMAGE_TOKENIZER: "an image tokenizer",
     ModelKind.QFORMER: "a causal Q-Former (stage I of the image tokenizer)",
     ModelKind.LLAMA: "a language model",
+    ModelKind.OPT: "an OPT language model",
     ModelKind.SEED_LLAMA: "a bundle of language model, image tokenizer and decoder",
     ModelKind.UNCLIP: "an unCLIP image decoder",
+    ModelKind.STABLE_DIFFUSION: "a Stable Diffusion 1 image decoder",
     ModelKind.CLIP_VISION: "a CLIP vision encoder",
 }

@@ -11,7 +11,7 @@ are those of the newest checkpoint.
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,11 @@ def save(
     return Path(directory)
 
 
-def read_config(directory: str | Path, kind: str | None = None) -> tuple[Path, dict[str, Any]]:
+def read_config(directory: str | Path, kind: str | Sequence[str] | None = None) -> tuple[Path, dict[str, Any]]:
     """Find and read `config.json`, in the directory itself or in its `model/`.
 
     Args:
-        kind: the expected kind; None accepts every kind.
+        kind: the expected kind, or several; None accepts every kind.
 
     Returns:
         The folder that holds `config.json`, and its content.
@@ -117,8 +117,10 @@ def read_config(directory: str | Path, kind: str | None = None) -> tuple[Path, d
         )
     if config["format"] != FORMAT:
         raise UserError(f"{folder / CONFIG} has format {config['format']}, expected {FORMAT}: import the model again.")
-    if kind is not None and config["kind"] != kind:
-        raise UserError(f"{directory} holds {_describe(config['kind'])}, expected {_describe(kind)}.")
+    kinds = [kind] if isinstance(kind, str) else kind
+    if kinds is not None and config["kind"] not in kinds:
+        expected = " or ".join(map(_describe, kinds))
+        raise UserError(f"{directory} holds {_describe(config['kind'])}, expected {expected}.")
     return folder, config
 
 
@@ -145,12 +147,12 @@ def params_path(directory: Path) -> Path:
 
 
 def load(
-    directory: str | Path, kind: str | None = None, *, dtype: str | None = None, shardings: Any = None
+    directory: str | Path, kind: str | Sequence[str] | None = None, *, dtype: str | None = None, shardings: Any = None
 ) -> ModelDir:
     """Read a model directory or the newest checkpoint of a training workdir.
 
     Args:
-        kind: the expected kind (`ModelKind`); None accepts every kind.
+        kind: the expected kind (`ModelKind`), or several; None accepts every kind.
         dtype: cast floating-point parameters while reading (float32, bfloat16, float16).
         shardings: tree of shardings like the parameters; default: everything on the first local device.
 
@@ -166,7 +168,7 @@ def load(
     return ModelDir(config["kind"], config, params, folder)
 
 
-def open_lazily(directory: str | Path, kind: str | None = None) -> ModelDir:
+def open_lazily(directory: str | Path, kind: str | Sequence[str] | None = None) -> ModelDir:
     """Open a model directory or the newest checkpoint of a workdir; its lazy arrays are read when they are indexed."""
     folder, config = read_config(directory, kind)
     path = params_path(Path(directory))

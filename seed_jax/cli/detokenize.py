@@ -54,11 +54,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     decoding.add_argument("--seed", type=int, default=0, metavar="N", help="of the first candidate; others count up")
     decoding.add_argument("--sampler", choices=SAMPLERS, help="default: the decoder's own, usually pndm")
     decoding.add_argument(
-        "--steps", type=int, default=20, metavar="N", help="12 to 15 are enough for dpmpp (default: %(default)s)"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="12 to 15 are enough for dpmpp (default: the decoder's, 20 or SEED-1's 50)",
     )
     decoding.add_argument(
-        "--guidance-scale", type=float, default=10.0, metavar="X",
-        help="classifier-free guidance; 1 disables it (default: %(default)s)",
+        "--guidance-scale", type=float, metavar="X",
+        help="classifier-free guidance; 1 disables it (default: the decoder's, 10 or SEED-1's 7.5)",
     )  # fmt: skip
     decoding.add_argument(
         "--noise-level", type=int, default=0, metavar="N",

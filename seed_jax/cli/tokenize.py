@@ -39,9 +39,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     inputs.add_argument("paths", nargs="+", metavar="PATH", help="images, or folders to search for images")
     inputs.add_argument(
         "--interpolation",
-        default="bilinear",
         choices=INTERPOLATIONS,
-        help="of the resize; the original's corpora were made with bilinear (default: %(default)s)",
+        help="of the resize (default: as the original's corpora: bilinear, for SEED-1 bicubic)",
     )
     inputs.add_argument("--keep-ratio", action="store_true", help="crop the centre instead of squashing")
     inputs.add_argument("--skip-bad", action="store_true", help="skip and count unreadable images")

@@ -70,6 +70,23 @@ class Layout:
         return (1,) * self.lead + tuple(shape[axis] for axis in order)
 
 
+@dataclasses.dataclass(frozen=True)
+class PaddedVocabulary(Layout):
+    """The layout of a matrix with one row per token: `size` rows in PyTorch, zero-padded to `padded` rows here."""
+
+    size: int = 0
+    padded: int = 0
+
+    def from_torch(self, tensor: np.ndarray) -> np.ndarray:
+        return super().from_torch(np.pad(tensor, ((0, self.padded - self.size), (0, 0))))
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        return super().to_torch(array)[: self.size]
+
+    def torch_shape(self, shape: Shape) -> Shape:
+        return (self.size, *super().torch_shape(shape)[1:])
+
+
 IDENTITY = Layout()
 LINEAR = Layout(axes=(1, 0))  # PyTorch's Linear is (out, in), Flax's Dense (in, out)
 CONV = Layout(axes=(2, 3, 1, 0))  # OIHW -> HWIO

@@ -322,12 +322,13 @@ def numpy_dtype(tensor: Any) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def write_torch(path: Path, source: Path) -> Path:
+def write_torch(path: Path, source: Path, *, wrapper: str | None = None) -> Path:
     """Convert a safetensors file to a PyTorch state dict; its tensors are memory-mapped, not loaded.
 
     Args:
         path: the file to write.
         source: the safetensors file.
+        wrapper: key under which the state dict is stored; None stores it plainly.
 
     Raises:
         UserError: PyTorch is not installed.
@@ -337,5 +338,6 @@ def write_torch(path: Path, source: Path) -> Path:
     except ImportError:
         raise UserError(f"Writing {path.name} needs PyTorch: pip install 'seed-jax[torch]'.") from None
     with safetensors.safe_open(source, "pt") as file, atomic_path(path) as temporary:
-        torch.save({name: file.get_tensor(name) for name in file.keys()}, temporary)  # noqa: SIM118
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        torch.save({wrapper: state} if wrapper else state, temporary)
     return path

@@ -44,11 +44,11 @@ class Preprocessing:
     """How an image is resized to a square; the defaults are those of the original's training data.
 
     Attributes:
-        interpolation: "bilinear" or "bicubic".
+        interpolation: "bilinear", "bicubic", or None for the model's own: bicubic for SEED-1, else bilinear.
         keep_ratio: crop the centre instead of changing the aspect ratio.
     """
 
-    interpolation: str = "bilinear"
+    interpolation: str | None = None
     keep_ratio: bool = False
 
 
@@ -67,7 +67,7 @@ class ImageTokenizer:
     Example:
         tokenizer = ImageTokenizer.load("models/seed_tokenizer")
         codes = tokenizer.encode([images.load("cat.jpg")])  # int32 [1, 32]
-        embeddings = tokenizer.embed_codes(codes)  # float32 [1, 1024], what the decoder draws from
+        embeddings = tokenizer.embed_codes(codes)  # float32 [1, 1024], SEED-1's [1, 77, 768]: the decoder's condition
 
     Args:
         config: sizes of the model.
@@ -95,6 +95,9 @@ class ImageTokenizer:
     ):
         if batch_size < 1:
             raise UserError(f"The batch size of the image tokenizer is {batch_size}, expected at least 1.")
+        if preprocessing.interpolation is None:
+            interpolation = "bicubic" if config.predicts_text else "bilinear"
+            preprocessing = dataclasses.replace(preprocessing, interpolation=interpolation)
         if preprocessing.interpolation not in images.INTERPOLATIONS:
             known = ", ".join(images.INTERPOLATIONS)
             raise UserError(f"Unknown interpolation {preprocessing.interpolation!r}: expected one of {known}.")
@@ -199,8 +202,8 @@ class ImageTokenizer:
         if previous is not None:
             yield from _with_codes(*previous)
 
-    def embed_codes(self, codes: Int[np.ndarray, "N Q"]) -> Float[np.ndarray, "N E"]:
-        """Return the generation embeddings that the decoder draws from.
+    def embed_codes(self, codes: Int[np.ndarray, "N Q"]) -> Float[np.ndarray, "N ..."]:
+        """Return the generation embeddings that the decoder draws from, each of `config.embedding_shape`.
 
         Raises:
             UserError: an image has another number of codes than this tokenizer's, or a code is out of range.
@@ -217,7 +220,7 @@ class ImageTokenizer:
             np.asarray(self._embed_program(self.params, self.put_batch(batch)))
             for batch in _batched(codes, self.batch_size)
         ]
-        return np.concatenate([np.zeros((0, self.config.embedding_width), np.float32), *parts])[: len(codes)]
+        return np.concatenate([np.zeros((0, *self.config.embedding_shape), np.float32), *parts])[: len(codes)]
 
     def put_batch(self, rows: Sequence[np.ndarray] | np.ndarray) -> jax.Array:
         """Pad a batch with zeros to `batch_size` and transfer it to the device or devices."""

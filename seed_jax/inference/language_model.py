@@ -16,15 +16,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.checkpoint.kinds import DECODERS, LANGUAGE_MODELS, ModelKind
 from seed_jax.checkpoint.lazy import LazyArray
 from seed_jax.convert.merging import merge_lora
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import write_json
-from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.models.language_models import read_sizes
 from seed_jax.models.nn import lora
+from seed_jax.models.nn.decoder_only import LanguageModelConfig
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.typing import Tree
 
@@ -62,12 +65,12 @@ def read_references(directory: str | Path) -> ModelReferences:
     named = {key: _path(folder, config, key, where) for key in (IMAGE_TOKENIZER, DECODER)}
     style = _string(config, PROMPT_STYLE, where)
     if config["kind"] != ModelKind.SEED_LLAMA:
-        model_dir.read_config(directory, ModelKind.LLAMA)  # refuse other kinds
+        model_dir.read_config(directory, LANGUAGE_MODELS)  # refuse other kinds
         return ModelReferences(Path(directory), named[IMAGE_TOKENIZER], named[DECODER], style)
     language_model = _path(folder, config, LANGUAGE_MODEL, where)
     if language_model is None:
         raise UserError(f"{where} has no {LANGUAGE_MODEL!r}: a bundle names the directory of its language model.")
-    model_dir.read_config(language_model, ModelKind.LLAMA)  # refuse a bundle inside a bundle
+    model_dir.read_config(language_model, LANGUAGE_MODELS)  # refuse a bundle inside a bundle
     inner = read_references(language_model)
     return ModelReferences(
         language_model=inner.language_model,
@@ -102,13 +105,13 @@ def write_bundle(
     directory = Path(directory)
     config: dict[str, Any] = {"kind": ModelKind.SEED_LLAMA, "format": model_dir.FORMAT}
     parts = {
-        LANGUAGE_MODEL: (language_model, ModelKind.LLAMA),
-        IMAGE_TOKENIZER: (image_tokenizer, ModelKind.IMAGE_TOKENIZER),
-        DECODER: (decoder, ModelKind.UNCLIP),
+        LANGUAGE_MODEL: (language_model, LANGUAGE_MODELS),
+        IMAGE_TOKENIZER: (image_tokenizer, (ModelKind.IMAGE_TOKENIZER,)),
+        DECODER: (decoder, DECODERS),
     }
-    for key, (path, kind) in parts.items():
+    for key, (path, kinds) in parts.items():
         if path is not None:
-            model_dir.read_config(path, kind)
+            model_dir.read_config(path, kinds)
             config[key] = os.path.relpath(Path(path).resolve(), directory.resolve())
     if prompt_style is not None:
         config[PROMPT_STYLE] = prompt_style
@@ -122,12 +125,12 @@ class LanguageModel:
 
     Attributes:
         config: sizes.
-        params: parameters of a scanned `Llama`, adapters merged.
+        params: parameters with stacked layers, adapters merged.
         vocabulary: the model's vocabulary.
         references: what belongs to the model.
     """
 
-    config: LlamaConfig
+    config: LanguageModelConfig
     params: Tree
     vocabulary: Vocabulary
     references: ModelReferences
@@ -141,13 +144,13 @@ def load_language_model(directory: str | Path, dtype: str | None = None) -> Lang
         dtype: dtype of the parameters; by default as stored.
     """
     references = read_references(directory)
-    return _language_model(model_dir.load(references.language_model, ModelKind.LLAMA, dtype=dtype), references)
+    return _language_model(model_dir.load(references.language_model, LANGUAGE_MODELS, dtype=dtype), references)
 
 
 def open_language_model(directory: str | Path) -> LanguageModel:
     """Open a language model whose parameters stay on disk until they are used (`checkpoint.lazy`)."""
     references = read_references(directory)
-    return _language_model(model_dir.open_lazily(references.language_model, ModelKind.LLAMA), references)
+    return _language_model(model_dir.open_lazily(references.language_model, LANGUAGE_MODELS), references)
 
 
 def _language_model(loaded: model_dir.ModelDir, references: ModelReferences) -> LanguageModel:
@@ -156,7 +159,7 @@ def _language_model(loaded: model_dir.ModelDir, references: ModelReferences) -> 
     if missing:
         raise UserError(f"{where} lacks {' and '.join(missing)}: import the model again.")
     return LanguageModel(
-        config=LlamaConfig.from_dict(loaded.config["sizes"], where),
+        config=read_sizes(loaded.kind, loaded.config["sizes"], where),
         params=_merged_params(loaded.params, loaded.config.get("lora"), where),
         vocabulary=Vocabulary.load(loaded.directory),
         references=references,
@@ -172,7 +175,7 @@ def _merged_params(tree: Tree, spec: dict[str, Any] | None, where: str) -> Tree:
         return tree["params"]
     if not spec:
         raise UserError(f"{where} has no 'lora', which gives the scale of the checkpoint's adapters: restore it.")
-    merge = merge_lora if isinstance(tree["params"]["norm"]["scale"], LazyArray) else lora.merge
+    merge = merge_lora if any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(tree["params"])) else lora.merge
     return merge(tree["params"], adapters, LoraSpec(**spec))
 
 

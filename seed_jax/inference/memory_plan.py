@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.checkpoint import kinds, model_dir
+from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
 from seed_jax.errors import UserError
 from seed_jax.inference import weight_loading
 from seed_jax.inference.generation.batching import bucket
 from seed_jax.inference.seed_llama import LoadConfig
-from seed_jax.models.diffusion import Unclip, UnclipConfig
-from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.diffusion import DECODERS, StableDiffusionConfig, UnclipConfig
+from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn.attention import QUERY_BLOCK_SIZE
+from seed_jax.models.nn.decoder_only import LanguageModelConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 from seed_jax.sharding import unbox
@@ -61,7 +62,7 @@ class Workload:
         """Return how many sequences the model decodes at a time."""
         return bucket(self.prompts, smallest=1) * self.beams * self.num_branches
 
-    def num_slots(self, config: LlamaConfig) -> int:
+    def num_slots(self, config: LanguageModelConfig) -> int:
         """Return the length of the KV cache."""
         longest = bucket(self.prompt_length, config.max_length) + bucket(self.new_tokens, config.max_length)
         return min(longest, config.max_length)
@@ -109,7 +110,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    llama: LlamaConfig,
+    llama: LanguageModelConfig,
     precision: Precision,
     workload: Workload,
     *,
@@ -117,7 +118,7 @@ def plan_memory(
     tokenizer: SeedTokenizerConfig | None = None,
     quantize_vit: str | None = None,
     num_images: int = 1,
-    decoder: UnclipConfig | None = None,
+    decoder: UnclipConfig | StableDiffusionConfig | None = None,
 ) -> MemoryPlan:
     """Plan the memory of a language model, and of an image tokenizer and a decoder if they are given.
 
@@ -158,9 +159,11 @@ def plan_directories(config: LoadConfig, workload: Workload, *, num_images: int 
         tokenizer = SeedTokenizerConfig.from_dict(*_read_sizes(config.tokenizer, ModelKind.IMAGE_TOKENIZER))
     decoder = None
     if config.decoder is not None:
-        decoder = UnclipConfig.from_dict(*_read_sizes(config.decoder, ModelKind.UNCLIP))
+        folder, stored = model_dir.read_config(config.decoder, kinds.DECODERS)
+        decoder_config, _ = DECODERS[stored["kind"]]
+        decoder = decoder_config.from_dict(stored.get("sizes", {}), str(folder / model_dir.CONFIG))
     return plan_memory(
-        LlamaConfig.from_dict(*_read_sizes(config.model, ModelKind.LLAMA)),
+        _language_model_sizes(config.model),
         config.precision,
         workload,
         quantize=config.quantize,
@@ -171,17 +174,22 @@ def plan_directories(config: LoadConfig, workload: Workload, *, num_images: int 
     )
 
 
+def _language_model_sizes(directory: Path) -> LanguageModelConfig:
+    folder, config = model_dir.read_config(directory, LANGUAGE_MODELS)
+    return read_sizes(config["kind"], config.get("sizes", {}), str(folder / model_dir.CONFIG))
+
+
 def _read_sizes(directory: Path, kind: ModelKind) -> tuple[dict[str, Any], str]:
     folder, config = model_dir.read_config(directory, kind)
     return config.get("sizes", {}), str(folder / model_dir.CONFIG)
 
 
-def kv_cache_bytes(config: LlamaConfig, precision: Precision, workload: Workload) -> int:
+def kv_cache_bytes(config: LanguageModelConfig, precision: Precision, workload: Workload) -> int:
     values_per_slot = 2 * config.num_layers * config.num_kv_heads * config.head_size
     return workload.num_sequences * workload.num_slots(config) * values_per_slot * precision.compute_dtype.itemsize
 
 
-def prefill_bytes(config: LlamaConfig, workload: Workload) -> int:
+def prefill_bytes(config: LanguageModelConfig, workload: Workload) -> int:
     num_sequences = bucket(workload.prompts, smallest=1) * workload.num_branches
     length = bucket(workload.prompt_length, config.max_length)
     scores = 3 * config.num_heads * min(length, QUERY_BLOCK_SIZE) * length
@@ -191,7 +199,7 @@ def prefill_bytes(config: LlamaConfig, workload: Workload) -> int:
     return 4 * num_sequences * (scores + activations) + cache_copy + kernel
 
 
-def decode_bytes(config: LlamaConfig, workload: Workload) -> int:
+def decode_bytes(config: LanguageModelConfig, workload: Workload) -> int:
     slots = workload.num_slots(config)
     logits = 8 * config.vocab_size * (workload.beams if workload.beams > 1 else 1)
     activations = 3 * config.intermediate_size + 10 * config.hidden_size + 3 * config.num_heads * slots
@@ -208,7 +216,7 @@ def encode_bytes(config: SeedTokenizerConfig, num_images: int) -> int:
     return 4 * max(num_images, 1) * activations + _dequantized_bytes(vit.width, vit.mlp_width)
 
 
-def draw_bytes(config: UnclipConfig) -> int:
+def draw_bytes(config: UnclipConfig | StableDiffusionConfig) -> int:
     """Return the larger of the autoencoder's last resolution and the guided UNet's first one, for one image."""
     vae, unet = config.vae, config.unet
     pixels, latents = config.image_size**2, unet.sample_size**2
@@ -248,9 +256,9 @@ def tree_bytes(tree: Tree) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def llama_weights(config: LlamaConfig, precision: Precision, quantize: str | None) -> Tree:
+def llama_weights(config: LanguageModelConfig, precision: Precision, quantize: str | None) -> Tree:
     """Return the abstract parameters as `Generator` holds them."""
-    model = Llama(config, scan_layers=False)
+    model = model_class(config)(config, scan_layers=False)
     shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
     dtype_of = weight_loading.matrix_dtype(precision.compute_dtype)
     return weight_loading.abstract(shapes, dtype_of, weight_loading.llama_schemes(quantize))
@@ -263,9 +271,10 @@ def tokenizer_weights(config: SeedTokenizerConfig, quantize: str | None) -> Tree
     )
 
 
-def decoder_weights(config: UnclipConfig, precision: Precision) -> Tree:
+def decoder_weights(config: UnclipConfig | StableDiffusionConfig, precision: Precision) -> Tree:
     """Return the abstract parameters as `Drawer` holds them, with the autoencoder in float32."""
-    shapes = unbox(jax.eval_shape(Unclip(config, precision).init, jax.random.key(0)))
+    decoder: Any = next(model for sizes, model in DECODERS.values() if isinstance(config, sizes))
+    shapes = unbox(jax.eval_shape(decoder(config, precision).init, jax.random.key(0)))
     dtypes = {"unet": precision.compute_dtype, "text": precision.compute_dtype}
 
     def with_dtype(tree: Tree, dtype: Any) -> Tree:

@@ -22,7 +22,8 @@ def from_dict(cls: type[Config], data: Mapping, where: str = "config") -> Config
 
     Args:
         cls: a dataclass.
-        data: one entry per field; no key may be missing or unknown.
+        data: one entry per field; no key may be unknown, and only fields with the metadata `optional` may be missing:
+            they were added after models had been written, and their default describes those models.
         where: origin of the data in error messages, for instance a file name.
 
     Raises:
@@ -47,9 +48,11 @@ def _build(cls: type[Config], data: Any, prefix: str, problems: list[str]) -> Co
         problems.append(f"key {prefix.rstrip('.')!r} should hold a dictionary, found {data!r}")
         return None
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    names = [field.name for field in fields]
+    required = [field.name for field in fields if not field.metadata.get("optional")]
     problems += [f"unknown key {prefix + name!r}" for name in data if name not in names]
-    problems += [f"missing key {prefix + name!r}" for name in names if name not in data]
+    problems += [f"missing key {prefix + name!r}" for name in required if name not in data]
     values = {name: _parse(hints[name], data[name], prefix + name, problems) for name in names if name in data}
     return None if problems else cls(**values)
 

@@ -79,7 +79,7 @@ class Stage(abc.ABC, Generic[Config]):
     """
 
     config_class: ClassVar[type[TrainConfig]]
-    kind: ClassVar[str]
+    kind: str
     unit: ClassVar[str] = "images"
     untracked_collections: ClassVar[tuple[str, ...]] = ()
 

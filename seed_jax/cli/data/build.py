@@ -77,7 +77,7 @@ def _add_tokenizer_options(group: argparse._ArgumentGroup) -> None:
         "--batch-size", type=int, default=64, metavar="N", help="images per batch over all devices (default: 64)"
     )
     group.add_argument(
-        "--interpolation", choices=["bicubic", "bilinear"], default="bilinear", help="resizing (default: bilinear)"
+        "--interpolation", choices=["bicubic", "bilinear"], help="resizing (default: bilinear, for SEED-1 bicubic)"
     )
     group.add_argument("--keep-ratio", action="store_true", help="center-crop instead of changing the aspect ratio")
     group.add_argument("--compute-dtype", choices=["float32", "bfloat16"], default="float32", help="default: float32")

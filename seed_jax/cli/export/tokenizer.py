@@ -18,13 +18,14 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "tokenizer",
         help="an image tokenizer, for the original code",
-        description="Convert an image tokenizer to a seed_quantizer file that the original code loads.",
+        description="Convert an image tokenizer to files that the original code loads: seed_quantizer with the ViT "
+        "inside, or SEED-1's causal_qformer and seed_tokenizer with the ViT beside them.",
     )
     model = parser.add_argument_group("model")
     add_model_argument(model)
     vit = model.add_mutually_exclusive_group()
     vit.add_argument(
-        "--without-vit", dest="vit", action="store_const", const="none", default="inside",
+        "--without-vit", dest="vit", action="store_const", const="none",
         help="omit the ViT, as the original file does",
     )  # fmt: skip
     vit.add_argument(
@@ -33,6 +34,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         action="store_const",
         const="beside",
         help="write the ViT to a separate eva_vit_g file",
+    )
+    vit.add_argument(
+        "--vit-inside", dest="vit", action="store_const", const="inside", help="write the ViT into the other file"
     )
     output = parser.add_argument_group("output")
     add_out_argument(output, "directory")

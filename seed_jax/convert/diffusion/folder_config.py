@@ -87,18 +87,24 @@ META = {"_class_name", "_diffusers_version", "_name_or_path"}
 _REMEDY = "give a complete diffusers folder of an unCLIP Stable Diffusion"
 
 
-def read_unet(path: Path) -> UNetConfig:
+def read_unet(path: Path, *, class_labels: bool = True) -> UNetConfig:
     """Read `unet/config.json`.
+
+    Args:
+        path: of the file.
+        class_labels: whether the UNet has class labels, as unCLIP's; Stable Diffusion's has none.
 
     Raises:
         UserError: names every key whose value is not supported; the same holds for the other readers.
     """
     file = read_json(path, _REMEDY)
-    values = _values(path, file, UNET_KEYS, UNET_DEFAULTS)
+    class_width = {} if class_labels else {UNET_KEYS["class_width"]: None}
+    values = _values(path, file, UNET_KEYS, UNET_DEFAULTS | class_width)
     down = file.get("down_block_types", ())
     cross = tuple(kind == "CrossAttnDownBlock2D" for kind in down)
     required = {
         **UNET_FIXED,
+        **({} if class_labels else {"class_embed_type": None}),
         "down_block_types": ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in cross],
         "up_block_types": ["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(cross)],
     }

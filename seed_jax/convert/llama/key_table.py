@@ -3,15 +3,11 @@
 Hugging Face stores one tensor per layer, we stack them; the vocabulary's padding rows exist only here.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seed_jax import sharding
-from seed_jax.convert.key_table import IDENTITY, LINEAR, Entry, Layout
-from seed_jax.convert.tensors import Shape
+from seed_jax.convert.key_table import IDENTITY, LINEAR, Entry, PaddedVocabulary
 from seed_jax.models.llama.model import Llama, LlamaConfig
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
@@ -23,23 +19,6 @@ PROJECTIONS = {
     for name in names
 }
 NORMS = ("input_layernorm", "post_attention_layernorm")
-
-
-@dataclasses.dataclass(frozen=True)
-class PaddedVocabulary(Layout):
-    """The layout of a matrix with one row per token: `size` rows in PyTorch, zero-padded to `padded` rows here."""
-
-    size: int = 0
-    padded: int = 0
-
-    def from_torch(self, tensor: np.ndarray) -> np.ndarray:
-        return super().from_torch(np.pad(tensor, ((0, self.padded - self.size), (0, 0))))
-
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
-        return super().to_torch(array)[: self.size]
-
-    def torch_shape(self, shape: Shape) -> Shape:
-        return (self.size, *super().torch_shape(shape)[1:])
 
 
 def key_table(config: LlamaConfig) -> list[Entry]:

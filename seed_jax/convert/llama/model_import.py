@@ -9,13 +9,14 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.llama.hf_import import open_llama
 from seed_jax.convert.llama.peft import import_adapter
-from seed_jax.convert.llama.source import TOKENIZER_FILES
 from seed_jax.convert.merging import cast_params
 from seed_jax.convert.tensors import refuse_lfs_pointer
 from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
 from seed_jax.files import check_vacant, read_json
 from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.models.nn.decoder_only import LanguageModelConfig
 from seed_jax.precision import as_dtype
 
 
@@ -82,7 +83,7 @@ def import_to_model_dir(
     return config
 
 
-def vocabulary_files(directory: Path, config: LlamaConfig) -> dict[str, Path]:
+def vocabulary_files(directory: Path, config: LanguageModelConfig) -> dict[str, Path]:
     """Find the text tokenizer's files to copy into the model directory.
 
     Returns:

@@ -12,12 +12,11 @@ from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import promoted_dtype
 from seed_jax.convert.llama.key_table import abstract_params
 from seed_jax.convert.merging import cast_params, merge_lora
+from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.typing import Tree
-
-TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclasses.dataclass(frozen=True)

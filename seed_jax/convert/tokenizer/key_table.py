@@ -33,8 +33,14 @@ def key_table(config: SeedTokenizerConfig) -> list[Entry]:
         Entry("codebook", "quantize.embedding.weight"),
         *dense_entries("decode_task/fc1", "decode_task_layer.0"),
         *dense_entries("decode_task/fc2", "decode_task_layer.2"),
-        Entry("recon_pos_embed", "pos_embed", Layout(lead=1)),
-        *blocks_entries("recon_blocks", "blocks", config.decoder),
+    ]
+    if config.reconstruction:
+        entries.append(Entry("recon_pos_embed", "pos_embed", Layout(lead=1)))
+        entries += blocks_entries("recon_blocks", "blocks", config.decoder)
+    if config.predicts_text:
+        table = text_branch_table(config.text_decoder, reverse=REVERSE, queries="reverse_tokens")
+        return entries + with_path_prefix("text_decoder", table)
+    entries += [
         Entry("image_pos_embed", "pos_embed_image", Layout(lead=1)),
         *blocks_entries("image_blocks", "blocks_image", config.decoder),
         *dense_entries("image_proj", "distill_image_proj"),
@@ -135,13 +141,21 @@ def retrieval_table() -> list[Entry]:
     ]
 
 
-def text_branch_table(config: TextBranchConfig) -> list[Entry]:
-    """Return an entry for every parameter of the branch that predicts Stable Diffusion's text states."""
+def text_branch_table(
+    config: TextBranchConfig, *, reverse: str = TEXT_REVERSE, queries: str = "reverse_tokens_text"
+) -> list[Entry]:
+    """Return an entry for every parameter of the branch that predicts Stable Diffusion's text states.
+
+    Args:
+        config: sizes of the branch.
+        reverse: prefix of the names of the Reverse Q-Former; SEED-1 names it without `_text`.
+        queries: name of its query tokens.
+    """
     return [
         Entry("pos_embed", "pos_embed_text", Layout(lead=1)),
         *blocks_entries("blocks", "blocks_text", config.decoder),
-        Entry("reverse_qformer/query_tokens", "reverse_tokens_text", Layout(lead=1)),
-        *qformer_entries("reverse_qformer", TEXT_REVERSE, config.reverse),
+        Entry("reverse_qformer/query_tokens", queries, Layout(lead=1)),
+        *qformer_entries("reverse_qformer", reverse, config.reverse),
         *dense_entries("proj", "distill_text_proj"),
     ]
 

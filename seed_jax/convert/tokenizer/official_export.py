@@ -1,6 +1,10 @@
-"""Export the image tokenizer under the original's names: `seed_quantizer`, with the ViT inside or beside it."""
+"""Export the image tokenizers under the original's names.
+
+SEED-2: `seed_quantizer`, with the ViT inside or beside it. SEED-1: `causal_qformer` and `seed_tokenizer`, likewise.
+"""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +35,11 @@ from seed_jax.precision import as_dtype
 from seed_jax.typing import Tree
 
 VitPlace = Literal["inside", "beside", "none"]
+VIT_FILE, STAGE1_FILE, STAGE2_FILE = "eva_vit_g", "causal_qformer", "seed_tokenizer"
+# The tensors of SEED-1's stage I file; all others belong to stage II.
+_STAGE1_NAMES = re.compile(r"(Qformer|ln_vision|vision_proj|text_proj|itm_head)\..*|query_tokens|temp")
+# Formats of the original's files: name -> the key that its state dict is wrapped in.
+_WRAPPERS = {STAGE1_FILE: "model", STAGE2_FILE: "model"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +62,7 @@ def export_tokenizer(
     out: str | Path,
     *,
     dtype: str = "float32",
-    vit: VitPlace = "inside",
+    vit: VitPlace | None = None,
     formats: Sequence[str] = ("safetensors", "pt"),
 ) -> dict[str, list[Path]]:
     """Export an image tokenizer for the original code, one tensor at a time.
@@ -65,11 +74,12 @@ def export_tokenizer(
         model: model directory or training workdir of either stage.
         out: directory to write, atomically; must be missing or empty.
         dtype: float32, bfloat16 or float16.
-        vit: write the ViT "inside" the quantizer's file, "beside" it as eva_vit_g, or not at all ("none").
+        vit: write the ViT "inside" the quantizer's file, "beside" it as eva_vit_g, or not at all ("none"); by default
+            beside SEED-1's files, as their original code loads them, and inside SEED-2's.
         formats: "safetensors" and "pt", which needs PyTorch.
 
     Returns:
-        format -> paths, the quantizer's file first.
+        format -> paths.
 
     Raises:
         UserError: the model is not an image tokenizer, or `dtype` cannot represent a value.
@@ -82,7 +92,9 @@ def export_tokenizer(
 
 def open_exported(paths: Sequence[Path]) -> TensorDict:
     """Open the files of one format that `export_tokenizer` wrote."""
-    return with_vit(open_tensors(paths[0]), open_tensors(paths[1]) if len(paths) > 1 else None)
+    vit = [path for path in paths if path.stem == VIT_FILE]
+    rest = open_tensors([path for path in paths if path not in vit])
+    return with_vit(rest, open_tensors(vit) if vit else None)
 
 
 def open_official(directory: str | Path) -> OfficialTokenizer:
@@ -129,14 +141,27 @@ def _variables_table(
 
 
 def _write_files(
-    directory: Path, official: OfficialTokenizer, dtype: np.dtype, vit: VitPlace, formats: Sequence[str]
+    directory: Path, official: OfficialTokenizer, dtype: np.dtype, vit: VitPlace | None, formats: Sequence[str]
 ) -> dict[str, list[Path]]:
     """Write safetensors first; PyTorch files are made from them, and they are deleted if not asked for."""
     tensors = official.tensors
-    stem = "seed_quantizer" if official.config is not None else "causal_qformer"
-    files = {stem: {name: tensors[name] for name in tensors if vit == "inside" or not name.startswith(VIT)}}
-    if vit == "beside":
-        files["eva_vit_g"] = {n.removeprefix(VIT): tensors[n] for n in tensors if n.startswith(VIT)}
+    seed1 = official.config is not None and official.config.predicts_text
+    vit = vit or ("beside" if seed1 else "inside")
+
+    def file_of(name: str) -> str:
+        if official.config is None:
+            return STAGE1_FILE
+        if seed1:
+            return STAGE1_FILE if _STAGE1_NAMES.fullmatch(name) else STAGE2_FILE
+        return "seed_quantizer"
+
+    files: dict[str, dict[str, LazyTensor]] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(VIT) or vit == "inside":
+            files.setdefault(file_of(name), {})[name] = tensor
+        elif vit == "beside":
+            files.setdefault(VIT_FILE, {})[name.removeprefix(VIT)] = tensor
+    wrappers = _WRAPPERS if seed1 else {}
     written: dict[str, list[Path]] = {name: [] for name in formats}
     for name, contents in files.items():
         path = directory / f"{name}.safetensors"
@@ -144,7 +169,8 @@ def _write_files(
         dtypes = {n: t.dtype if np.issubdtype(t.dtype, np.integer) else dtype for n, t in contents.items()}
         write_lazy_tensors(path, contents, dtypes)
         if "pt" in formats:
-            written["pt"].append(write_torch(path.with_suffix(".pth" if name == "eva_vit_g" else ".pt"), path))
+            suffix = ".pth" if name == VIT_FILE or seed1 else ".pt"
+            written["pt"].append(write_torch(path.with_suffix(suffix), path, wrapper=wrappers.get(name)))
         if "safetensors" in formats:
             written["safetensors"].append(path)
         else:

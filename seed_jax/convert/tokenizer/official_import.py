@@ -1,10 +1,14 @@
-"""Import the image tokenizer from the official files: `seed_quantizer.pt` and `eva_vit_g.pth` (spec A.8)."""
+"""Import the image tokenizers from the official files (spec A.8, G).
+
+SEED-2: `seed_quantizer.pt` and `eva_vit_g.pth`. SEED-1: `causal_qformer.pth` (stage I), `seed_tokenizer.pth` (stage II)
+and `eva_vit_g.pth`.
+"""
 
 import dataclasses
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.key_table import assemble_lazily, expected_shapes
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
-from seed_jax.convert.tensors import Shape, TensorDict, check_tensors, format_names, open_tensors
+from seed_jax.convert.tensors import LazyTensor, Shape, TensorDict, check_tensors, format_names, open_tensors
 from seed_jax.convert.tokenizer.key_table import QFORMER, REVERSE, VIT, key_table, position_buffers
 from seed_jax.errors import UserError
 from seed_jax.files import check_vacant
@@ -46,9 +50,9 @@ _PROBES = {
     "memory": f"{QFORMER}encoder.layer.0.crossattention.self.key.weight",
     "mlp": f"{QFORMER}encoder.layer.0.intermediate_query.dense.weight",
     "codebook": "quantize.embedding.weight",
-    "decoder_mlp": "blocks_image.0.mlp.fc1.weight",
-    "embedding": "distill_image_proj.weight",
 }
+_IMAGE_PROBES = {"decoder_mlp": "blocks_image.0.mlp.fc1.weight", "embedding": "distill_image_proj.weight"}
+_TEXT_PROBES = {"decoder_mlp": "blocks_text.0.mlp.fc1.weight", "embedding": "distill_text_proj.weight"}  # SEED-1's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +102,50 @@ def import_to_model_dir(
     imported = open_tokenizer(
         quantizer, vit, vit_heads=vit_heads, qformer_heads=qformer_heads, decoder_heads=decoder_heads
     )
-    provenance = {"quantizer": str(quantizer), "vit": vit and str(vit), "unknown": imported.unknown}
+    _save(imported, out, {"quantizer": str(quantizer), "vit": vit and str(vit)})
+    return imported
+
+
+def import_seed1_to_model_dir(
+    qformer: str | Path,
+    codebook: str | Path,
+    vit: str | Path | None,
+    out: str | Path,
+    *,
+    vit_heads: int = 16,
+    qformer_heads: int = 12,
+    decoder_heads: int = 12,
+) -> ImportedTokenizer:
+    """Convert the official files of SEED-1 to a model directory, one tensor at a time.
+
+        import_seed1_to_model_dir("causal_qformer.pth", "seed_tokenizer.pth", "eva_vit_g.pth", "weights/seed1")
+
+    Args:
+        qformer, codebook, vit, vit_heads, qformer_heads, decoder_heads: as for `open_seed1`.
+        out: model directory to write, atomically; must be missing or empty.
+
+    Returns:
+        What was imported.
+
+    Raises:
+        UserError: the files are damaged, incomplete, or not of a SEED-1 tokenizer.
+    """
+    check_vacant(Path(out))
+    imported = open_seed1(
+        qformer, codebook, vit, vit_heads=vit_heads, qformer_heads=qformer_heads, decoder_heads=decoder_heads
+    )
+    _save(imported, out, {"qformer": str(qformer), "codebook": str(codebook), "vit": vit and str(vit)})
+    return imported
+
+
+def _save(imported: ImportedTokenizer, out: str | Path, files_read: dict[str, str | None]) -> None:
+    provenance = {**files_read, "unknown": imported.unknown}
     keys = {"sizes": imported.config.to_dict()}
     files: dict[str, Callable[[Path], Any]] = {}
     if imported.extras:
         files[EXTRAS] = lambda path: write_lazy_tensors(path, imported.extras, np.dtype(np.float32))
         logging.info("%d tensors of the text side are kept in %s.", len(imported.extras), EXTRAS)
     model_dir.save(out, ModelKind.IMAGE_TOKENIZER, keys, imported.params, files=files, provenance=provenance)
-    return imported
 
 
 def import_tokenizer(
@@ -147,7 +187,77 @@ def open_tokenizer(
         UserError: the files are damaged, incomplete, or not of a SEED tokenizer.
     """
     tensors = _open(quantizer, vit)
-    config = infer_config(tensors, vit_heads, qformer_heads, decoder_heads, text=text)
+    if is_seed1(tensors):
+        raise UserError(
+            f"{quantizer} holds SEED-1's tokenizer, which predicts text features: import it with --seed1, --qformer "
+            "causal_qformer.pth and --codebook seed_tokenizer.pth."
+        )
+    return _assemble(tensors, infer_config(tensors, vit_heads, qformer_heads, decoder_heads, text=text))
+
+
+def open_seed1(
+    qformer: str | Path,
+    codebook: str | Path,
+    vit: str | Path | None = None,
+    *,
+    vit_heads: int = 16,
+    qformer_heads: int = 12,
+    decoder_heads: int = 12,
+) -> ImportedTokenizer:
+    """Check every tensor of SEED-1's files, as `open_tokenizer` does for SEED-2's.
+
+    The original loads the ViT, then stage I, then stage II: where two files hold a tensor, the later one's is taken.
+
+    Args:
+        qformer: `causal_qformer.pth` of stage I, or a safetensors file with the same names.
+        codebook: `seed_tokenizer.pth` of stage II, likewise.
+        vit: `eva_vit_g.pth`; not needed if one of the others holds `visual_encoder.*`.
+        vit_heads, qformer_heads, decoder_heads: numbers of attention heads, which no shape shows.
+
+    Raises:
+        UserError: the files are damaged, incomplete, interchanged, or of SEED-2's tokenizer.
+    """
+    stage1, stage2 = open_tensors(qformer), open_tensors(codebook)
+    _check_stages(stage1, stage2)
+    parts = [with_vit(TensorDict({}, str(vit)), open_tensors(vit))] if vit is not None else []
+    parts += [stage1, stage2]
+    merged: dict[str, LazyTensor] = {}
+    for part in parts:
+        replaced = merged.keys() & part.keys()
+        if replaced:
+            logging.info("%s replaces %s of the files before it.", part.source, format_names(replaced))
+        merged |= part
+    tensors = TensorDict(merged, " and ".join(part.source for part in parts))
+    if not any(name.startswith(VIT) for name in tensors):
+        raise UserError(f"{tensors.source} do not hold the ViT: give its file (eva_vit_g.pth) with --vit.")
+    return _assemble(tensors, infer_config(tensors, vit_heads, qformer_heads, decoder_heads))
+
+
+def is_seed1(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Return whether official tensors predict text features only; SEED-2's also hold the image embedding's head."""
+    return _TEXT_PROBES["embedding"] in tensors and _IMAGE_PROBES["embedding"] not in tensors
+
+
+def _check_stages(stage1: TensorDict, stage2: TensorDict) -> None:
+    codebook = _PROBES["codebook"]
+    for tensors in (stage1, stage2):
+        if _IMAGE_PROBES["embedding"] in tensors:
+            raise UserError(
+                f"{tensors.source} holds SEED-2's tokenizer, which predicts an image embedding: import it with "
+                "--quantizer, without --seed1."
+            )
+    if codebook not in stage2:
+        reason = "interchanged with --qformer" if codebook in stage1 else "not of stage II"
+        raise UserError(
+            f"{stage2.source} holds no codebook ({codebook}), so it is {reason}: give seed_tokenizer.pth with "
+            "--codebook and causal_qformer.pth with --qformer."
+        )
+    if not is_seed1(stage2):
+        raise UserError(f"{stage2.source} is not of a SEED-1 tokenizer: it lacks {_TEXT_PROBES['embedding']}.")
+
+
+def _assemble(tensors: TensorDict, config: SeedTokenizerConfig) -> ImportedTokenizer:
+    """Check every tensor's name and shape and describe the parameters."""
     table, abstract = key_table(config), abstract_params(config)
     expected = expected_shapes(table, abstract)
     unused = _unused_block(config, tensors)
@@ -164,21 +274,27 @@ def infer_config(
     tensors: TensorDict, vit_heads: int, qformer_heads: int, decoder_heads: int, *, text: bool = False
 ) -> SeedTokenizerConfig:
     """Infer the model config from the shapes of tensors with official names; arguments as for `open_tokenizer`."""
-    missing = [name for name in _PROBES.values() if name not in tensors]
+    seed1 = is_seed1(tensors)
+    probes = _PROBES | (_TEXT_PROBES if seed1 else _IMAGE_PROBES)
+    missing = [name for name in probes.values() if name not in tensors]
     if missing:
         raise UserError(f"{tensors.source} is not a SEED tokenizer: it lacks {format_names(missing)}, among others.")
-    shape = {key: tensors[name].shape for key, name in _PROBES.items()}
+    shape = {key: tensors[name].shape for key, name in probes.items()}
     width, _, patch, _ = shape["patch"]
     decoder = BlockConfig(
         width=shape["queries"][-1],
-        depth=len(_layers(tensors, "blocks_image.", ".attn.qkv.weight")),
+        depth=len(_layers(tensors, "blocks_text." if seed1 else "blocks_image.", ".attn.qkv.weight")),
         heads=decoder_heads,
         mlp_width=shape["decoder_mlp"][0],
         key_bias=True,
     )
     blocks = BlockConfig(width, _vit_depth(tensors), vit_heads, shape["vit_mlp"][0])
     has_reverse = "reverse_tokens" in tensors
-    reverse = _qformer_config(tensors, REVERSE, qformer_heads, shape, 1) if has_reverse else None
+    reverse = None
+    if has_reverse:
+        queries = tensors["reverse_tokens"].shape[1]
+        reverse = _qformer_config(tensors, REVERSE, qformer_heads, shape, queries)
+    head = "text_features" if seed1 else "reverse_qformer" if has_reverse else "mlp"
     image_down = [tensors[name].shape[0] for i in range(0, 99, 2) if (name := f"image_down.{i}.weight") in tensors]
     return SeedTokenizerConfig(
         vit=VitConfig(math.isqrt(shape["positions"][1] - 1) * patch, patch, blocks),
@@ -186,10 +302,11 @@ def infer_config(
         num_codes=shape["codebook"][0],
         code_width=shape["codebook"][1],
         decoder=decoder,
-        head="reverse_qformer" if has_reverse else "mlp",
+        head=head,
         image_down=tuple(image_down),
         reverse=reverse,
         embedding_width=shape["embedding"][0],
+        reconstruction=not seed1 or "pos_embed" in tensors,
     )
 
 

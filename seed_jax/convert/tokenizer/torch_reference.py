@@ -1,4 +1,4 @@
-"""A PyTorch implementation of SEED's image tokenizer (spec A), the reference of parity reports.
+"""A PyTorch implementation of SEED's image tokenizers (spec A, G), the reference of parity reports.
 
 Written for comparison, not for speed: plain operations in float32, weights read from their file when they are used.
 """
@@ -36,7 +36,7 @@ class TorchCodes:
 
 
 class TorchTokenizer:
-    """The tokenizer of `seed_quantizer.pt` and `eva_vit_g.pth`.
+    """The tokenizer of `seed_quantizer.pt` and `eva_vit_g.pth`, or SEED-1's.
 
     Args:
         config: numbers of heads and layers; all else follows from the tensors.
@@ -71,14 +71,18 @@ class TorchTokenizer:
         return TorchCodes(features.numpy(), hidden.numpy(), codes.numpy(), best.numpy(), margin.numpy())
 
     def embed_codes(self, codes: np.ndarray) -> np.ndarray:
-        """Return the generation embeddings [B, E] of codes [B, Q]."""
+        """Return the generation embeddings [B, E], SEED-1's [B, T, E], of codes [B, Q]."""
         torch, config = self._torch, self._config
         with torch.no_grad():
             x = self._weight("quantize.embedding.weight")[torch.from_numpy(codes).long()]
             x = self._linear(torch.tanh(self._linear(x, "decode_task_layer.0")), "decode_task_layer.2")
-            x = x + self._weight("pos_embed_image")
+            target = "text" if config.predicts_text else "image"
+            x = x + self._weight(f"pos_embed_{target}")
             for layer in range(config.decoder.depth):
-                x = self._block(x, f"blocks_image.{layer}", config.decoder)
+                x = self._block(x, f"blocks_{target}.{layer}", config.decoder)
+            if config.predicts_text:
+                x = self._bert(REVERSE, config.reverse, self._weight("reverse_tokens"), x)
+                return self._linear(x, "distill_text_proj").numpy()
             if config.head == "reverse_qformer":
                 x = self._bert(REVERSE, config.reverse, self._weight("reverse_tokens"), x)[:, 0]
             else:

@@ -1,4 +1,4 @@
-"""The vocabulary: LLaMA's SentencePiece pieces, one token per image code, and the two image delimiters.
+"""The vocabulary: LLaMA's SentencePiece pieces or OPT's byte pairs, one token per image code, and two delimiters.
 
 Text is encoded by the rules of the slow LLaMA tokenizer of transformers 4.30 ("legacy"), spec C.2; newer tokenizers
 give different ids. Text is split at special and image tokens; each fragment is encoded separately and begins with its
@@ -11,10 +11,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
+from seed_jax.data.text.byte_pair import BytePairModel
 from seed_jax.data.text.vocabulary_files import read_added_tokens, read_files, read_model, train_small, write_files
 from seed_jax.errors import UserError
 
@@ -22,6 +23,7 @@ __all__ = ["CODES_PER_IMAGE", "Vocabulary", "train_small"]
 
 CODES_PER_IMAGE = 32  # number of Q-Former queries: fixed by the image tokenizer, not by the text tokenizer's files
 
+SPACE_SYMBOL = "\u2581"  # SentencePiece's symbol for a space
 _TOKEN = re.compile(r"</?s>|<unk>|</?img>|<img_[0-9]{5}>")
 
 
@@ -33,7 +35,8 @@ class Vocabulary:
 
     Attributes:
         size: number of tokens; the first `num_text` are text pieces.
-        bos, eos, unk, pad: 1, 2, 0 and 0 (the original pads with `<unk>`).
+        bos, eos, unk, pad: 1, 2, 0 and 0 (the original pads with `<unk>`); OPT's are 2, 2, 2 and 1.
+        forbidden_tokens: ids that are never generated.
         boi, eoi: ids of `<img>` and `</img>`.
         first_code, num_codes: image code c is token `first_code + c`.
     """
@@ -41,12 +44,28 @@ class Vocabulary:
     unk, bos, eos, pad = 0, 1, 2, 0
     codes_per_image = CODES_PER_IMAGE
 
-    def __init__(self, model: bytes, added: dict, origin: str = "the tokenizer"):
-        """Build from a serialized SentencePiece model and added tokens `{"<img_00000>": id, ...}`; see `load`."""
-        self._model = read_model(model, origin)
-        self._model_bytes = model
+    def __init__(self, model: bytes | BytePairModel, added: dict, origin: str = "the tokenizer"):
+        """Build from a text model and added tokens `{"<img_00000>": id, ...}`; see `load`.
+
+        Args:
+            model: a serialized SentencePiece model, or OPT's.
+            added: token name -> id.
+            origin: where they come from, for messages.
+        """
+        self._text_model = model
         self._added = dict(added)
-        self.num_text = len(self._model)
+        self._byte_pairs = model if isinstance(model, BytePairModel) else None
+        if isinstance(model, BytePairModel):
+            self._model: Any = model
+            self.unk = self.bos = self.eos = model.eos
+            self.pad = model.pad
+            # OPT's embedding table has more rows than its tokenizer has tokens: the image tokens follow the rows.
+            self.num_text = max(len(model), min((i for i in added.values() if isinstance(i, int)), default=0))
+            control = model.control
+        else:
+            self._model = read_model(model, origin)
+            self.num_text = len(self._model)
+            control = {index: self._model.id_to_piece(index) for index in (self.unk, self.bos, self.eos)}
         tokens = read_added_tokens(added, self.num_text, origin)
         self.boi = tokens.boi
         self.eoi = tokens.eoi
@@ -54,26 +73,33 @@ class Vocabulary:
         self.num_codes = tokens.num_codes
         self.size = self.num_text + len(added)
         self._names = {index: name for name, index in added.items()}
-        self._specials = {index: self._model.id_to_piece(index) for index in (self.unk, self.bos, self.eos)}
-        self._splits = {**added, **{name: index for index, name in self._specials.items()}}
+        self._specials = control
+        # OPT's slow tokenizer takes the names of control tokens in a text as ordinary characters.
+        self._splits = {**added, **({} if self._byte_pairs else {name: index for index, name in control.items()})}
+        unused = range(len(self._model), self.num_text)
+        self.forbidden_tokens = tuple(sorted({*control, self.pad, self.bos, self.unk, *unused} - {self.eos}))
 
     @classmethod
     def load(cls, directory: str | Path) -> "Vocabulary":
-        """Read `tokenizer.model` and `added_tokens.json`; UserError if one is missing or invalid."""
+        """Read `tokenizer.model` (or OPT's files) and `added_tokens.json`; UserError if one is missing or invalid."""
         model, added = read_files(Path(directory))
         return cls(model, added, origin=str(directory))
 
     def save(self, directory: str | Path) -> None:
-        """Write the four tokenizer files that `load` and the Hugging Face libraries read."""
-        write_files(Path(directory), self._model_bytes, self._added)
+        """Write the tokenizer files that `load` and the Hugging Face libraries read."""
+        write_files(Path(directory), self._text_model, self._added)
 
     def __reduce__(self):
-        return Vocabulary, (self._model_bytes, self._added)
+        return Vocabulary, (self._text_model, self._added)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model and the added tokens: equal for equal ids, independent of file formatting."""
-        digest = hashlib.sha256(self._model_bytes)
+        if isinstance(self._text_model, BytePairModel):
+            content = json.dumps([sorted(self._text_model.vocab.items()), self._text_model.merges]).encode()
+        else:
+            content = self._text_model
+        digest = hashlib.sha256(content)
         digest.update(json.dumps(sorted(self._added.items())).encode())
         return digest.hexdigest()
 
@@ -159,6 +185,17 @@ class Vocabulary:
         """Return the name of every token, such as `▁dog`, `<0x0A>`, `<img_00007>`, for inspection."""
         return [self._names.get(token) or self._piece(token) for token in map(int, ids)]
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token adds to a text: none for control, image and unused tokens."""
+        if token in self._specials or token >= len(self._model):
+            return b""
+        if self._byte_pairs is not None:
+            return self._byte_pairs.token_bytes(token)
+        piece = self._piece(token)
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE_SYMBOL, " ").encode()
+
     def _ids(self, text: str, plain: bool) -> list[int]:
         if plain or "<" not in text:
             return self._text_ids(text)
@@ -204,4 +241,4 @@ class Vocabulary:
             raise UserError(
                 f"token {token} is outside the vocabulary of {self.size} tokens: the ids belong to another model."
             )
-        return self._model.id_to_piece(token)
+        return self._model.id_to_piece(token) if token < len(self._model) else f"<unused_{token}>"

@@ -10,11 +10,16 @@ from typing import Any
 
 import sentencepiece
 
+from seed_jax.data.text.byte_pair import FAST, MERGES, VOCAB, BytePairModel
 from seed_jax.errors import UserError
 from seed_jax.files import write_bytes
 
 TOKENIZER_MODEL = "tokenizer.model"
 ADDED_TOKENS = "added_tokens.json"
+# The files of a text tokenizer, LLaMA's or OPT's, that belong to a model directory.
+TOKENIZER_FILES = (
+    TOKENIZER_MODEL, ADDED_TOKENS, "tokenizer_config.json", "special_tokens_map.json", VOCAB, MERGES, FAST,
+)  # fmt: skip
 _CODE = re.compile(r"<img_([0-9]{5})>")
 _CONTROL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # in the order of their ids
 
@@ -29,9 +34,10 @@ class ImageTokens:
     num_codes: int
 
 
-def read_files(directory: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the serialized model and the content of `added_tokens.json`."""
-    for name in (TOKENIZER_MODEL, ADDED_TOKENS):
+def read_files(directory: Path) -> tuple[bytes | BytePairModel, dict[str, Any]]:
+    """Return the text model, SentencePiece's serialized or OPT's, and the content of `added_tokens.json`."""
+    is_opt = any((directory / name).is_file() for name in (VOCAB, FAST)) and not (directory / TOKENIZER_MODEL).is_file()
+    for name in (ADDED_TOKENS,) if is_opt else (TOKENIZER_MODEL, ADDED_TOKENS):
         if not (directory / name).is_file():
             raise UserError(
                 f"{directory} has no {name}: expected a directory with the tokenizer of a SEED-LLaMA model."
@@ -44,7 +50,7 @@ def read_files(directory: Path) -> tuple[bytes, dict[str, Any]]:
         raise UserError(
             f"{directory / ADDED_TOKENS} holds a {type(added).__name__}, expected an object of token names and ids."
         )
-    return (directory / TOKENIZER_MODEL).read_bytes(), added
+    return BytePairModel.load(directory) if is_opt else (directory / TOKENIZER_MODEL).read_bytes(), added
 
 
 def read_model(model: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
@@ -94,8 +100,12 @@ def read_added_tokens(added: dict[str, Any], num_text: int, origin: str) -> Imag
     return ImageTokens(boi=added["<img>"], eoi=added["</img>"], first_code=first, num_codes=count)
 
 
-def write_files(directory: Path, model: bytes, added: dict[str, int]) -> None:
-    """Write the model and the three JSON files, each atomically."""
+def write_files(directory: Path, model: bytes | BytePairModel, added: dict[str, int]) -> None:
+    """Write the model and the JSON files, each atomically."""
+    if isinstance(model, BytePairModel):
+        model.save(directory)
+        write_bytes(directory / ADDED_TOKENS, _json(added))
+        return
     control = {
         name: {"content": text, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
         for name, text in _CONTROL_TOKENS.items()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
-from seed_jax.models.diffusion import SamplerSteps, Unclip, UnclipCondition
+from seed_jax.models.diffusion import SamplerSteps, StableDiffusion, Unclip, UnclipCondition
 from seed_jax.typing import Tree
 
 LATENTS, EMBEDDING_NOISE, NEGATIVE_NOISE = range(3)  # folded into an image's seed: one key per purpose
@@ -19,22 +19,23 @@ class DrawBatch:
     """The inputs of images that are drawn together.
 
     Attributes:
-        embeddings: generation embeddings.
+        embeddings: generation embeddings; Stable Diffusion's take the place of a prompt's text states.
         latents: initial noise of the diffusion.
-        noise: noise added to the embeddings.
-        text_states: states of the prompts.
+        noise: noise added to unCLIP's embeddings.
+        text_states: states of the prompts beside unCLIP's embeddings.
         negative_text_states: states of the negative prompts.
-        negative_embeddings: embeddings that guidance moves away from; None uses the unconditional zeros.
+        negative_embeddings: embeddings that guidance moves away from; None uses the unconditional zeros, or for Stable
+            Diffusion the negative prompts.
         negative_noise: noise added to the negative embeddings.
     """
 
-    embeddings: Float[Array, "B E"]
+    embeddings: Float[Array, "B ..."]
     latents: Float[Array, "B h w C"]
-    noise: Float[Array, "B E"]
+    noise: Float[Array, "B ..."]
     text_states: Float[Array, "B T D"]
     negative_text_states: Float[Array, "B T D"]
-    negative_embeddings: Float[Array, "B E"] | None
-    negative_noise: Float[Array, "B E"]
+    negative_embeddings: Float[Array, "B ..."] | None
+    negative_noise: Float[Array, "B ..."]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -45,7 +46,7 @@ def seeded_noise(seeds: UInt32[Array, " B"], purpose: int, shape: tuple[int, ...
 
 
 def draw_batch(
-    unclip: Unclip,
+    decoder: Unclip | StableDiffusion,
     params: Tree,
     batch: DrawBatch,
     steps: SamplerSteps,
@@ -59,28 +60,34 @@ def draw_batch(
     """Return the decoded images.
 
     Args:
-        unclip: the decoder.
+        decoder: unCLIP or Stable Diffusion.
         params: its parameters.
         batch: inputs.
         steps: table of the sampler.
         guidance_scale: scale of classifier-free guidance.
-        noise_level: of the embeddings.
+        noise_level: of unCLIP's embeddings.
         guided: whether the unconditional (or negative) half is computed at all, which doubles the work.
         tile: side in latents of the tiles in which the autoencoder decodes; None decodes at once.
         on_step: called after each step of the sampler.
     """
-    levels = jnp.full(batch.embeddings.shape[:1], noise_level)
-    labels = unclip.class_labels(params, batch.embeddings, batch.noise, levels)
-    trajectory = unclip.sample_latents(
+    if isinstance(decoder, StableDiffusion):
+        condition = batch.embeddings
+        negative = batch.negative_text_states if batch.negative_embeddings is None else batch.negative_embeddings
+    else:
+        levels = jnp.full(batch.embeddings.shape[:1], noise_level)
+        labels = decoder.class_labels(params, batch.embeddings, batch.noise, levels)
+        condition = UnclipCondition(batch.text_states, labels)
+        negative = _negative_condition(decoder, params, batch)
+    trajectory = decoder.sample_latents(
         params,
         batch.latents,
-        UnclipCondition(batch.text_states, labels),
+        condition,
         steps,
-        negative=_negative_condition(unclip, params, batch) if guided else None,
+        negative=negative if guided else None,
         guidance_scale=guidance_scale,
         on_step=on_step,
     )
-    pixels = unclip.decode_latents(params, trajectory.final, tile=tile)
+    pixels = decoder.decode_latents(params, trajectory.final, tile=tile)
     return jnp.round(pixels * 255).astype(jnp.uint8)
 
 

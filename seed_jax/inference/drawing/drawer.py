@@ -1,4 +1,4 @@
-"""Draw images from generation embeddings: batches, seeds, guidance, prompts, several devices (spec B.1, B.2).
+"""Draw images from generation embeddings: batches, seeds, guidance, prompts, several devices (spec B.1, B.2, G).
 
 The original draws one image at a time from unseeded noise. Here all noise of an image comes from its own seed, so that
 an image is the same alone, in any batch and on any number of devices (up to float rounding).
@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from seed_jax import sharding
-from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.checkpoint import kinds, model_dir
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.drawing.batch import (
@@ -29,8 +28,8 @@ from seed_jax.inference.drawing.batch import (
     draw_batch,
     seeded_noise,
 )
-from seed_jax.inference.drawing.request import DrawOptions, DrawRequest, build_request, check_options
-from seed_jax.models.diffusion import Unclip, UnclipConfig, sampler_steps
+from seed_jax.inference.drawing.request import DecoderConfig, DrawOptions, DrawRequest, build_request, resolve_options
+from seed_jax.models.diffusion import DECODERS, StableDiffusion, StableDiffusionConfig, Unclip, sampler_steps
 from seed_jax.precision import Precision, as_dtype
 from seed_jax.typing import Tree
 
@@ -47,7 +46,7 @@ class Drawer:
 
     Args:
         config: sizes of the model.
-        params: parameters of an `Unclip`.
+        params: parameters of an `Unclip` or `StableDiffusion`.
         vocabulary: of the text encoder; needed for prompts other than the empty one.
         mesh: images are sharded over its data axes; by default over all local devices.
         dtype: dtype of the UNet and the text encoder.
@@ -57,7 +56,7 @@ class Drawer:
 
     def __init__(
         self,
-        config: UnclipConfig,
+        config: DecoderConfig,
         params: Tree,
         *,
         vocabulary: ClipVocabulary | None = None,
@@ -70,38 +69,58 @@ class Drawer:
         if attention is None:
             on_gpu = self.mesh.devices.flat[0].platform == "gpu"
             attention = "cudnn" if on_gpu and as_dtype(dtype).itemsize == 2 else "chunked"
-        self.unclip = Unclip(config, Precision(dtype, dtype), Precision(vae_dtype, vae_dtype), attention)
+        self.decoder: Unclip | StableDiffusion = _decoder_class(config)(
+            config, Precision(dtype, dtype), Precision(vae_dtype, vae_dtype), attention
+        )
         dtypes = {"unet": dtype, "text": dtype, "vae": vae_dtype, "normalizer": "float32"}
         replicated = sharding.replicated_sharding(self.mesh)
-        self.params = {part: jax.device_put(_cast(params[part], name), replicated) for part, name in dtypes.items()}
+        self.params = {
+            part: jax.device_put(_cast(params[part], name), replicated)
+            for part, name in dtypes.items()
+            if part in params
+        }
         self.vocabulary = vocabulary
         self._progress_bar: tqdm | None = None
         self._completed_steps = 0  # of the batches before the present one
         self._text_states = functools.lru_cache(CACHED_PROMPTS)(self._encode_prompt)
-        self._encode_program = jax.jit(self.unclip.encode_text)
+        self._encode_program = jax.jit(self.decoder.encode_text)
         self._draw_program = jax.jit(self._draw_sharded, static_argnames=("guided", "tile", "progress"))
 
     @classmethod
     def load(cls, directory: str | Path, **options) -> "Drawer":
-        """Read a model directory of kind "unclip", or the newest checkpoint of a decoder's workdir.
+        """Read a model directory of a decoder, or the newest checkpoint of a decoder's workdir.
 
         Args:
             directory: model directory or workdir.
             options: keyword arguments of the class.
         """
-        loaded = model_dir.load(directory, ModelKind.UNCLIP)
-        config = UnclipConfig.from_dict(loaded.config.get("sizes", {}), str(loaded.directory / model_dir.CONFIG))
+        loaded = model_dir.load(directory, kinds.DECODERS)
+        config_class, _ = DECODERS[loaded.kind]
+        config = config_class.from_dict(loaded.config.get("sizes", {}), str(loaded.directory / model_dir.CONFIG))
         has_vocabulary = (loaded.directory / "vocab.json").is_file()
         vocabulary = ClipVocabulary.load(loaded.directory) if has_vocabulary else None
         return cls(config, decoder_params(loaded.params), vocabulary=vocabulary, **options)
 
     @property
-    def config(self) -> UnclipConfig:
-        return self.unclip.config
+    def config(self) -> DecoderConfig:
+        return self.decoder.config
+
+    def draw_prompts(
+        self, prompts: Sequence[str], seeds: Sequence[int], options: DrawOptions | None = None, **inputs
+    ) -> UInt8[np.ndarray, "B H W 3"]:
+        """Draw texts with Stable Diffusion; arguments as of `draw`.
+
+        Raises:
+            UserError: the decoder is unCLIP's, which needs image embeddings.
+        """
+        if not isinstance(self.config, StableDiffusionConfig):
+            raise UserError("unCLIP draws image embeddings, which a prompt can only accompany: use `Drawer.draw`.")
+        states = np.stack([np.asarray(self._text_states(prompt)) for prompt in prompts])
+        return self.draw(states, seeds, options, **inputs)
 
     def draw(
         self,
-        embeddings: Float[np.ndarray | Array, "B E"],
+        embeddings: Float[np.ndarray | Array, "B ..."],
         seeds: Sequence[int],
         options: DrawOptions | None = None,
         *,
@@ -132,7 +151,7 @@ class Drawer:
 
     def stream(
         self,
-        embeddings: Float[np.ndarray | Array, "B E"],
+        embeddings: Float[np.ndarray | Array, "B ..."],
         seeds: Sequence[int],
         options: DrawOptions | None = None,
         batch_size: int = 8,
@@ -140,8 +159,8 @@ class Drawer:
         **inputs,
     ) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
         """Yield the images of `draw` in order, a batch at a time."""
-        options = options or DrawOptions()
-        check_options(self.config, options)
+        options = resolve_options(self.config, options or DrawOptions())
+        assert options.steps is not None and options.guidance_scale is not None  # noqa: PT018  resolved
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}, expected at least 1.")
         request = build_request(self.config, embeddings, seeds, **inputs)
@@ -164,7 +183,7 @@ class Drawer:
                 yield images
 
     def _batch(self, request: DrawRequest, index: np.ndarray) -> DrawBatch:
-        unet, width = self.config.unet, self.config.embedding_width
+        unet, shape = self.config.unet, self.config.embedding_shape
         seeds = jnp.asarray(request.seeds[index])
 
         def given_or_seeded(given: np.ndarray | None, purpose: int, *shape: int) -> Array:
@@ -174,11 +193,11 @@ class Drawer:
         batch = DrawBatch(
             embeddings=jnp.asarray(request.embeddings[index]),
             latents=given_or_seeded(request.latents, LATENTS, unet.sample_size, unet.sample_size, unet.in_channels),
-            noise=given_or_seeded(request.noise, EMBEDDING_NOISE, width),
+            noise=given_or_seeded(request.noise, EMBEDDING_NOISE, *shape),
             text_states=jnp.stack([self._text_states(request.prompts[i]) for i in index]),
             negative_text_states=jnp.stack([self._text_states(request.negative_prompts[i]) for i in index]),
             negative_embeddings=None if negative is None else jnp.asarray(negative[index]),
-            negative_noise=given_or_seeded(request.negative_noise, NEGATIVE_NOISE, width),
+            negative_noise=given_or_seeded(request.negative_noise, NEGATIVE_NOISE, *shape),
         )
         return jax.device_put(batch, sharding.batch_sharding(self.mesh))
 
@@ -204,7 +223,7 @@ class Drawer:
 
         def draw(params: Any, batch: Any, steps: Any, scale: Any, level: Any) -> Array:
             return draw_batch(
-                self.unclip, params, batch, steps, scale, level, guided=guided, tile=tile, on_step=on_step
+                self.decoder, params, batch, steps, scale, level, guided=guided, tile=tile, on_step=on_step
             )
 
         program = jax.shard_map(
@@ -220,6 +239,10 @@ class Drawer:
         """Advance the bar from inside the compiled loop; all devices call back, the fastest one counts."""
         if self._progress_bar is not None:
             self._progress_bar.update(max(0, self._completed_steps + int(done) - self._progress_bar.n))
+
+
+def _decoder_class(config: DecoderConfig) -> Any:
+    return next(decoder for config_class, decoder in DECODERS.values() if isinstance(config, config_class))
 
 
 def decoder_params(stored: Tree) -> Tree:

@@ -19,7 +19,8 @@ from seed_jax.inference.generation.grammar import Grammar
 from seed_jax.inference.generation.model_runner import PromptBatch
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.stop_strings import StopStringCompiler
-from seed_jax.models.llama.model import KVCache, LlamaConfig
+from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.kv_cache import KVCache
 
 SMALLEST_BUCKET = 32
 
@@ -86,7 +87,7 @@ class Batcher:
         num_shards: batch sizes are rounded up to a multiple of it.
     """
 
-    config: LlamaConfig
+    config: LanguageModelConfig
     vocabulary: Vocabulary
     grammar: Grammar
     stop_strings: StopStringCompiler

@@ -22,7 +22,7 @@ from seed_jax.inference.generation.grammar import Grammar, GrammarState
 from seed_jax.inference.generation.model_runner import ModelRunner, PromptBatch, StepOutput
 from seed_jax.inference.generation.sampling import filter_logits, step_keys
 from seed_jax.inference.generation.sampling_params import EARLY_STOPPING
-from seed_jax.models.llama.model import KVCache
+from seed_jax.models.nn.kv_cache import KVCache
 from seed_jax.typing import Leaf, Tree
 
 MASKED_SCORE = -1e9  # what transformers adds to the score of a beam that must not be chosen

@@ -15,7 +15,7 @@ from seed_jax.inference.generation.batched_sampling_params import BatchedSamplin
 from seed_jax.inference.generation.grammar import Grammar, GrammarState
 from seed_jax.inference.generation.model_runner import ModelRunner, PromptBatch, StepOutput
 from seed_jax.inference.generation.sampling import sample_tokens
-from seed_jax.models.llama.model import KVCache
+from seed_jax.models.nn.kv_cache import KVCache
 from seed_jax.typing import Leaf, Tree
 
 

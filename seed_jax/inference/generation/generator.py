@@ -40,7 +40,8 @@ from seed_jax.inference.generation.segments import Generation, Segment
 from seed_jax.inference.generation.stop_strings import StopStringCompiler
 from seed_jax.inference.generation.streaming import SegmentStreamer
 from seed_jax.inference.language_model import open_language_model
-from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.language_models import model_class
+from seed_jax.models.nn.decoder_only import LanguageModelConfig
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
@@ -84,7 +85,7 @@ class Generator:
 
     Args:
         config: sizes of the model.
-        params: parameters of a scanned `Llama`, adapters merged; lazy arrays are read one by one.
+        params: parameters with stacked layers, adapters merged; lazy arrays are read one by one.
         vocabulary: the vocabulary that the model was trained with.
         precision: float32 by default; with bfloat16 compute, matrices are also stored in bfloat16.
         attention: implementation of attention, see `seed_jax.models.nn.attention`.
@@ -97,7 +98,7 @@ class Generator:
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: LanguageModelConfig,
         params: Tree,
         vocabulary: Vocabulary,
         *,
@@ -116,7 +117,7 @@ class Generator:
         self.precision = precision
         self.sharder = BatchSharder(mesh)
         # Unrolled layers: a scan would copy each layer's kernels out of their stack before it multiplies by them.
-        self.model = Llama(config, precision, attention=attention, scan_layers=False)
+        self.model = model_class(config)(config, precision, attention=attention, scan_layers=False)
         self.grammar = Grammar.from_vocabulary(vocabulary)
         model_dir.check_tree(params, sharding.unbox(self._abstract_params(scan_layers=True)), "the language model")
         self.params = self._load_params(params, quantize, mesh)
@@ -234,7 +235,7 @@ class Generator:
             )  # fmt: skip
 
     def _abstract_params(self, scan_layers: bool) -> Tree:
-        model = Llama(self.config, self.precision, scan_layers=scan_layers)
+        model = model_class(self.config)(self.config, self.precision, scan_layers=scan_layers)
         return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
     def _load_params(self, params: Tree, quantize: str | None, mesh: Mesh | None) -> Tree:

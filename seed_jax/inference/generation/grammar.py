@@ -83,7 +83,7 @@ class Grammar:
             first_code=vocabulary.first_code,
             num_codes=vocabulary.num_codes,
             codes_per_image=vocabulary.codes_per_image,
-            forbidden_tokens=tuple(sorted({vocabulary.pad, vocabulary.bos, vocabulary.unk})),
+            forbidden_tokens=vocabulary.forbidden_tokens,
         )
 
     @property

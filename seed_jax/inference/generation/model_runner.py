@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from seed_jax.models.llama.model import DecodeOutput, KVCache, Llama
+from seed_jax.models.nn.decoder_only import DecodeOutput, DecoderOnly
+from seed_jax.models.nn.kv_cache import KVCache
 from seed_jax.typing import Leaf, Tree
 
 
@@ -37,12 +38,12 @@ class ModelRunner:
     """Runs the language model on a batch; hashable, to be a static argument of compiled programs.
 
     Attributes:
-        model: a `Llama` with unrolled layers.
+        model: a language model with unrolled layers.
         beams: beams per request (K).
         guided: whether every sequence has a negative counterpart.
     """
 
-    model: Llama
+    model: DecoderOnly
     beams: int = 1
     guided: bool = False
 

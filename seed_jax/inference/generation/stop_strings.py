@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Int, UInt16
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.typing import Leaf
 
-SPACE_SYMBOL = "\u2581"  # SentencePiece's symbol for a space
 _STATES_MULTIPLE = 16  # tables are padded to a multiple, so that few compiled programs serve all stop strings
 
 
@@ -80,11 +79,7 @@ class StopStringCompiler:
     @functools.cached_property
     def _token_bytes(self) -> Int[np.ndarray, "V L"]:
         """Return the bytes of every token, padded with -1."""
-        control = {self.vocabulary.unk, self.vocabulary.bos, self.vocabulary.eos}
-        texts = [
-            b"" if token in control else _piece_bytes(piece)
-            for token, piece in enumerate(self.vocabulary.pieces(range(self.vocabulary.num_text)))
-        ]
+        texts = [self.vocabulary.token_bytes(token) for token in range(self.vocabulary.num_text)]
         padded = np.full((self.vocabulary.size, max(map(len, texts))), -1, np.int32)
         for token, text in enumerate(texts):
             padded[token, : len(text)] = list(text)
@@ -103,12 +98,6 @@ def partial_stop_length(text: str, stop: Sequence[str]) -> int:
         (n for n in range(1, min(longest, len(text)) + 1) if any(string.startswith(text[-n:]) for string in stop)),
         default=0,
     )
-
-
-def _piece_bytes(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace(SPACE_SYMBOL, " ").encode()
 
 
 @functools.lru_cache(maxsize=64)

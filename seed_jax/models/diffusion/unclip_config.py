@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from seed_jax.errors import UserError
 from seed_jax.models import config_io
 from seed_jax.models.clip.text import ClipTextConfig, PromptTokens
+from seed_jax.models.diffusion.latent_diffusion import check_parts
 from seed_jax.models.diffusion.noise_schedule import NoiseScheduleConfig
 from seed_jax.models.diffusion.unet import UNetConfig
 from seed_jax.models.diffusion.vae import VAEConfig
@@ -37,16 +38,7 @@ class UnclipConfig:
             raise UserError(
                 f"UnclipConfig: unet.class_width {self.unet.class_width} must be twice an even embedding width."
             )
-        if self.text.hidden_size != self.unet.text_width:
-            raise UserError(
-                f"UnclipConfig: the text encoder is {self.text.hidden_size} wide, the UNet expects "
-                f"{self.unet.text_width}."
-            )
-        if self.vae.latent_channels != self.unet.in_channels:
-            raise UserError(
-                f"UnclipConfig: the autoencoder has {self.vae.latent_channels} latent channels, the UNet expects "
-                f"{self.unet.in_channels}."
-            )
+        check_parts("UnclipConfig", self.unet, self.vae, self.text)
 
     @property
     def class_width(self) -> int:
@@ -58,6 +50,21 @@ class UnclipConfig:
     def embedding_width(self) -> int:
         """Width of the image embedding."""
         return self.class_width // 2
+
+    @property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of an image's generation embedding."""
+        return (self.embedding_width,)
+
+    @property
+    def default_steps(self) -> int:
+        """Sampler steps of the original."""
+        return 20
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """Guidance scale of the original."""
+        return 10.0
 
     @property
     def image_size(self) -> int:

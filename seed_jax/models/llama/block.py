@@ -11,43 +11,26 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.models.llama.config import LlamaConfig
-from seed_jax.models.llama.kv_cache import KVCache
-from seed_jax.models.nn.attention import attend, attend_to_cache
+from seed_jax.models.nn import decoder_only
+from seed_jax.models.nn.decoder_only import LayerState, causal_attention
 from seed_jax.models.nn.fsdp_matmul import fusion_barrier
 from seed_jax.models.nn.layers import Dense, RMSNorm
 from seed_jax.models.nn.lora import LoraSpec
+from seed_jax.models.nn.token_embedding import RESIDUAL_AXES
 from seed_jax.precision import Precision
 
-RESIDUAL_AXES = ("batch", "sequence", "act_embed")
 
-
-@flax.struct.dataclass
-class AttentionMetadata:
-    """What every layer needs to know about the T positions of a call.
+@flax.struct.dataclass(kw_only=True)
+class AttentionMetadata(decoder_only.AttentionMetadata):
+    """What every layer needs to know about the T positions of a call; see the base class.
 
     Attributes:
-        positions: index of each token in its sequence.
         cos: of the rotary angles, for half a head.
         sin: of the rotary angles, for half a head.
-        segment_ids: packed sequences; None for one sequence per row.
-        cache_mask: which cache slots a position sees; None attends causally within the T positions.
-        deterministic: no dropout.
     """
 
-    positions: Int[Array, "B T"]
     cos: Float[Array, "B T 1 F"]
     sin: Float[Array, "B T 1 F"]
-    segment_ids: Int[Array, "B T"] | None = None
-    cache_mask: Bool[Array, "B 1 T S"] | None = None
-    deterministic: bool = flax.struct.field(pytree_node=False, default=True)
-
-
-@flax.struct.dataclass
-class LayerState:
-    """What a layer takes and returns: the residual stream, and the KV cache while decoding."""
-
-    hidden: Float[Array, "B T D"]
-    cache: KVCache | None = None
 
 
 def attention_metadata(
@@ -121,23 +104,10 @@ class Attention(nn.Module):
         q = apply_rope(project("q_proj", config.num_heads), metadata)
         k = apply_rope(project("k_proj", config.num_kv_heads), metadata)
         v = project("v_proj", config.num_kv_heads)
-        if cache is not None:
-            cache = cache.write(layer, k, v, None if metadata.cache_mask is None else metadata.positions)
-        if cache is not None and metadata.cache_mask is not None:
-            cached = cache.read(layer)
-            context = attend_to_cache(q, cached.k, cached.v, mask=metadata.cache_mask, precision=self.precision)
-        else:
-            context = attend(
-                q,
-                k,
-                v,
-                causal=True,
-                segment_ids=metadata.segment_ids,
-                precision=self.precision,
-                implementation=self.implementation,
-            )
+        attended = causal_attention(q, k, v, cache, layer, metadata, self.precision, self.implementation)
         out = dense(config.hidden_size, ("heads", "embed"), name="o_proj")
-        return LayerState(out(context.reshape(x.shape), deterministic=metadata.deterministic), cache)
+        hidden = out(attended.context.reshape(x.shape), deterministic=metadata.deterministic)
+        return LayerState(hidden, attended.cache)
 
 
 class Mlp(nn.Module):

@@ -1,16 +1,13 @@
 """Sizes of a LLaMA (spec 0.2)."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from seed_jax.errors import UserError
-from seed_jax.models import config_io
-
-VOCAB_PADDING_MULTIPLE = 128
+from seed_jax.models.nn.decoder_only import LanguageModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(LanguageModelConfig):
     """Sizes of a LLaMA."""
 
     vocab_size: int
@@ -37,16 +34,6 @@ class LlamaConfig:
                 f"A LLaMA's num_kv_heads must divide num_heads: found {self.num_kv_heads} and {self.num_heads}."
             )
 
-    @property
-    def head_size(self) -> int:
-        """Size of an attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """Vocabulary size rounded up so that a mesh divides it."""
-        return -(-self.vocab_size // VOCAB_PADDING_MULTIPLE) * VOCAB_PADDING_MULTIPLE
-
     @classmethod
     def seed_8b(cls) -> "LlamaConfig":
         """Return the sizes of SEED-LLaMA-8B (Vicuna-7B v1.1 and 8194 image tokens)."""
@@ -61,12 +48,3 @@ class LlamaConfig:
     def tiny(cls, vocab_size: int) -> "LlamaConfig":
         """Return sizes that train on a laptop's CPU."""
         return cls(vocab_size, 128, 344, 2, 4, 4, max_length=512)
-
-    def to_dict(self) -> dict:
-        """Return the sizes as plain values for JSON."""
-        return config_io.to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping, where: str = "config") -> "LlamaConfig":
-        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
-        return config_io.from_dict(cls, data, where)

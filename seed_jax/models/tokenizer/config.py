@@ -1,4 +1,4 @@
-"""Sizes of the SEED image tokenizer."""
+"""Sizes of the SEED image tokenizers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from seed_jax.errors import UserError
 from seed_jax.models import config_io
 from seed_jax.models.tokenizer.qformer import QFormerConfig
+from seed_jax.models.tokenizer.text_branch import TextBranchConfig
 from seed_jax.models.tokenizer.vit import BlockConfig, VitConfig
 
+# The text states of Stable Diffusion 1, CLIP ViT-L/14's: how many, and of which width.
+TEXT_STATES, TEXT_WIDTH = 77, 768
 NAMED_SIZES = ("full", "small", "tiny")  # the classmethods below
 
 
@@ -16,8 +19,11 @@ class SeedTokenizerConfig:
     """Sizes of the tokenizer; the defaults are the released SEED-2 tokenizer's.
 
     Attributes:
-        head: module that predicts the generation embedding: "mlp" (released weights; its widths are `image_down`) or
-            "reverse_qformer" (the default of the original's training code; its sizes are `reverse`).
+        head: module that predicts the generation embedding. CLIP's image embedding is predicted by "mlp" (released
+            weights; its widths are `image_down`) or "reverse_qformer" (the default of the original's training code; its
+            sizes are `reverse`). "text_features" is SEED-1: a Reverse Q-Former (`reverse`) with one query per state of
+            Stable Diffusion 1's text encoder, whose states it predicts.
+        reconstruction: has decoder blocks that predict the causal embeddings; SEED-1's released weights lack them.
     """
 
     vit: VitConfig = VitConfig()
@@ -28,11 +34,12 @@ class SeedTokenizerConfig:
     head: str = "mlp"
     image_down: tuple[int, ...] = (256, 128, 32)
     reverse: QFormerConfig | None = None
-    embedding_width: int = 1024  # of CLIP ViT-H/14's image embedding
+    embedding_width: int = 1024  # of CLIP ViT-H/14's image embedding, or of CLIP ViT-L/14's text states (768)
     ln_vision_epsilon: float = 1e-5
+    reconstruction: bool = dataclasses.field(default=True, metadata={"optional": True})
 
     def __post_init__(self):
-        head_sizes = {"mlp": self.image_down, "reverse_qformer": self.reverse}
+        head_sizes = {"mlp": self.image_down, "reverse_qformer": self.reverse, "text_features": self.reverse}
         if self.head not in head_sizes:
             raise UserError(f"Unknown tokenizer head {self.head!r}: expected one of {', '.join(head_sizes)}.")
         if not head_sizes[self.head]:
@@ -53,7 +60,14 @@ class SeedTokenizerConfig:
     @classmethod
     def full(cls, head: str = "mlp") -> "SeedTokenizerConfig":
         """Return the released sizes; a Reverse Q-Former has 4 layers, as in the original's training code."""
-        return cls(**_head_sizes(head, (256, 128, 32), dataclasses.replace(QFormerConfig(), depth=4)))
+        width = TEXT_WIDTH if head == "text_features" else 1024
+        sizes = _head_sizes(head, (256, 128, 32), dataclasses.replace(QFormerConfig(), depth=4))
+        return cls(embedding_width=width, **sizes)
+
+    @classmethod
+    def seed1(cls) -> "SeedTokenizerConfig":
+        """Return the sizes of SEED-1 (arXiv 2307.08041)."""
+        return dataclasses.replace(cls.full("text_features"), reconstruction=False)
 
     @classmethod
     def tiny(cls, head: str = "mlp") -> "SeedTokenizerConfig":
@@ -95,6 +109,25 @@ class SeedTokenizerConfig:
         """Number of codes of an image."""
         return self.qformer.num_queries
 
+    @property
+    def predicts_text(self) -> bool:
+        """Whether generation embeddings are states of a text encoder (SEED-1) rather than one image embedding."""
+        return self.head == "text_features"
+
+    @property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of an image's generation embedding: (E,), or (T, E) for T text states."""
+        if self.predicts_text:
+            assert self.reverse is not None  # checked by __post_init__
+            return self.reverse.num_queries, self.embedding_width
+        return (self.embedding_width,)
+
+    @property
+    def text_decoder(self) -> TextBranchConfig:
+        """Sizes of the module that predicts text states; needs the head "text_features"."""
+        assert self.reverse is not None
+        return TextBranchConfig(self.codes_per_image, self.decoder, self.reverse, self.embedding_width)
+
     def to_dict(self) -> dict:
         """Return the sizes as plain values for JSON."""
         return config_io.to_dict(self)
@@ -107,7 +140,8 @@ class SeedTokenizerConfig:
 
 def _head_sizes(head: str, image_down: tuple[int, ...], qformer: QFormerConfig) -> dict:
     """Return the fields of a head: MLP widths, or a Reverse Q-Former with the sizes of `qformer`."""
-    if head != "reverse_qformer":
+    num_queries = {"reverse_qformer": 1, "text_features": TEXT_STATES}.get(head)
+    if num_queries is None:
         return {"head": head, "image_down": image_down}
-    reverse = dataclasses.replace(qformer, num_queries=1, causal=False, memory_width=qformer.width)
+    reverse = dataclasses.replace(qformer, num_queries=num_queries, causal=False, memory_width=qformer.width)
     return {"head": head, "image_down": (), "reverse": reverse}

@@ -1,4 +1,4 @@
-"""The SEED image tokenizer: image -> 32 codes -> generation embedding (SEED-2, spec A)."""
+"""The SEED image tokenizers: image -> 32 codes -> generation embedding (SEED-2: spec A; SEED-1: spec G)."""
 
 import flax.linen as nn
 import flax.struct
@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seed_jax import sharding
+from seed_jax.errors import UserError
 from seed_jax.models.nn.layers import Dense, LayerNorm, Mlp, param
 from seed_jax.models.tokenizer import vq
 from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 from seed_jax.models.tokenizer.qformer import QFormer
+from seed_jax.models.tokenizer.text_branch import TextBranch
 from seed_jax.models.tokenizer.vit import Blocks, Vit
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
@@ -35,8 +37,8 @@ class TokenizerOutput:
     """The encoder's output, and what both decoders predict from it."""
 
     encoded: EncoderOutput
-    reconstruction: Float[Array, "B Q D"]  # of the causal embeddings
-    generation_embedding: Float[Array, "B E"]
+    reconstruction: Float[Array, "B Q D"] | None  # of the causal embeddings
+    generation_embedding: Float[Array, "B ..."]
 
 
 class SeedTokenizer(nn.Module):
@@ -69,8 +71,12 @@ class SeedTokenizer(nn.Module):
         self.codebook = param(self, "codebook", _codebook_init, codebook_shape, (None, None), jnp.dtype(jnp.float32))
         self.decode_task = Mlp(config.code_width, width, jnp.tanh, precision)
         normal, shape, axes = nn.initializers.normal(0.02), (config.qformer.num_queries, width), (None, "embed")
-        self.recon_pos_embed = param(self, "recon_pos_embed", normal, shape, axes, precision.param_dtype)
-        self.recon_blocks = Blocks(config.decoder, precision, remat)
+        if config.reconstruction:
+            self.recon_pos_embed = param(self, "recon_pos_embed", normal, shape, axes, precision.param_dtype)
+            self.recon_blocks = Blocks(config.decoder, precision, remat)
+        if config.predicts_text:
+            self.text_decoder = TextBranch(config.text_decoder, precision, remat)
+            return
         self.image_pos_embed = param(self, "image_pos_embed", normal, shape, axes, precision.param_dtype)
         self.image_blocks = Blocks(config.decoder, precision, remat)
         if config.head == "mlp":
@@ -91,7 +97,8 @@ class SeedTokenizer(nn.Module):
         """
         encoded = self.encode(image, deterministic=deterministic)
         up = self.decode_task(encoded.quantized.vectors)
-        return TokenizerOutput(encoded, self.reconstruct(up), self.project(up, deterministic=deterministic))
+        reconstruction = self.reconstruct(up) if self.config.reconstruction else None
+        return TokenizerOutput(encoded, reconstruction, self.project(up, deterministic=deterministic))
 
     def features(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B N V"]:
         """Return the normalized ViT features, class token first: the memory of the Q-Former."""
@@ -103,8 +110,11 @@ class SeedTokenizer(nn.Module):
         prequant = self.encode_task(embeddings)
         return EncoderOutput(embeddings, prequant, vq.quantize(prequant, self.codebook))
 
-    def embed_codes(self, codes: Int[Array, "B Q"]) -> Float[Array, "B E"]:
-        """Return the generation embedding: a prediction of CLIP ViT-H's image embedding, not normalized."""
+    def embed_codes(self, codes: Int[Array, "B Q"]) -> Float[Array, "B ..."]:
+        """Return the generation embedding of `config.embedding_shape`.
+
+        It predicts CLIP ViT-H's image embedding, not normalized; SEED-1's predicts CLIP ViT-L's text states.
+        """
         return self.project(self.decode_codes(codes))
 
     def reconstruct_codes(self, codes: Int[Array, "B Q"]) -> Float[Array, "B Q D"]:
@@ -116,11 +126,22 @@ class SeedTokenizer(nn.Module):
         return self.decode_task(vq.lookup(codes, self.codebook))
 
     def reconstruct(self, up: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
-        """Predict the causal embeddings from the decoded codes."""
+        """Predict the causal embeddings from the decoded codes.
+
+        Raises:
+            UserError: the tokenizer has no weights for it (`config.reconstruction`).
+        """
+        if not self.config.reconstruction:
+            raise UserError(
+                "This image tokenizer does not reconstruct causal embeddings: its weights lack the blocks for it, as "
+                "SEED-1's do; take one that has them for retrieval on codes."
+            )
         return self.recon_blocks(up + self.recon_pos_embed.astype(up.dtype)[None])
 
-    def project(self, up: Float[Array, "B Q D"], *, deterministic: bool = True) -> Float[Array, "B E"]:
-        """Predict the image embedding from the decoded codes."""
+    def project(self, up: Float[Array, "B Q D"], *, deterministic: bool = True) -> Float[Array, "B ..."]:
+        """Predict the generation embedding from the decoded codes."""
+        if self.config.predicts_text:
+            return self.text_decoder(up, deterministic=deterministic)
         x = self.image_blocks(up + self.image_pos_embed.astype(up.dtype)[None])
         if self.config.head == "reverse_qformer":
             return self.image_proj(self.reverse_qformer.encode_image(x, deterministic=deterministic)[:, 0])

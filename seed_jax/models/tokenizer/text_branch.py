@@ -1,4 +1,4 @@
-"""The tokenizer's optional text branch: predicts Stable Diffusion 1's text states from codes (spec A.8.2, A.10)."""
+"""Predict Stable Diffusion 1's text states from codes: SEED-1's decoder, SEED-2's optional branch (A.8.2, A.10, G)."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -15,17 +15,19 @@ from jaxtyping import Array, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
 from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import empty_batch
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum, next_token_loss
+from seed_jax.models.language_models import kind_of, model_class, read_sizes
 from seed_jax.models.llama.config import LlamaConfig
-from seed_jax.models.llama.model import Llama
+from seed_jax.models.nn.decoder_only import LanguageModelConfig
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.precision import Precision
 from seed_jax.train import flops
@@ -36,12 +38,15 @@ from seed_jax.train.stages.held_out_loss import held_out_loss
 from seed_jax.typing import ParamPath, Tree
 
 TINY_VOCABULARY = 530  # tokens of the vocabulary that the demo makes
-TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def is_trained_with_lora(path: ParamPath) -> bool:
     """Whether a variable trains in LoRA stages: adapters, embeddings, head and norms do (spec D.1)."""
-    return path[0] == "lora" or path[1] in ("embed_tokens", "lm_head") or path[-1] == "scale"
+    return path[0] == "lora" or path[1] in ("embed_tokens", "lm_head") or _is_norm(path)
+
+
+def _is_norm(path: ParamPath) -> bool:
+    return path[-1] == "scale" or (path[-1] == "bias" and path[-2].endswith("norm"))
 
 
 def is_trained_in_full(path: ParamPath) -> bool:
@@ -92,19 +97,23 @@ class LanguageStage(Stage[LanguageConfig]):
         self._vocabulary_files = directory
         self._image_codes = codes
         with_lora = config.model.train == "lora"
-        self.model = Llama(
-            self._architecture(size),
+        architecture = self._architecture(size)
+        model = model_class(architecture)
+        self.kind = kind_of(architecture)
+        targets = model.lora_targets
+        self.model = model(
+            architecture,
             precision=Precision("float32", config.precision.compute),
             remat=config.model.remat,
-            lora=LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout) if with_lora else None,
+            lora=LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout, targets) if with_lora else None,
             attention=config.model.attention,
         )
 
-    def _architecture(self, vocab_size: int) -> LlamaConfig:
+    def _architecture(self, vocab_size: int) -> LanguageModelConfig:
         name, init = self.config.model.config, self.config.model.init
         if init and Path(init).is_dir():
-            _, stored = model_dir.read_config(init, self.kind)
-            return LlamaConfig.from_dict({**stored["sizes"], "vocab_size": vocab_size})
+            _, stored = model_dir.read_config(init, LANGUAGE_MODELS)
+            return read_sizes(stored["kind"], {**stored["sizes"], "vocab_size": vocab_size}, init)
         if name == "tiny":
             return LlamaConfig.tiny(vocab_size)
         architecture = LlamaConfig.seed_14b() if name == "seed_14b" else LlamaConfig.seed_8b()
@@ -145,7 +154,7 @@ class LanguageStage(Stage[LanguageConfig]):
         targets = batch["targets"]
         losses = next_token_loss(
             hidden,
-            variables["params"]["lm_head"]["kernel"],
+            self.model.head_kernel(variables["params"]),
             targets,
             batch["loss_mask"],
             vocab_size=self.model.config.vocab_size,

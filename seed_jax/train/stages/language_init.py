@@ -10,16 +10,16 @@ from jaxtyping import Array, Float, Key
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.checkpoint.kinds import LANGUAGE_MODELS
 from seed_jax.errors import UserError
-from seed_jax.models.llama.config import LlamaConfig
-from seed_jax.models.llama.model import Llama
+from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn import lora
+from seed_jax.models.nn.decoder_only import DecoderOnly, LanguageModelConfig
 from seed_jax.precision import as_dtype
 from seed_jax.typing import Tree
 
 
-def abstract_variables(model: Llama) -> Tree:
+def abstract_variables(model: DecoderOnly) -> Tree:
     """Return the boxed shapes of {"params"} and, for a model with adapters, {"lora"}."""
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     # The key is made inside: the devices of the mesh may exist in a plan only.
@@ -27,7 +27,7 @@ def abstract_variables(model: Llama) -> Tree:
     return {"params": params} | ({"lora": lora.abstract(params, model.lora)} if model.lora else {})
 
 
-def init_variables(model: Llama, init: str, merged_dtype: str, key: Key[Array, ""], shardings: Tree) -> Tree:
+def init_variables(model: DecoderOnly, init: str, merged_dtype: str, key: Key[Array, ""], shardings: Tree) -> Tree:
     """Return the initial variables; adapters are always fresh.
 
     Args:
@@ -54,21 +54,27 @@ def init_variables(model: Llama, init: str, merged_dtype: str, key: Key[Array, "
     return {"params": params, "lora": init_adapters(params, key_lora)}
 
 
-def _load(directory: Path, target: LlamaConfig, merged_dtype: str, key: Key[Array, ""], shardings: Tree) -> Tree:
+def _load(
+    directory: Path, target: LanguageModelConfig, merged_dtype: str, key: Key[Array, ""], shardings: Tree
+) -> Tree:
     """Read parameters into their shardings, merge adapters, and extend a vocabulary that has no image tokens yet."""
-    _, stored = model_dir.read_config(directory, ModelKind.LLAMA)
-    source = LlamaConfig.from_dict(stored["sizes"])
+    _, stored = model_dir.read_config(directory, LANGUAGE_MODELS)
+    source = read_sizes(stored["kind"], stored["sizes"], str(directory))
+    if type(source) is not type(target):
+        raise UserError(
+            f"{directory} holds a model of kind {stored['kind']!r}, of another architecture than the run's."
+        )
     if source.vocab_size > target.vocab_size:
         raise UserError(
             f"{directory} has {source.vocab_size} tokens but the vocabulary only {target.vocab_size}: "
             "use the model's own vocabulary."
         )
     spec = lora.LoraSpec(**stored["lora"]) if stored.get("lora") else None
-    tree = abstract_variables(Llama(source, lora=spec))
+    tree = abstract_variables(model_class(source)(source, lora=spec))
     # The checkpoint of a run holds collections, an imported model the parameters alone.
     tree = tree["params"] if (directory / model_dir.PARAMS).is_dir() else tree
     mesh = jax.tree.leaves(shardings)[0].mesh
-    loaded = model_dir.load(directory, ModelKind.LLAMA, shardings=sharding.tree_shardings(tree, mesh)).params
+    loaded = model_dir.load(directory, LANGUAGE_MODELS, shardings=sharding.tree_shardings(tree, mesh)).params
     params, adapters = (loaded["params"], loaded.get("lora")) if "params" in loaded else (loaded, None)
     extends = source.vocab_size < target.vocab_size
     if adapters:
@@ -91,14 +97,18 @@ def _merge(params: Tree, adapters: Tree, spec: lora.LoraSpec, merged_dtype: str)
     return {**merged, "layers": jax.tree.map(lambda leaf: leaf.astype(as_dtype(merged_dtype)), merged["layers"])}
 
 
-def _extend_vocabulary(params: Tree, source: LlamaConfig, target: LlamaConfig, key: Key[Array, ""]) -> Tree:
+def _extend_vocabulary(
+    params: Tree, source: LanguageModelConfig, target: LanguageModelConfig, key: Key[Array, ""]
+) -> Tree:
     key_embed, key_head = jax.random.split(key)
     extend = functools.partial(
         extend_rows, rows=source.vocab_size, new_rows=target.vocab_size, padded_rows=target.padded_vocab_size
     )
     embedding = extend(params["embed_tokens"]["embedding"], key=key_embed)
-    head = extend(params["lm_head"]["kernel"].T, key=key_head).T
-    return {**params, "embed_tokens": {"embedding": embedding}, "lm_head": {"kernel": head}}
+    extended = {**params, "embed_tokens": {"embedding": embedding}}
+    if "lm_head" in params:  # otherwise the head is tied to the embeddings
+        extended["lm_head"] = {"kernel": extend(params["lm_head"]["kernel"].T, key=key_head).T}
+    return extended
 
 
 def extend_rows(

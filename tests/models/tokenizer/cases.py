@@ -1,14 +1,16 @@
 """Weights and recorded outputs of the original tokenizer, shared by several tests."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.key_table import assemble
 from seed_jax.convert.tensors import open_tensors
-from seed_jax.convert.tokenizer.official_import import ImportedTokenizer, import_tokenizer
+from seed_jax.convert.tokenizer.official_import import ImportedTokenizer, import_tokenizer, open_seed1
 from tests.support import golden, philox
 
 HEADS = {"vit_heads": 4, "qformer_heads": 4, "decoder_heads": 4}
@@ -48,3 +50,17 @@ def random_like(shapes):
         return jnp.asarray(noise, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+SEED1_FILES = tuple(f"seed1_tiny/{name}.safetensors" for name in ("causal_qformer", "seed_tokenizer", "eva_vit_g"))
+
+
+@functools.cache
+def imported_seed1() -> ImportedTokenizer:
+    """Return the tiny SEED-1 tokenizer of goldens/seed1_tiny."""
+    tokenizer = open_seed1(*map(golden.path, SEED1_FILES), **HEADS)
+    return dataclasses.replace(tokenizer, params=materialize(tokenizer.params))
+
+
+def seed1_image() -> jax.Array:
+    return jnp.asarray(golden.tensors("seed1_tiny/inputs.safetensors")["image"].transpose(0, 2, 3, 1))

@@ -14,6 +14,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import Entry
 from seed_jax.convert.tokenizer.key_table import key_table, retrieval_table, text_branch_table, with_path_prefix
+from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.models.tokenizer.text_branch import TextBranchConfig
@@ -35,6 +36,11 @@ def architecture(config: CodebookStageConfig, vocab_size: int) -> CodebookSizes:
     init_from, dropout = config.init_from, config.model.dropout
     has_model = bool(init_from.model) and Path(init_from.model).exists()
     sizes = _stored(config) if has_model else CodebookSizes(_named(config))
+    if sizes.tokenizer.predicts_text:
+        raise UserError(
+            f"init_from.model {init_from.model} is a SEED-1 tokenizer, whose head predicts text features; this stage "
+            "trains heads that predict an image embedding: start from a stage I model or a SEED-2 tokenizer."
+        )
     if not sizes.joint_width and (init_from.quantizer or _has_extras(init_from.model)):
         # Official files hold the text side, which makes retrieval possible.
         qformer = dataclasses.replace(sizes.tokenizer.qformer, vocab_size=vocab_size)

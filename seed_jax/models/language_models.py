@@ -1,0 +1,54 @@
+"""The language models: the one place that knows them all.
+
+To add a decoder-only model, write its directory (config, block, model; see `models/opt`) and list it here; its import
+and export are a directory of `convert`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from seed_jax.errors import UserError
+from seed_jax.models.llama.config import LlamaConfig
+from seed_jax.models.llama.model import Llama
+from seed_jax.models.nn.decoder_only import DecoderOnly, LanguageModelConfig
+from seed_jax.models.opt.config import OptConfig
+from seed_jax.models.opt.model import Opt
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The classes of a language model."""
+
+    config_class: type[LanguageModelConfig]
+    model_class: type[DecoderOnly]
+
+
+# The kind of a model directory (`checkpoint.kinds.ModelKind`) -> its classes.
+ARCHITECTURES = {"llama": Architecture(LlamaConfig, Llama), "opt": Architecture(OptConfig, Opt)}
+
+
+def read_sizes(kind: str, sizes: Mapping[str, Any], where: str = "config") -> LanguageModelConfig:
+    """Return the config that `sizes` of a model directory's `config.json` describe.
+
+    Args:
+        kind: of the model directory.
+        sizes: result of `LanguageModelConfig.to_dict`.
+        where: origin of the sizes in error messages.
+
+    Raises:
+        UserError: the kind is not a language model, or the sizes are not those of its config.
+    """
+    if kind not in ARCHITECTURES:
+        raise UserError(f"{where} has the kind {kind!r}, expected a language model: {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[kind].config_class.from_dict(sizes, where)
+
+
+def model_class(config: LanguageModelConfig) -> type[DecoderOnly]:
+    """Return the class of the model that has this config."""
+    return next(entry.model_class for entry in ARCHITECTURES.values() if isinstance(config, entry.config_class))
+
+
+def kind_of(config: LanguageModelConfig) -> str:
+    """Return the kind of a model directory that holds a model of this config."""
+    return next(kind for kind, entry in ARCHITECTURES.items() if isinstance(config, entry.config_class))

@@ -1,0 +1,110 @@
+"""Import and export of OPT, and generation with the imported model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from seed_jax import cli
+from seed_jax.convert.opt.hf_import import import_opt, open_opt
+from seed_jax.errors import UserError
+from seed_jax.inference.generation.generator import Generator
+from seed_jax.inference.memory_plan import Workload, plan_memory
+from seed_jax.models.opt.config import OptConfig
+from seed_jax.precision import Precision
+from tests.models.opt.cases import GOLDEN, golden_params, recorded, vocabulary
+from tests.support import golden
+
+
+def hugging_face(directory: Path, **changes) -> Path:
+    directory.mkdir(exist_ok=True)
+    vocabulary().save(directory)
+    shutil.copy(golden.path("opt_tiny/model.safetensors"), directory / "model.safetensors")
+    config = golden.load_json("opt_tiny/config.json") | {"architectures": ["OPTForCausalLM"]} | changes
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_import_export_and_generation(tmp_path):
+    source = hugging_face(tmp_path / "hf")
+    assert cli.main(["import", "opt", "--from", str(source), "--out", str(tmp_path / "model")]) == 0
+    assert json.loads((tmp_path / "model/config.json").read_text())["kind"] == "opt"
+    export = ["export", "opt", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert cli.main([*export, "--max-shard-size", "40KB"]) == 0
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    written = {name: array for shard in shards for name, array in load_file(shard).items()}
+    original = golden.tensors("opt_tiny/model.safetensors")
+    assert written.keys() == original.keys()
+    for name, array in original.items():
+        assert (written[name].dtype, written[name].tobytes()) == (array.dtype, array.tobytes()), name
+    assert open_opt(tmp_path / "out").config == GOLDEN
+
+    generator, expected = Generator.load(tmp_path / "model"), recorded()
+    prompt = expected["prompt"][0].tolist()
+    (greedy,) = generator.generate([prompt], max_new_tokens=24, mode="none")
+    assert list(greedy.ids) == expected["greedy"][0, len(prompt) :].tolist()
+    new_tokens = expected["beams5"].shape[1] - len(prompt)
+    (best,) = generator.generate([prompt], max_new_tokens=new_tokens, mode="none", beams=5)
+    assert list(best.ids) == expected["beams5"][0, len(prompt) :].tolist()
+    # Recorded with padding (id 1) on the left; ours is on the right.
+    batch = [[token for token in row.tolist() if token != 1] for row in expected["batch_prompt_left_padded"]]
+    assert len({len(row) for row in batch}) == 2
+    width = expected["batch_prompt_left_padded"].shape[1]
+    new_tokens = expected["batch_greedy"].shape[1] - width
+    answers = generator.generate(batch, max_new_tokens=new_tokens, mode="none")
+    assert [list(answer.ids) for answer in answers] == expected["batch_greedy"][:, width:].tolist()
+    # An image is drawn from the grammar, whatever the weights are.
+    (image,) = generator.generate([prompt], max_new_tokens=40, num_images=1)
+    assert [len(segment.codes) for segment in image.segments if hasattr(segment, "codes")] == [32]
+
+
+def test_export_loads_in_transformers(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    hugging_face(tmp_path / "hf")
+    assert cli.main(["import", "opt", "--from", str(tmp_path / "hf"), "--out", str(tmp_path / "model")]) == 0
+    assert cli.main(["export", "opt", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 0
+    model, report = transformers.OPTForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    expected = recorded()
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(expected["input_ids"][:1].astype(np.int64))).logits.numpy()
+    np.testing.assert_allclose(logits, expected["logits"][:1], atol=1e-4, rtol=0)
+
+
+def test_names_without_prefix_and_a_stored_tied_head(tmp_path):
+    source = hugging_face(tmp_path / "hf")
+    weights = golden.tensors("opt_tiny/model.safetensors")
+    released = {name.removeprefix("model."): array for name, array in weights.items()}
+    head = {"lm_head.weight": weights["model.decoder.embed_tokens.weight"].copy()}
+    save_file(released | head, source / "model.safetensors")
+    found = import_opt(source)
+    np.testing.assert_array_equal(
+        found.params["embed_positions"]["embedding"], golden_params()["embed_positions"]["embedding"]
+    )
+    head["lm_head.weight"][0, 0] += 1
+    save_file(released | head, source / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head\.weight differs"):
+        open_opt(source)
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(UserError, match="model_type"):
+        open_opt(hugging_face(tmp_path / "a", model_type="llama"))
+    with pytest.raises(UserError, match="activation_function 'gelu'; only 'relu'"):
+        open_opt(hugging_face(tmp_path / "b", activation_function="gelu"))
+    with pytest.raises(UserError, match="wrong shape"):
+        open_opt(hugging_face(tmp_path / "c", ffn_dim=60))
+    with pytest.raises(UserError, match=r"missing: model\.decoder\.project_in\.weight"):
+        open_opt(hugging_face(tmp_path / "d", word_embed_proj_dim=16))
+
+
+def test_memory_plan_of_the_full_size():
+    plan = plan_memory(
+        OptConfig.seed_2b7(), Precision(compute="bfloat16"), Workload(1, prompt_length=64, new_tokens=64)
+    )
+    assert 4.9 < plan.resident["language model"] / 2**30 < 5.2
