@@ -1,18 +1,21 @@
 """Image preprocessing: decoding with Pillow, resizing as in the original, CLIP normalization (spec A.1).
 
 Decoding equals the original's plain conversion to RGB for ordinary opaque 8-bit images, and handles more: the EXIF
-orientation is applied, transparent images are composited over white, 16-bit grey is scaled down instead of clipped.
+orientation is applied, transparent images are composited over white, grey of more than 8 bits is scaled (docs/data.md).
 """
 
+import functools
 import io
 import os
+import stat
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from seed_jax.errors import UserError
 
@@ -22,11 +25,32 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".avif", ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
-# A quarter GiB of pixels, where Pillow begins to warn of decompression bombs.
-MAX_PIXELS = 1024**3 // 4 // 3
+# The only formats that are tried: others start programs (EPS) or have decoders that few people test.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+MAX_FILE_BYTES = 256 * 1024**2
+# Decoding may take 1 GiB. Pillow stores 4 bytes per pixel; a second copy and the decoder's own buffers make 12. The
+# limit of 89,478,485 pixels is also where Pillow begins to warn of decompression bombs.
+MAX_DECODE_BYTES = 1024**3
+MAX_PIXELS = MAX_DECODE_BYTES // 12
+_DECODER_FACTOR = {"WEBP": 2, "AVIF": 2, "JPEG2000": 3}  # their decoders hold the whole image several times
 
-# What Pillow's decoders raise on malformed files of the various formats.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+_ORIENTATION = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_STRIP_PIXELS = 1024**2  # images are converted in strips, so that intermediate copies stay small
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+_PNG_MAX_TEXT = 1024**2  # of a text after decompression; Pillow refuses images with longer ones
+_RESIZE_BYTES = 256 * 1024**2  # of the intermediate image of a resize
+_MAX_EXACT_RATIO = 64  # of the sides, up to which `keep_ratio` resizes the whole image
 
 
 def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
@@ -37,43 +61,160 @@ def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Im
         name: name of the image in error messages, by default its path.
 
     Raises:
-        UserError: the file is missing, empty, malformed, not an image, or larger than MAX_PIXELS.
+        UserError: the file is missing, empty, malformed, not a regular file, larger than MAX_FILE_BYTES, not in one of
+            FORMATS, of more than MAX_PIXELS pixels (fewer in formats whose decoders take more memory), or grey with an
+            unknown range of values.
     """
     name = name or ("an image given as bytes" if isinstance(source, bytes) else str(source))
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else _read(Path(source), name)
         if not data:
             raise UserError(f"Cannot read {name}: the file is empty; replace or remove it.")
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(_without_png_metadata(data)), formats=_supported_formats()) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            limit = MAX_PIXELS // _DECODER_FACTOR.get(image.format or "", 1)
+            if width * height > limit:
                 raise UserError(
-                    f"Refusing to decode {name}: {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down."
+                    f"Refusing to decode {name}: {width} x {height} pixels, more than {limit:,}; scale it down."
                 )
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            image.load()
+            orientation = _orientation(image)
+            rgb = _to_rgb(image, name)
+        del image  # the unconverted pixels
+        if orientation in _TRANSPOSITIONS:
+            rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
+            rgb.info.clear()  # holds the orientation that has been applied
+        return rgb
+    except UserError:
+        raise
     except Image.DecompressionBombError:
         raise UserError(f"Refusing to decode {name}: more than {MAX_PIXELS:,} pixels; scale it down.") from None
     except Image.UnidentifiedImageError:
         raise UserError(
-            f"Cannot read {name}: not an image in a format that Pillow supports; replace or remove it."
+            f"Cannot read {name}: not an image in a supported format ({', '.join(FORMATS)}); replace or remove it."
         ) from None
-    except _DECODE_ERRORS as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"Cannot read {name}: {reason}; replace or remove it.") from error
+    except Exception as error:  # the decoders raise almost anything on malformed files
+        reason = getattr(error, "strerror", None) or f"unreadable image, {str(error) or type(error).__name__}"
+        raise UserError(f"Cannot read {name}: {' '.join(reason.split())}; replace or remove it.") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+def _read(path: Path, name: str) -> bytes:
+    """Return the content of a regular file of at most MAX_FILE_BYTES."""
+    status = path.stat()  # before opening, which waits on a FIFO and may have effects on a device
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"Cannot read {name}: it is a directory; give an image file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"Cannot read {name}: it is not a regular file; copy the image into one.")
+    if status.st_size > MAX_FILE_BYTES:
+        raise UserError(
+            f"Refusing to read {name}: {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}; scale it down."
+        )
+    with path.open("rb") as file:
+        return file.read(MAX_FILE_BYTES)
+
+
+@functools.cache
+def _supported_formats() -> tuple[str, ...]:
+    """Return those of FORMATS that this version of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _without_png_metadata(data: bytes) -> bytes:
+    """Remove profiles and texts from a PNG, except the texts that may hold its orientation."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return data
+    kept, begin = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while begin + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, begin)
+        end = begin + 12 + length
+        if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt") or _holds_orientation(kind, data[begin + 8 : end - 4]):
+            kept.append(data[begin:end])
+        begin = end
+    return b"".join(kept)
+
+
+def _holds_orientation(kind: bytes, content: bytes) -> bool:
+    keyword, _, rest = content.partition(b"\0")
+    if kind == b"iCCP" or keyword not in _PNG_ORIENTATION_KEYWORDS or len(content) > _PNG_MAX_TEXT:
+        return False
+    if kind == b"iTXt" and rest[:1] == b"\1":
+        rest = rest[2:].split(b"\0", 2)[-1]  # after the flags, the language and the translated keyword
+    elif kind == b"zTXt":
+        rest = rest[1:]
+    else:
+        return True
+    try:
+        return len(zlib.decompressobj().decompress(rest, _PNG_MAX_TEXT)) < _PNG_MAX_TEXT
+    except zlib.error:
+        return False
+
+
+def _orientation(image: Image.Image) -> object:
+    """Return the EXIF orientation, None if there is none or the EXIF block is malformed."""
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # a malformed block makes Pillow raise almost anything, and the pixels are sound
+        return None
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _in_strips(image, _grey_scaling(image, name))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if image.mode == "RGB":
-        image.load()  # before its file is closed; avoids the copy that `convert` would make
-        return image
-    return image.convert("RGB")
+        return _in_strips(image, _over_white)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the first row and the image of each strip."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    result = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _grey_scaling(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Image]:
+    """Return the conversion of grey of more than 8 bits: by the declared bits, else by the range of the values."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    white_is_zero = tags.get(_TIFF_PHOTOMETRIC) == 0
+    if image.mode.startswith("I;16") or image.format != "TIFF":  # Pillow scales what PNG, PPM and JPEG 2000 hold to 16
+        declared = tags.get(_TIFF_BITS, (16,))
+        bits = declared[0] if isinstance(declared, tuple) else declared
+        scale = 2.0 ** (8 - bits)
+    else:
+        low, high = _value_range(image)
+        if not (low >= 0 and high <= 65535):  # written so that NaN is refused
+            raise UserError(
+                f"Cannot read {name}: grey values from {low:g} to {high:g}, expected 0 to 1 (floats), 255 or 65535; "
+                "convert it to 8 bits."
+            )
+        unit = image.mode == "F" and high <= 1
+        scale = 255.0 if unit else 1.0 if high <= 255 else 1 / 256
+    rounding = 0.5 if image.mode == "F" else 0.0  # integers are shifted, floats rounded
+
+    def convert(strip: Image.Image) -> Image.Image:
+        grey = (np.asarray(strip).astype(np.float64) * scale + rounding).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
+
+    return convert
+
+
+def _value_range(image: Image.Image) -> tuple[float, float]:
+    """Return the smallest and the largest value, NaN if one is not a number."""
+    ranges = [(array.min(), array.max()) for array in (np.asarray(strip) for _, strip in _strips(image))]
+    return float(np.min([low for low, _ in ranges])), float(np.max([high for _, high in ranges]))
 
 
 def resize(
@@ -94,14 +235,20 @@ def resize(
     """
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"Unknown interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}.")
-    if not keep_ratio:
-        return np.asarray(image.resize((size, size), INTERPOLATIONS[interpolation]))
+    method = INTERPOLATIONS[interpolation]
     width, height = image.size
+    if not keep_ratio:
+        if 4 * size * height > _RESIZE_BYTES:  # Pillow would resize the rows first; the result differs by rounding
+            image = image.resize((width, size), method)
+        return np.asarray(image.resize((size, size), method))
     short = min(width, height)
+    if max(width, height) > _MAX_EXACT_RATIO * short:  # crop before resizing; the result differs by rounding
+        left, top = (width - short) / 2, (height - short) / 2
+        return np.asarray(image.resize((size, size), method, box=(left, top, left + short, top + short)))
     # The longer side is truncated and the offsets are rounded to even, as in torchvision.
     width, height = size * width // short, size * height // short
     left, top = round((width - size) / 2), round((height - size) / 2)
-    image = image.resize((width, height), INTERPOLATIONS[interpolation])
+    image = image.resize((width, height), method)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 

@@ -1,32 +1,39 @@
 """Frames of videos, read with PyAV: the middle frame of each of N equal segments (spec D.5)."""
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from seed_jax.errors import UserError
 from seed_jax.images import MAX_PIXELS
 
 _MISSING_EXTRA = "Videos are read with PyAV, which is not installed: pip install 'seed-jax[video]'."
+# Containers that hold their own streams. Playlists and other formats that name further files or addresses are refused.
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,ivf,mxf,nut,rm,dv"
 
 
 def frames(path: Path, count: int) -> list[Image.Image]:
-    """Return `count` frames of a video as RGB images; a video with fewer frames repeats them.
+    """Return `count` upright frames of a video as RGB images; a video with fewer frames repeats them.
 
     The original asks OpenCV for the frame before the middle one, by an off-by-one; here it is the middle one.
 
     Raises:
-        UserError: PyAV is not installed, or the file is not a video that it can decode.
+        UserError: PyAV is not installed, or the file is not a local regular file with a video that it can decode.
     """
     try:
         import av
-        from av.error import FFmpegError
     except ImportError:
         raise UserError(_MISSING_EXTRA) from None
     try:
-        with av.open(str(path)) as container:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise UserError(f"Cannot read {path}: it is not a regular file; copy the video into one.")
+        # The prefix keeps FFmpeg from taking a name such as "concat:a" for an address.
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+        with av.open(f"file:{path}", options=options) as container:
             if not container.streams.video:
                 raise UserError(f"Cannot read {path}: it has no video stream; replace or remove it.")
             stream = container.streams.video[0]
@@ -36,8 +43,11 @@ def frames(path: Path, count: int) -> list[Image.Image]:
                 raise UserError(f"Refusing to decode {path}: {stream.width} x {stream.height} pixels; scale it down.")
             stream.thread_type = "NONE"  # many videos are decoded at once, one thread each
             return _middle_frames(container, stream, count)
-    except (FFmpegError, EOFError, ValueError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except UserError:
+        raise
+    except Exception as error:  # the decoders raise almost anything on malformed files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = " ".join(str(reason).split())
         raise UserError(f"Cannot read {path}: {reason}; replace or remove it.") from error
 
 
@@ -64,7 +74,29 @@ def _middle_frames(container: Any, stream: Any, count: int) -> list[Image.Image]
     if last is None:
         raise ValueError("no frame can be decoded")
     selected += [last] * (count - len(selected))
-    return [frame.to_image().convert("RGB") for frame in selected]
+    return [_upright(frame) for frame in selected]
+
+
+def _upright(frame: Any) -> Image.Image:
+    """Return a frame as displayed: turned and mirrored by the display matrix of its video."""
+    from av.sidedata.sidedata import Type
+
+    image = frame.to_image().convert("RGB")
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return image
+    # A pixel at (x, y) is displayed at (a x + c y, b x + d y).
+    a, b, _, c, d = (np.frombuffer(bytes(matrix), np.int32)[:5] / 2**16).round(2).tolist()
+    if b == c == 0:
+        mirrored, flipped = a < 0, d < 0
+    elif a == d == 0:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+        mirrored, flipped = c < 0, b < 0
+    else:  # players turn by other angles into a larger frame; like OpenCV, leave it
+        return image
+    if mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flipped else image
 
 
 def _start_and_duration(container: Any, stream: Any) -> tuple[float, float]:

@@ -1,6 +1,8 @@
 """Image decoding, resizing and normalization against the recorded original."""
 
 import io
+import os
+import struct
 import zlib
 
 import numpy as np
@@ -115,6 +117,160 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     loaded = np.asarray(images.load(encoded(Image.fromarray(values), "PNG")))
     assert loaded[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
+        (np.array([[0, 255, 256, 65535]], np.int32), [0, 0, 1, 255]),
+        (np.array([[0, 0.25, 1]], np.float32), [0, 64, 255]),
+        (np.array([[0, 100.4, 255]], np.float32), [0, 100, 255]),
+        (np.array([[0, 32768, 65535]], np.float32), [0, 128, 255]),
+    ],
+    ids=["int32 of 8 bits", "int32 of 16 bits", "float to 1", "float to 255", "float to 65535"],
+)
+def test_grey_beyond_sixteen_bits_is_scaled_by_its_range(values, expected):
+    loaded = np.asarray(images.load(encoded(Image.fromarray(values), "TIFF")))
+    assert loaded[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize("values", [[-1, 5], [0, 65536], [0, np.nan], [0, np.inf]])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_grey_of_unknown_range_is_refused(values, dtype):
+    if dtype == np.int32 and not np.isfinite(values).all():
+        values = [-(2**31), 2**31 - 1]
+    with pytest.raises(UserError, match=r"a\.tif.*grey values from"):
+        images.load(encoded(Image.fromarray(np.array([values], dtype)), "TIFF"), name="a.tif")
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "strip", "expected"),
+    [
+        (12, 1, bytes.fromhex("0007fffff000"), [0, 127, 255]),  # 0, 2047, 4095 and four bits of padding
+        (16, 1, struct.pack("<3H", 0, 32767, 65535), [0, 127, 255]),
+        (16, 0, struct.pack("<3H", 0, 32767, 65535), [255, 128, 0]),  # white is zero
+    ],
+)
+def test_grey_of_a_tiff_is_scaled_by_the_declared_bits(bits, photometric, strip, expected):
+    entries = [(256, 3), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1), (279, 6)]
+    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    data = b"II*\0" + struct.pack("<I", 14) + strip + struct.pack("<H", len(entries)) + directory + bytes(4)
+    assert np.asarray(images.load(data))[0, :, 0].tolist() == expected
+
+
+def test_large_images_are_converted_in_strips_with_the_same_result():
+    """More rows than one strip, with transparency and in grey of 16 bits."""
+    values = np.arange(1100 * 1000, dtype=np.uint32).reshape(1100, 1000)
+    grey = (values % 65536).astype(np.uint16)
+    loaded = np.asarray(images.load(encoded(Image.fromarray(grey), "TIFF")))
+    np.testing.assert_array_equal(loaded[..., 0], grey >> 8)
+    rgba = Image.fromarray(np.stack([values % 256, values % 7, values % 90, values % 251], -1).astype(np.uint8))
+    expected = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(images.load(encoded(rgba, "TIFF"))), np.asarray(expected))
+
+
+def with_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Return a JPEG whose EXIF block holds the orientation 6 and entries (tag, type, count, value of 4 bytes)."""
+    entries = ((0x0112, 3, 1, struct.pack("<HH", 6, 0)), *entries)
+    directory = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + struct.pack("<II", 7, 1)
+    return encoded(rgb(), "JPEG", quality=95, exif=block)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        (0x0131, 11, 1, struct.pack("<f", 1.5)),  # software as a float
+        (0x0132, 5, 1, struct.pack("<I", 38)),  # date as a fraction
+        (0x0128, 5, 1, struct.pack("<I", 38)),  # unit of the resolution as a fraction
+        (0x0131, 99, 1, bytes(4)),  # a type that does not exist
+        (0x0131, 2, 2**31, struct.pack("<I", 2**31)),  # a text beyond the end of the block
+    ],
+    ids=["float", "date", "unit", "type", "length"],
+)
+def test_malformed_exif_entries_do_not_hide_the_orientation(entry):
+    loaded = np.asarray(images.load(with_exif(entry))).astype(int)
+    assert np.abs(loaded - np.rot90(GRADIENT, -1)).mean() < 4  # lossy
+
+
+def test_malformed_exif_block_is_ignored():
+    data = encoded(rgb(), "JPEG", quality=95, exif=b"Exif\0\0" + b"II*\0" + b"\xff" * 20)
+    assert images.load(data).size == (40, 24)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_500_000))),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b" " * 1_500_000)),
+        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_500_000))),
+        chunk(b"tEXt", b"a\0" + b"b" * 1_500_000),
+        chunk(b"zTXt", b"Raw profile type exif\0\0not compressed"),
+    ],
+    ids=["text", "xmp", "profile", "plain text", "damaged"],
+)
+def test_png_with_long_or_damaged_metadata_is_read(metadata):
+    data = encoded(rgb(), "PNG")
+    np.testing.assert_array_equal(np.asarray(images.load(data[:33] + metadata + data[33:])), GRADIENT)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_png_text_with_the_orientation_is_kept(compressed):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    xmp = b"\1\0\0\0" + zlib.compress(xmp) if compressed else b"\0\0\0\0" + xmp
+    data = encoded(rgb(), "PNG")
+    loaded = images.load(data[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0" + xmp) + data[33:])
+    np.testing.assert_array_equal(np.asarray(loaded), np.rot90(GRADIENT, -1))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "TGA", "DDS", "ICO"])
+def test_other_formats_are_refused_whatever_their_name(tmp_path, kind):
+    (tmp_path / "x.png").write_bytes(encoded(rgb(), kind))
+    with pytest.raises(UserError, match=r"x\.png: not an image in a supported format"):
+        images.load(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("error", [RecursionError, OverflowError, struct.error, AssertionError, MemoryError])
+def test_any_exception_of_a_decoder_is_an_unreadable_image(monkeypatch, error):
+    def load(image):
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(UserError, match=r"b\.png: unreadable image"):
+        images.load(encoded(rgb(), "PNG"), name="b.png")
+
+
+def test_only_regular_files_of_limited_size_are_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo.png")
+    for path in (tmp_path / "fifo.png", "/dev/zero"):
+        with pytest.raises(UserError, match="not a regular file"):
+            images.load(path)
+    rgb().save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
+    with pytest.raises(UserError, match=r"Refusing to read .*a\.png"):
+        images.load(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("size", [(1, 400_000), (400_000, 1)])
+@pytest.mark.parametrize("keep_ratio", [False, True])
+def test_resizing_extreme_sides_gives_the_colour_of_the_image(size, keep_ratio):
+    """The intermediate image of a plain resize would take 360 MB, that of `keep_ratio` 80 GB."""
+    pixels = images.resize(Image.new("RGB", size, (10, 20, 30)), 224, keep_ratio=keep_ratio)
+    assert pixels.shape == (224, 224, 3)
+    assert (pixels == [10, 20, 30]).all()
+
+
+def test_keep_ratio_of_extreme_sides_keeps_the_centre():
+    """Within 1: Pillow rounds the positions of the two ways differently."""
+    wide = np.random.default_rng(0).integers(0, 255, (4, 400, 3), np.uint8)
+    scaled = Image.fromarray(wide).resize((1600, 16), Image.Resampling.BICUBIC).crop((792, 0, 808, 16))
+    ours = images.resize(Image.fromarray(wide), 16, "bicubic", keep_ratio=True)
+    assert np.abs(ours.astype(int) - np.asarray(scaled)).max() <= 1
 
 
 def truncated_png() -> bytes:

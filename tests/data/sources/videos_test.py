@@ -1,6 +1,9 @@
 """Lists of videos, and which frames are taken."""
 
 import json
+import os
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +58,70 @@ def test_files_that_are_not_videos_are_one_sentence(tmp_path, change):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"Cannot read .*a.mp4: .*; replace or remove it.$"):
         video.frames(path, 4)
+
+
+def turned(path, matrix):
+    """Write the display matrix (a, b, c, d) into the track header of an MP4."""
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"tkhd") + 4 + 40  # version 0: times, track, duration, layer, volume
+    a, b, c, d = matrix
+    data[begin : begin + 36] = struct.pack(">9i", *(v << 16 for v in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "transform"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),  # a telephone held upright: clockwise
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), lambda image: np.rot90(image, 1)),
+        ((-1, 0, 0, 1), lambda image: image[:, ::-1]),  # mirrored, as by a front camera
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+    ],
+    ids=["0", "clockwise", "180", "anticlockwise", "mirrored", "transposed"],
+)
+def test_frames_are_turned_as_the_display_matrix_says(tmp_path, matrix, transform):
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:16, :32], pixels[:16, 32:], pixels[16:, :32] = 255, (255, 0, 0), (0, 0, 255)
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", 5)
+        stream.width, stream.height, stream.bit_rate = 64, 32, 10**7
+        container.mux(stream.encode(av.VideoFrame.from_image(Image.fromarray(pixels))))
+        container.mux(stream.encode())
+    turned(path, matrix)
+    (frame,) = video.frames(path, 1)
+    expected = transform(pixels)
+    assert frame.size == (expected.shape[1], expected.shape[0])
+    # Lossy at the edges of the quarters; another orientation differs by 60 and more.
+    assert np.abs(np.asarray(frame).astype(int) - expected).mean() < 20
+
+
+def test_only_local_regular_files_of_self_contained_formats_are_read(tmp_path):
+    film(tmp_path / "a.mp4", [50])
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    (tmp_path / "stream.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.mp4\n#EXT-X-ENDLIST\n")
+    os.mkfifo(tmp_path / "fifo.mp4")
+    names = ["list.mp4", "stream.mp4", "fifo.mp4", "http://127.0.0.1:9/a.mp4", f"concat:{tmp_path}/a.mp4"]
+    for path in [Path(tmp_path, name) for name in names] + [Path(names[3]), Path(names[4]), Path("/dev/zero")]:
+        with pytest.raises(UserError, match="Cannot read"):
+            video.frames(path, 1)
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "a.mkv", "a.avi", "a.ts", "a.mov", "a.gif"])
+def test_formats_and_names(tmp_path, monkeypatch, name):
+    film(tmp_path / "first.mp4", [50])
+    path = tmp_path / name
+    with av.open(str(tmp_path / "first.mp4")) as source, av.open(f"file:{path}", "w") as container:
+        codec, pixel_format = ("gif", "gray") if name.endswith("gif") else ("mpeg4", "yuv420p")
+        stream = container.add_stream(codec, 5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, pixel_format
+        for frame in source.decode(video=0):
+            container.mux(stream.encode(frame.reformat(format=pixel_format)))
+        container.mux(stream.encode())
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_allclose(levels(video.frames(Path(name), 1)), [50], atol=6)  # lossy
 
 
 @pytest.fixture
