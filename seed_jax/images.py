@@ -67,9 +67,10 @@ def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Im
     """
     name = name or ("an image given as bytes" if isinstance(source, bytes) else str(source))
     try:
-        data = source if isinstance(source, bytes) else _read(Path(source), name)
+        data = source if isinstance(source, bytes) else read_file(Path(source), name)
         if not data:
             raise UserError(f"Cannot read {name}: the file is empty; replace or remove it.")
+        _check_size(len(data), name)
         with Image.open(io.BytesIO(_without_png_metadata(data)), formats=_supported_formats()) as image:
             width, height = image.size
             limit = MAX_PIXELS // _DECODER_FACTOR.get(image.format or "", 1)
@@ -98,17 +99,29 @@ def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Im
         raise UserError(f"Cannot read {name}: {' '.join(reason.split())}; replace or remove it.") from error
 
 
-def _read(path: Path, name: str) -> bytes:
-    """Return the content of a regular file of at most MAX_FILE_BYTES."""
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_FILE_BYTES:
+        raise UserError(f"Refusing to read {name}: {size:,} bytes, more than {MAX_FILE_BYTES:,}; scale it down.")
+
+
+def read_file(path: Path, name: str | None = None) -> bytes:
+    """Return the content of the file of an image.
+
+    Args:
+        path: a regular file of at most MAX_FILE_BYTES.
+        name: name of the image in error messages, by default its path.
+
+    Raises:
+        UserError: the file is larger, or a directory, FIFO or device.
+        OSError: it cannot be read.
+    """
+    name = name or str(path)
     status = path.stat()  # before opening, which waits on a FIFO and may have effects on a device
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"Cannot read {name}: it is a directory; give an image file.")
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"Cannot read {name}: it is not a regular file; copy the image into one.")
-    if status.st_size > MAX_FILE_BYTES:
-        raise UserError(
-            f"Refusing to read {name}: {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}; scale it down."
-        )
+    _check_size(status.st_size, name)
     with path.open("rb") as file:
         return file.read(MAX_FILE_BYTES)
 
@@ -150,12 +163,13 @@ def _holds_orientation(kind: bytes, content: bytes) -> bool:
         return False
 
 
-def _orientation(image: Image.Image) -> object:
-    """Return the EXIF orientation, None if there is none or the EXIF block is malformed."""
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) if there is none or the EXIF block is malformed."""
     try:
-        return image.getexif().get(_ORIENTATION)
+        value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a malformed block makes Pillow raise almost anything, and the pixels are sound
-        return None
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from seed_jax import images
+
 GAP = 6  # pixels between two images
 
 
@@ -30,8 +32,7 @@ def contact_sheet(rows: Iterable[Sequence[Image.Image | Path | None]], *, side: 
 
 def _thumbnail(source: Image.Image | Path, side: int) -> Image.Image:
     if isinstance(source, Path):
-        with Image.open(source) as image:
-            return _thumbnail(image.convert("RGB"), side)
+        return _thumbnail(images.load(source), side)
     scale = side / max(source.size)
     size = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
     return source.resize(size, Image.Resampling.LANCZOS)

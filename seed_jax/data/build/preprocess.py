@@ -86,7 +86,7 @@ def _decoded(
         if isinstance(item, Video):
             decoded = [(None, frame) for frame in video.frames(item.path, item.frames)]
         else:
-            data = item if isinstance(item, bytes) else item.read_bytes()
+            data = images.read_file(item) if isinstance(item, Path) else _content(item)
             # Decode even if only the bytes are stored: a corrupt image must not surface during training.
             decoded = [(data, images.load(data))]
     except FileNotFoundError:
@@ -97,6 +97,16 @@ def _decoded(
         if reason := filters.refuse_size(*image.size):
             raise _RejectedError(FilteredSample(sample_id, reason))
     return [encoder.prepare(image) if encoder else data or _png(image) for data, image in decoded]
+
+
+def _content(item: FileSlice | bytes) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if item.size > images.MAX_FILE_BYTES:
+        raise UserError(
+            f"Refusing to read an image in {item.path}: {item.size:,} bytes, more than {images.MAX_FILE_BYTES:,}."
+        )
+    return item.read_bytes()
 
 
 def _kind(item: Item) -> str:

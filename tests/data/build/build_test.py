@@ -303,6 +303,22 @@ def test_a_decompression_bomb_is_a_counted_bad_record(tmp_path, monkeypatch):
     assert "200 x 200 pixels" in (tmp_path / "o/bad.jsonl").read_text()
 
 
+def test_special_and_oversized_files_are_counted_bad_records(tmp_path, monkeypatch):
+    (tmp_path / "0.png").write_bytes(png(0))
+    os.mkfifo(tmp_path / "1.png")
+    (tmp_path / "2.png").symlink_to("/dev/zero")
+    (tmp_path / "3.png").write_bytes(png(3) + bytes(2000))
+    (tmp_path / "t").mkdir()
+    tar(tmp_path / "t/a.tar", {"4.jpg": png(4), "4.txt": b"x", "5.jpg": png(5) + bytes(2000), "5.txt": b"x"})
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"image": f"{n}.png", "caption": "x"}) for n in range(4)))
+    monkeypatch.setattr("seed_jax.images.MAX_FILE_BYTES", 1000)
+    limit = options(max_skipped=SkipLimit(number=3))
+    folder = build(open_source("folder", [tmp_path / "c.jsonl"]), tmp_path / "o", encoder=Colours(), options=limit)
+    assert (folder.records, sum(folder.dropped.values())) == (1, 3)
+    tars = build(open_source("webdataset", [tmp_path / "t"]), tmp_path / "p", encoder=Colours(), options=limit)
+    assert (tars.records, tars.dropped) == (1, {"unreadable image": 1})
+
+
 def test_a_tokenizer_with_other_codes_is_refused(inputs, tmp_path):
     class Short(Colours):
         def encode(self, images):
