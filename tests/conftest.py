@@ -22,7 +22,20 @@ from jaxtyping import install_import_hook
 install_import_hook("seed_jax", "beartype.beartype")
 
 import jax
+import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "warn")
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+
+
+@pytest.fixture(autouse=True)
+def _optimized_compiles(request):
+    """Compile tests marked `optimized`, which measure memory or programs, with the optimizations that users get."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    disabled = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", disabled)

@@ -30,6 +30,7 @@ def test_planned_weights_are_those_that_are_loaded(quantize):
     assert tree_bytes(memory_plan.tokenizer_weights(sizes, quantize)) == tree_bytes(tokenizer.params)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("beams", [1, 3])
 def test_programs_need_no_more_than_was_planned(beams):
     generator, compiled = Generator(SMALL, small_params(), vocabulary()), {}

@@ -84,6 +84,7 @@ def test_weights_may_be_fractional(case):
     np.testing.assert_allclose(quarter.mean, whole.mean, rtol=1e-6)
 
 
+@pytest.mark.optimized
 def test_full_logits_are_never_materialized():
     batch, length, width, vocab_size = 2, 512, 32, 4096
     shapes = [(batch, length, width), (width, vocab_size), (batch, length)]

@@ -67,6 +67,7 @@ def test_training_runs_the_program_that_was_planned(tmp_path, cpu):
     assert resolved["model"]["remat"] == plan.remat == "none"
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_the_memory_planned_is_the_memory_taken(cpu):
     """What a step keeps, as planned, against the bytes of the arrays that a run makes on a device."""

@@ -235,6 +235,7 @@ def test_chunked_prefill_equals_one_prefill():
     np.testing.assert_allclose(logits, forward(model, params, tokens), atol=2e-5, rtol=0)  # another order of summation
 
 
+@pytest.mark.optimized
 def test_decoding_loop_updates_the_cache_in_place():
     model, slots, variables = Llama(SMALL), 4096, {"params": small_params()}
     cache = jax.eval_shape(lambda: model.init_cache(2, slots))
@@ -273,6 +274,7 @@ def test_scanned_layers_equal_unrolled_layers():
     )
 
 
+@pytest.mark.optimized
 def test_remat_policies_trade_memory_and_agree():
     config = dataclasses.replace(SMALL, hidden_size=64, intermediate_size=172, num_layers=6)
     tokens = random_tokens(4, 128)
