@@ -38,8 +38,10 @@ class BinaryFile(Protocol):
 # An image as users give it: a path, encoded bytes, a binary file, a Pillow image, or an array (see `load`).
 ImageInput = str | os.PathLike | bytes | bytearray | BinaryFile | Image.Image | np.ndarray
 
-# What Pillow's decoders raise on malformed files of the various formats.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+# What Pillow's decoders raise on malformed files of the various formats, and (the last) on images whose file is closed.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error, AssertionError,
+)  # fmt: skip
 
 
 def load(source: ImageInput, name: str | None = None) -> Image.Image:
