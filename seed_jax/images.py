@@ -10,8 +10,9 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -53,39 +54,42 @@ _RESIZE_BYTES = 256 * 1024**2  # of the intermediate image of a resize
 _MAX_EXACT_RATIO = 64  # of the sides, up to which `keep_ratio` resizes the whole image
 
 
-def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
-    """Read an image as upright RGB.
+@runtime_checkable
+class BinaryFile(Protocol):
+    """Anything that `read` returns encoded bytes of."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+# An image as users give it: a path, encoded bytes, a binary file, a Pillow image, or an array (see `load`).
+ImageInput = str | os.PathLike | bytes | bytearray | BinaryFile | Image.Image | np.ndarray
+
+
+def load(source: ImageInput, name: str | None = None) -> Image.Image:
+    """Return an image as upright RGB.
 
     Args:
-        source: a path, or the encoded bytes.
+        source: a path; encoded bytes; a binary file; a Pillow image of any mode; or an array, uint8 [H, W], [H, W, 1],
+            [H, W, 3] or [H, W, 4], or uint16 [H, W].
         name: name of the image in error messages, by default its path.
 
     Raises:
         UserError: the file is missing, empty, malformed, not a regular file, larger than MAX_FILE_BYTES, not in one of
             FORMATS, of more than MAX_PIXELS pixels (fewer in formats whose decoders take more memory), or grey with an
-            unknown range of values.
+            unknown range of values; the object is not an image.
     """
-    name = name or ("an image given as bytes" if isinstance(source, bytes) else str(source))
+    name = name or _describe(source)
     try:
-        data = source if isinstance(source, bytes) else read_file(Path(source), name)
+        if isinstance(source, np.ndarray):
+            source = _from_array(source, name)
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source, name)
+        data = _read(source, name)
         if not data:
             raise UserError(f"Cannot read {name}: the file is empty; replace or remove it.")
         _check_size(len(data), name)
         with Image.open(io.BytesIO(_without_png_metadata(data)), formats=_supported_formats()) as image:
-            width, height = image.size
-            limit = MAX_PIXELS // _DECODER_FACTOR.get(image.format or "", 1)
-            if width * height > limit:
-                raise UserError(
-                    f"Refusing to decode {name}: {width} x {height} pixels, more than {limit:,}; scale it down."
-                )
-            image.load()
-            orientation = _orientation(image)
-            rgb = _to_rgb(image, name)
-        del image  # the unconverted pixels
-        if orientation in _TRANSPOSITIONS:
-            rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
-            rgb.info.clear()  # holds the orientation that has been applied
-        return rgb
+            return _upright_rgb(image, name)
     except UserError:
         raise
     except Image.DecompressionBombError:
@@ -97,6 +101,67 @@ def load(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Im
     except Exception as error:  # the decoders raise almost anything on malformed files
         reason = getattr(error, "strerror", None) or f"unreadable image, {str(error) or type(error).__name__}"
         raise UserError(f"Cannot read {name}: {' '.join(reason.split())}; replace or remove it.") from error
+
+
+def as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """Return the images of a sequence or of an array [N, H, W, C]; a single image becomes a list of one."""
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim > 3 else [images]
+    single = isinstance(images, str | bytes | bytearray | os.PathLike | Image.Image) or hasattr(images, "read")
+    # What is no image at all is a list of one, too: `load` refuses it in a sentence.
+    if single or not isinstance(images, Iterable):
+        return [cast(ImageInput, images)]
+    return list(cast(Iterable[ImageInput], images))
+
+
+def _describe(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    kinds = {bytes: "bytes", bytearray: "bytes", Image.Image: "a Pillow image", np.ndarray: "an array"}
+    found = next((text for kind, text in kinds.items() if isinstance(source, kind)), type(source).__name__)
+    return str(getattr(source, "filename", None) or getattr(source, "name", None) or f"an image given as {found}")
+
+
+def _read(source: Any, name: str) -> bytes:
+    """Return the encoded bytes of a path, a file or bytes."""
+    if isinstance(source, str | os.PathLike):
+        return read_file(Path(source), name)
+    data = source.read(MAX_FILE_BYTES + 1) if hasattr(source, "read") else source
+    if not isinstance(data, bytes | bytearray):
+        raise UserError(
+            f"Cannot read {name}: found {type(data).__name__}, expected a path, encoded bytes, a file opened in binary "
+            "mode, a Pillow image or a NumPy array."
+        )
+    return bytes(data)
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Decode and convert an image, and apply its EXIF orientation; a caller's image stays unchanged."""
+    width, height = image.size
+    limit = MAX_PIXELS // _DECODER_FACTOR.get(image.format or "", 1)
+    if width * height > limit:
+        raise UserError(f"Refusing to decode {name}: {width} x {height} pixels, more than {limit:,}; scale it down.")
+    if not width or not height:
+        raise UserError(f"Cannot use {name}: it has {width} x {height} pixels; replace or remove it.")
+    image.load()
+    orientation = _orientation(image)
+    rgb = _to_rgb(image, name)
+    if orientation in _TRANSPOSITIONS:
+        rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
+        rgb.info.clear()  # holds the orientation that has been applied
+    return rgb
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    is_color = grey.ndim == 3 and grey.shape[-1] in (3, 4) and grey.dtype == np.uint8
+    is_grey = grey.ndim == 2 and grey.dtype in (np.uint8, np.uint16)
+    if not (is_color or is_grey) or not grey.size:
+        raise UserError(
+            f"Cannot use {name}: {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W], [H, W, 3] or [H, W, 4], "
+            "or uint16 [H, W]; scale and transpose it."
+        )
+    return Image.fromarray(np.ascontiguousarray(grey))
 
 
 def _check_size(size: int, name: str) -> None:
@@ -203,7 +268,7 @@ def _grey_scaling(image: Image.Image, name: str) -> Callable[[Image.Image], Imag
     """Return the conversion of grey of more than 8 bits: by the declared bits, else by the range of the values."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     white_is_zero = tags.get(_TIFF_PHOTOMETRIC) == 0
-    if image.mode.startswith("I;16") or image.format != "TIFF":  # Pillow scales what PNG, PPM and JPEG 2000 hold to 16
+    if image.mode.startswith("I;16") or image.format not in ("TIFF", None):  # PNG, PPM and JPEG 2000 come as 16 bits
         declared = tags.get(_TIFF_BITS, (16,))
         bits = declared[0] if isinstance(declared, tuple) else declared
         scale = 2.0 ** (8 - bits)

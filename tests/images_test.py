@@ -314,3 +314,84 @@ def test_decompression_bomb_that_pillow_refuses(monkeypatch):
 def test_unknown_interpolation_is_refused():
     with pytest.raises(UserError, match=r"nearest.*bilinear, bicubic"):
         images.resize(rgb(), 8, "nearest")
+
+
+MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I", "I;16", "YCbCr", "HSV", "LAB")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pillow_images_of_any_mode_equal_their_file(mode):
+    image = Image.fromarray(np.full((24, 40), 30000, np.uint16)) if mode == "I;16" else rgb().convert(mode)
+    kind = "PNG" if mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16") else "TIFF"
+    stored = image.convert("RGB") if mode == "HSV" else image  # no format stores HSV
+    expected = images.load(encoded(stored, kind))
+    before = image.tobytes()
+    loaded = images.load(image)
+    assert loaded.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(loaded), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(images.load(loaded)), np.asarray(expected))  # twice changes nothing
+    assert (image.mode, image.tobytes()) == (mode, before)
+
+
+def test_pillow_images_are_turned_upright_and_stay_unchanged():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(io.BytesIO(encoded(rgb(), "PNG", exif=exif)))
+    loaded = images.load(image)
+    np.testing.assert_array_equal(np.asarray(loaded), np.rot90(GRADIENT, -1))
+    np.testing.assert_array_equal(np.asarray(images.load(loaded)), np.rot90(GRADIENT, -1))
+    np.testing.assert_array_equal(np.asarray(image), GRADIENT)
+
+
+def test_arrays_files_and_bytes_are_images(tmp_path):
+    data = encoded(rgb(), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    with (tmp_path / "a.png").open("rb") as file:
+        sources = [GRADIENT, data, bytearray(data), tmp_path / "a.png", str(tmp_path / "a.png"), io.BytesIO(data), file]
+        for source in sources:
+            np.testing.assert_array_equal(np.asarray(images.load(source)), GRADIENT)
+    grey = GRADIENT[..., 0]
+    alpha = np.dstack([GRADIENT, np.zeros_like(grey)])
+    for pixels in (grey, grey[..., None], grey.astype(np.uint16) * 256, np.asfortranarray(grey)):
+        np.testing.assert_array_equal(np.asarray(images.load(pixels)), np.dstack([grey] * 3))
+    assert (np.asarray(images.load(alpha)) == 255).all()  # transparent: white
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        GRADIENT / np.float32(255),
+        GRADIENT.transpose(2, 0, 1),
+        GRADIENT.astype(np.int64),
+        GRADIENT[..., :2],
+        GRADIENT[:0],
+        GRADIENT[None],
+        np.array(3, np.uint8),
+    ],
+)
+def test_arrays_that_are_no_image_are_refused(pixels):
+    with pytest.raises(UserError, match=r"expected uint8 \[H, W\]"):
+        images.load(pixels)
+
+
+def test_text_files_and_empty_or_closed_images_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with (tmp_path / "a.txt").open() as file, pytest.raises(UserError, match=r"a\.txt: found str"):
+        images.load(file)
+    with pytest.raises(UserError, match="0 x 3 pixels"):
+        images.load(Image.new("RGB", (0, 3)))
+    rgb().save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(UserError, match=r"a\.png"):
+        images.load(image)
+
+
+def test_one_image_is_a_list_of_one():
+    data = encoded(rgb(), "PNG")
+    for image in ("a.png", data, io.BytesIO(data), rgb(), GRADIENT, GRADIENT[..., 0]):
+        (only,) = images.as_list(image)
+        assert only is image
+    assert images.as_list(("a.png", data)) == ["a.png", data]
+    assert len(images.as_list(np.stack([GRADIENT] * 5))) == 5
+    assert images.as_list([]) == []

@@ -1,27 +1,38 @@
 """`seed-jax generate --batch`: a file of prompts to a file of answers; a second run resumes."""
 
 import argparse
+import codecs
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from seed_jax.cli.generation_loading import load_config, load_model, log_decoder_hint, requires_images
+from seed_jax.cli.generation_loading import (
+    load_config,
+    load_model,
+    log_decoder_hint,
+    log_unused_options,
+    requires_images,
+)
 from seed_jax.errors import UserError
-from seed_jax.files import write_json
-from seed_jax.inference.answers import log_image_validity, save_images, to_dict
+from seed_jax.files import locked, read_json, write_json
+from seed_jax.inference.answers import json_line, log_image_validity, save_images, to_dict
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt, check_placeholders, interleave
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation
 from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
 
-ANSWERS, RUN = "answers.jsonl", "run.json"
+ANSWERS, RUN, LOCK = "answers.jsonl", "run.json", ".lock"
+REMEDY = "choose another --out"
+_DRAWN = re.compile(r"\d{6,}_\d+\.png")
 RECORD_KEYS = {"id", "prompt", "images", "negative_prompt"}  # all other keys of a line are decoding options
 
 
@@ -45,9 +56,18 @@ def run(args: argparse.Namespace, defaults: SamplingParams) -> None:
         raise UserError('With --batch, images are given in the file ("images"): remove --image and --video.')
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}, expected at least 1.")
-    records = read_records(args.batch, defaults)
+    records = read_records(args.batch, defaults, args.negative_prompt)
+    _log_unused_options(records)
     config = load_config(args)
-    answered = _resume(args, config, defaults)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with locked(args.out / LOCK, str(args.out)):
+        _answer(args, config, records, defaults)
+
+
+def _answer(
+    args: argparse.Namespace, config: LoadConfig, records: Sequence[PromptRecord], defaults: SamplingParams
+) -> None:
+    answered = _resume(args, config, defaults, len(records) and records[-1].line)
     todo = [record for record in records if record.line not in answered]
     logging.info("%d of %d prompts are already answered in %s.",
                  len(records) - len(todo), len(records), args.out / ANSWERS)  # fmt: skip
@@ -75,9 +95,10 @@ def run(args: argparse.Namespace, defaults: SamplingParams) -> None:
                     raise KeyboardInterrupt  # complete answers are written; this one is not complete
                 paths = []
                 if draws:
-                    paths = save_images(model, answer.segments, args.out, f"{record.line:06d}", record.params.seed)
+                    name, seed = f"{record.line:06d}", record.params.seed
+                    paths = save_images(model, answer.segments, args.out, name, seed, replace=True)
                 result = {"line": record.line, "id": record.id, **to_dict(answer, paths)}
-                file.write(json.dumps(result, ensure_ascii=False) + "\n")
+                file.write(json_line(result))
                 file.flush()
                 bar.update()
                 if record.params.mode == "none":
@@ -86,35 +107,54 @@ def run(args: argparse.Namespace, defaults: SamplingParams) -> None:
         log_image_validity(without_grammar, model.generator.vocabulary.boi)
 
 
-def read_records(path: Path, defaults: SamplingParams) -> list[PromptRecord]:
+def read_records(path: Path, defaults: SamplingParams, negative_prompt: str | None = None) -> list[PromptRecord]:
     """Read and validate all lines before a model is loaded; paths of images are relative to the file.
+
+    Args:
+        path: UTF-8 file of JSON lines, with or without a byte order mark.
+        defaults: decoding options of lines that name none.
+        negative_prompt: negative prompt of lines that name none.
 
     Raises:
         UserError: the file is missing or empty, or a line is invalid.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a file of JSON lines.")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = [_parse(path, number, text, defaults) for number, text in enumerate(lines, 1) if text.strip()]
+    # Split before decoding: bytes end at CR and LF only, a text also at U+2028, U+0085 and others that JSON allows.
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    records = [
+        _parse(path, number, line, defaults, negative_prompt) for number, line in enumerate(lines, 1) if line.strip()
+    ]
     if not records:
         raise UserError(f'{path} contains no prompts: expected JSON lines with a "prompt" each.')
     return records
 
 
-def _parse(path: Path, number: int, text: str, defaults: SamplingParams) -> PromptRecord:
+def _parse(path: Path, number: int, line: bytes, defaults: SamplingParams, negative_prompt: str | None) -> PromptRecord:
     where = f"{path}, line {number}"
     try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not valid JSON ({error}).") from error
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 ({error.reason}): convert the file to UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        if b"\0" in line:  # raw NUL bytes occur in UTF-16 and UTF-32, never in JSON
+            raise UserError(f"{where} contains NUL bytes, as UTF-16 has: convert the file to UTF-8.") from error
+        raise UserError(f"{where} is not valid JSON ({error}): correct the line.") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise UserError(f'{where}: expected an object whose "prompt" is a string.')
-    images, negative_prompt = record.get("images", []), record.get("negative_prompt")
+    images, negative_prompt = record.get("images", []), record.get("negative_prompt", negative_prompt)
+    images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise UserError(f'{where}: "images" is {images!r}, expected a list of paths.')
     if negative_prompt is not None and not isinstance(negative_prompt, str):
         raise UserError(f'{where}: "negative_prompt" is {negative_prompt!r}, expected a string.')
     options = {name: value for name, value in record.items() if name not in RECORD_KEYS}
+    if unknown := sorted(options.keys() - {field.name for field in dataclasses.fields(SamplingParams)}):
+        keys = ", ".join(sorted(RECORD_KEYS))
+        raise UserError(
+            f"{where}: unknown key {', '.join(map(repr, unknown))}: the keys are {keys} and decoding options "
+            f"({', '.join(field.name for field in dataclasses.fields(SamplingParams))})."
+        )
     given = SamplingParams.from_dict(options, where)
     try:
         check_placeholders(record["prompt"], len(images))
@@ -137,28 +177,53 @@ def _request(record: PromptRecord, model: SeedLlama) -> Request:
     return Request(build_prompt([message], model.style, vocabulary), record.params, negative)
 
 
-def _resume(args: argparse.Namespace, config: LoadConfig, defaults: SamplingParams) -> set[int]:
+def _log_unused_options(records: Sequence[PromptRecord]) -> None:
+    """Warn once, at the first line, of each set of options without effect."""
+    seen = set()
+    for record in records:
+        without_guidance = record.negative_prompt is not None and not record.params.guided
+        key = (record.params.unused, without_guidance)
+        if key not in seen:
+            seen.add(key)
+            log_unused_options(record.params, record.negative_prompt, f"line {record.line} (and perhaps others): ")
+
+
+def _resume(args: argparse.Namespace, config: LoadConfig, defaults: SamplingParams, num_lines: int) -> set[int]:
     """Return the lines that are answered, after removing an incomplete last line.
 
     Raises:
-        UserError: the answers were made with another file, model or decoding options.
+        UserError: the answers or images were made with another file, model or decoding options, or are damaged.
     """
     settings: dict[str, Any] = {"batch": hashlib.sha256(args.batch.read_bytes()).hexdigest()}
     settings |= {name: None if value is None else str(value) for name, value in dataclasses.asdict(config).items()}
     settings |= json.loads(json.dumps(dataclasses.asdict(defaults)))
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.negative_prompt is not None:
+        settings["negative_prompt"] = args.negative_prompt
     answers, run_file = args.out / ANSWERS, args.out / RUN
-    if not answers.exists() or not answers.stat().st_size:
+    has_answers = answers.exists() and answers.stat().st_size > 0
+    if not has_answers and not any(_DRAWN.fullmatch(path.name) for path in args.out.iterdir()):
         write_json(run_file, settings)
         return set()
-    previous = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else {}
-    changed = sorted(name for name in settings if previous.get(name) != settings[name])
+    previous = read_json(run_file, REMEDY)
+    changed = sorted(name for name in settings.keys() | previous.keys() if previous.get(name) != settings.get(name))
     if changed:
-        raise UserError(
-            f"{args.out} contains answers with other settings ({', '.join(changed)} changed): choose another --out."
-        )
+        raise UserError(f"{args.out} contains answers with other settings ({', '.join(changed)} changed): {REMEDY}.")
+    if not has_answers:
+        return set()
     data = answers.read_bytes()
     complete = data.rfind(b"\n") + 1
     if complete < len(data):
         os.truncate(answers, complete)
-    return {json.loads(line)["line"] for line in data[:complete].splitlines()}
+    return {_answered_line(answers, *item, num_lines) for item in enumerate(data[:complete].splitlines(), 1)}
+
+
+def _answered_line(answers: Path, number: int, text: bytes, num_lines: int) -> int:
+    """Return which line of the batch file a line of answers.jsonl belongs to."""
+    try:
+        line = json.loads(text)["line"]
+        valid = type(line) is int and 1 <= line <= num_lines
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        valid = False
+    if not valid:
+        raise UserError(f"{answers}, line {number} is damaged: remove the line to answer it again, or {REMEDY}.")
+    return line

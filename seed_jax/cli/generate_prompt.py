@@ -10,6 +10,7 @@ from seed_jax.cli.generation_loading import (
     load_config,
     load_model,
     log_decoder_hint,
+    log_unused_options,
     open_images,
     requires_images,
 )
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace, params: SamplingParams) -> None:
     groups = [open_images(path, None if kind == "image" else args.frames) for kind, path in args.visual_inputs]
     check_placeholders(args.prompt, len(groups))
     images = [image for group in groups for image in group]
+    log_unused_options(params, args.negative_prompt)
     config = load_config(args)
     folder: Path | None = args.out
     draws = config.decoder is not None and folder is not None

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from seed_jax import images, video
 from seed_jax.errors import UserError
+from seed_jax.images import ImageInput
 from seed_jax.inference import memory_plan
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation, ImageSegment
 from seed_jax.inference.memory_plan import Workload
-from seed_jax.inference.seed_llama import ImageInput, LoadConfig, SeedLlama
+from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
 
 
 def load_config(args: argparse.Namespace) -> LoadConfig:
@@ -67,6 +68,25 @@ def open_images(path: str, num_frames: int | None = None) -> list[ImageInput]:
     if num_frames < 1:
         raise UserError(f"--frames is {num_frames}, expected at least 1.")
     return list(video.frames(Path(path), num_frames))
+
+
+def log_unused_options(params: SamplingParams, negative_prompt: str | None, where: str = "") -> None:
+    """Warn of decoding options that are set but have no effect.
+
+    Args:
+        params: decoding options.
+        negative_prompt: text that guidance moves away from, if one is given.
+        where: prefix of the warning, such as the line of a file.
+    """
+
+    def label(name: str) -> str:
+        return name if where else f"--{name.replace('_', '-')}"
+
+    for name in params.unused:
+        needed = "--temperature above 0" if name in ("top_k", "top_p", "min_p") else "--beams above 1"
+        logging.warning("%s%s has no effect without %s.", where, label(name), needed if not where else needed[2:])
+    if negative_prompt is not None and not params.guided:
+        logging.warning("%s%s has no effect without %s.", where, label("negative_prompt"), label("guidance_scale"))
 
 
 def requires_images(params: SamplingParams) -> bool:

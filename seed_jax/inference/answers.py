@@ -1,7 +1,9 @@
 """Generated answers as files, JSON objects and lines of text."""
 
 import io
+import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,55 @@ from seed_jax.inference.generation.segments import Generation, ImageSegment, Seg
 from seed_jax.inference.seed_llama import SeedLlama
 
 
-def save_images(model: SeedLlama, segments: Sequence[Segment], folder: Path, name: str, seed: int = 0) -> list[Path]:
-    """Draw the images among segments and write `<name>_1.png`, `<name>_2.png`, ... atomically; return the paths."""
+def save_images(
+    model: SeedLlama, segments: Sequence[Segment], folder: Path, name: str, seed: int = 0, *, replace: bool = False
+) -> list[Path]:
+    """Draw the images among segments and write them to `<name>_1.png`, `<name>_2.png`, ... atomically.
+
+    Args:
+        model: the models.
+        segments: segments of an answer.
+        folder: directory of the files.
+        name: beginning of the files' names.
+        seed: seed of the first image.
+        replace: replace existing files, which an interrupted run of the same answer left; by default the numbers
+            continue after those of the existing files.
+
+    Returns:
+        The paths of the files, in order.
+    """
+    images = model.draw(segments, seed)
+    if not images:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number, image in enumerate(model.draw(segments, seed), 1):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}_{number}.png"
+    for number, image in enumerate(images, 1):
+        path = folder / f"{name}_{number}.png" if replace else _reserve(folder, name)
         content = io.BytesIO()
         image.save(content, format="PNG")
-        write_bytes(path, content.getvalue())
+        try:
+            write_bytes(path, content.getvalue())
+        except BaseException:
+            if not replace:
+                path.unlink(missing_ok=True)  # the reserved, empty file
+            raise
         paths.append(path)
     return paths
+
+
+def _reserve(folder: Path, name: str) -> Path:
+    """Create the next empty file `<name>_<number>.png`; two processes never receive the same one."""
+    pattern = re.compile(rf"{re.escape(name)}_(\d{{1,9}})\.png")
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    number = max(numbers, default=0) + 1
+    while True:
+        path = folder / f"{name}_{number}.png"
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 def format_segments(segments: Sequence[Segment], paths: Sequence[Path] = ()) -> list[str]:
@@ -51,6 +91,16 @@ def log_image_validity(answers: Sequence[Generation], boi: int) -> None:
     complete = sum(isinstance(segment, ImageSegment) for answer in answers for segment in answer.segments)
     rate = f"{100 * complete / begun:.1f} %" if begun else "none were begun"
     logging.info("Valid images without the grammar: %d of %d (%s).", complete, begun, rate)
+
+
+def json_line(value: dict[str, Any]) -> str:
+    """Return an object as a line of JSON; other characters than ASCII are escaped only where UTF-8 lacks one."""
+    line = json.dumps(value, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, such as the id "\ud83d"
+        return json.dumps(value) + "\n"
+    return line
 
 
 def to_dict(answer: Generation, paths: Sequence[Path] = ()) -> dict[str, Any]:

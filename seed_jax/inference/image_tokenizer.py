@@ -66,7 +66,7 @@ class ImageTokenizer:
 
     Example:
         tokenizer = ImageTokenizer.load("models/seed_tokenizer")
-        codes = tokenizer.encode([images.load("cat.jpg")])  # int32 [1, 32]
+        codes = tokenizer.encode(["cat.jpg"])  # int32 [1, 32]
         embeddings = tokenizer.embed_codes(codes)  # float32 [1, 1024], SEED-1's [1, 77, 768]: the decoder's condition
 
     Args:
@@ -155,14 +155,22 @@ class ImageTokenizer:
             digest.update(values.view(np.uint8).data)
         return digest.hexdigest()[:32]
 
-    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "S S 3"]:
-        """Resize an image to the input size of this tokenizer."""
-        return images.resize(image, self.config.image_size, **dataclasses.asdict(self.preprocessing))
+    def pixels(self, image: images.ImageInput) -> UInt8[np.ndarray, "S S 3"]:
+        """Read an image (see `images.load`) and resize it to the input size of this tokenizer."""
+        return images.resize(images.load(image), self.config.image_size, **dataclasses.asdict(self.preprocessing))
 
-    def encode(self, batch: Sequence[Image.Image]) -> Int[np.ndarray, "N Q"]:
-        """Return the codes of images (see `images.load`)."""
+    def encode(self, batch: images.ImageInput | Sequence[images.ImageInput]) -> Int[np.ndarray, "N Q"]:
+        """Return the codes of images.
+
+        Args:
+            batch: one image or several: paths, encoded bytes, binary files, Pillow images of any mode, or arrays (see
+                `images.load`).
+
+        Raises:
+            UserError: an image is unreadable.
+        """
         size = self.config.image_size
-        pixels = np.array([self.pixels(image) for image in batch], np.uint8)
+        pixels = np.array([self.pixels(image) for image in images.as_list(batch)], np.uint8)
         return self.encode_pixels(pixels.reshape(-1, size, size, 3))
 
     def encode_pixels(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Int[np.ndarray, "N Q"]:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-import seed_jax.images
 from seed_jax.errors import UserError
+from seed_jax.images import ImageInput, as_list, load
 from seed_jax.inference.chat.prompts import BASE_STYLE, USER, Message, build_prompt, check_style, interleave
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
@@ -23,7 +23,6 @@ from seed_jax.inference.language_model import open_language_model, read_referenc
 from seed_jax.precision import Precision
 
 MAX_IMAGE_BATCH = 8  # images that are encoded at a time, such as the frames of a video
-ImageInput = Image.Image | str | Path | bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,18 +159,19 @@ class SeedLlama:
     def drawer(self) -> Drawer:
         return self._open_drawer()
 
-    def encode(self, images: Sequence[ImageInput]) -> list[tuple[int, ...]]:
+    def encode(self, images: ImageInput | Sequence[ImageInput]) -> list[tuple[int, ...]]:
         """Return the codes of images.
 
         Args:
-            images: paths, encoded bytes or PIL images.
+            images: one image or several: paths, encoded bytes, binary files, Pillow images of any mode, or arrays (see
+                `seed_jax.images.load`).
         """
-        if not images:
+        loaded = [load(image) for image in as_list(images)]
+        if not loaded:
             return []
-        loaded = [image if isinstance(image, Image.Image) else seed_jax.images.load(image) for image in images]
         return [tuple(codes) for codes in self.image_tokenizer(len(loaded)).encode(loaded).tolist()]
 
-    def prompt(self, text: str, images: Sequence[ImageInput] = ()) -> list[int]:
+    def prompt(self, text: str, images: ImageInput | Sequence[ImageInput] = ()) -> list[int]:
         """Return the token ids of one user message; images replace `<image>` placeholders or precede the text."""
         message = Message(USER, interleave(text, self.encode(images)))
         return build_prompt([message], self.style, self.generator.vocabulary)
@@ -179,7 +179,7 @@ class SeedLlama:
     def ask(
         self,
         text: str,
-        images: Sequence[ImageInput] = (),
+        images: ImageInput | Sequence[ImageInput] = (),
         sampling_params: SamplingParams | None = None,
         **changes,
     ) -> Generation:
@@ -187,7 +187,7 @@ class SeedLlama:
 
         Args:
             text: the message; `<image>` marks the position of each image.
-            images: paths, encoded bytes or PIL images.
+            images: one image or several, as in `encode`.
             sampling_params: decoding options.
             changes: fields of `SamplingParams` by name, which replace those of `sampling_params`.
         """

@@ -16,6 +16,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.cli import generate_batch, generation_options, main
 from seed_jax.convert.llama.key_table import abstract_params as abstract_llama_params
 from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.files import locked
 from seed_jax.inference.chat.prompts import STYLES, USER, Message, build_prompt, interleave
 from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.generation.sampling_params import SamplingParams
@@ -237,12 +238,169 @@ def test_a_file_of_prompts_is_answered_and_gone_on_with(models, tmp_path, capsys
     assert "(top_k changed): choose another --out" in capsys.readouterr().err
 
 
+def test_the_seed_reaches_the_drawing_and_earlier_images_stay(models, tmp_path, capsys):
+    """Greedy answers have equal codes, so that only the seed of the drawing can make a difference."""
+    words = ["--max-new-tokens", 34, "--force-image", "--decoder", models / "decoder"]
+    drawn = []
+    for seed in (5, 5, 6):
+        assert run(models, "--prompt", "a dog", "--seed", seed, "--out", tmp_path / "one", "--json", *words) == 0
+        (segment,) = json.loads(capsys.readouterr().out)["segments"]
+        drawn.append(segment["path"])
+    assert drawn == [str(tmp_path / f"one/image_{n}.png") for n in (1, 2, 3)]
+    first, same, other = (np.asarray(Image.open(path)) for path in drawn)
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+
+    lines = [{"prompt": "a dog", "seed": 6}, {"prompt": "a dog"}]
+    (tmp_path / "batch.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "many"
+    batch = ["--batch", tmp_path / "batch.jsonl", "--out", out, *words]
+    assert run(models, *batch, "--seed", 5) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "000001_1.png")), other)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "000002_1.png")), first)
+
+    # The images of a run whose answers are gone are not overwritten by another run.
+    (out / "answers.jsonl").unlink()
+    before = (out / "000002_1.png").read_bytes()
+    assert run(models, *batch, "--seed", 7) == 2
+    assert "seed changed" in capsys.readouterr().err
+    (out / "run.json").unlink()
+    assert run(models, *batch, "--seed", 7) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert (out / "000002_1.png").read_bytes() == before
+
+
+SHORT = ("--max-new-tokens", 3, "--text-only")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"prompt": "a\u2028b"}', '{"prompt": "a\x85b"}', '\ufeff{"prompt": "a"}', '{"prompt": "a", "images": []}\r\n\n'],
+)
+def test_json_lines_are_split_at_line_feeds_only(models, tmp_path, line):
+    (tmp_path / "batch.jsonl").write_bytes(line.encode())
+    assert run(models, "--batch", tmp_path / "batch.jsonl", "--out", tmp_path / "out", *SHORT) == 0
+    assert len((tmp_path / "out/answers.jsonl").read_bytes().splitlines()) == 1
+
+
+def test_half_surrogate_pairs_and_an_unlimited_top_k_are_answered(models, tmp_path):
+    lines = ['{"prompt": "a", "id": 1}', '{"prompt": "a\\ud83d", "id": "\\ud83d"}', '{"prompt": "a", "id": "\u00e9"}']
+    lines.append('{"prompt": "a", "temperature": 1, "top_k": 3000000000}')
+    (tmp_path / "batch.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    words = ["--batch", tmp_path / "batch.jsonl", "--out", tmp_path / "out", "--batch-size", 2, *SHORT]
+    assert run(models, *words) == 0
+    answers = (tmp_path / "out/answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(answer)["id"] for answer in answers] == [1, "\ud83d", "\u00e9", None]
+    assert "\u00e9" in answers[2]
+    assert run(models, *words) == 0  # resumes: nothing is left to do
+
+
+def test_a_batch_takes_one_path_for_a_list_and_the_negative_prompt_of_the_command(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    lines = [{"prompt": "", "images": "cat.png"}, {"prompt": "", "negative_prompt": None}]
+    (tmp_path / "batch.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    one, two = generate_batch.read_records(tmp_path / "batch.jsonl", SamplingParams(), "dog")
+    assert one.images == (tmp_path / "cat.png",)
+    assert (one.negative_prompt, two.negative_prompt) == ("dog", None)
+
+
+@pytest.fixture
+def answered(models, tmp_path):
+    """Return the arguments of a batch that is answered."""
+    (tmp_path / "batch.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    words = ["--batch", tmp_path / "batch.jsonl", "--out", tmp_path / "out", *SHORT]
+    assert run(models, *words) == 0
+    return words
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, None])
+def test_a_damaged_run_json_is_one_sentence(models, tmp_path, answered, capsys, content):
+    path = tmp_path / "out/run.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    answers = (tmp_path / "out/answers.jsonl").read_bytes()
+    assert run(models, *answered) == 2
+    error = capsys.readouterr().err
+    assert "run.json" in error
+    assert "choose another --out" in error
+    assert (tmp_path / "out/answers.jsonl").read_bytes() == answers
+
+
+@pytest.mark.parametrize("line", [b"{", b"", b"[]", b"3", b'{"line": "1"}', b'{"line": 9}', b"\xff", b"[" * 100_000])
+def test_damaged_answers_are_one_sentence(models, tmp_path, answered, capsys, line):
+    path = tmp_path / "out/answers.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    damaged = path.read_bytes()
+    assert run(models, *answered) == 2
+    assert "answers.jsonl, line 1 is damaged" in capsys.readouterr().err
+    assert path.read_bytes() == damaged
+
+
+def test_two_processes_do_not_write_one_directory(models, tmp_path, capsys):
+    (tmp_path / "batch.jsonl").write_text('{"prompt": "a"}')
+    (tmp_path / "out").mkdir()
+    words = ["--batch", tmp_path / "batch.jsonl", "--out", tmp_path / "out", *SHORT]
+    with locked(tmp_path / "out" / generate_batch.LOCK, "out"):
+        assert run(models, *words) == 2
+    assert "is being written by process" in capsys.readouterr().err
+    assert not (tmp_path / "out/answers.jsonl").exists()
+    assert run(models, *words) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        (["--negative-prompt", "dog"], "--negative-prompt has no effect without --guidance-scale"),
+        (["--negative-prompt", "dog", "--guidance-scale", "2"], None),
+        (["--top-p", "0.5"], "--top-p has no effect without --temperature"),
+        (["--top-k", "3"], "--top-k has no effect without --temperature"),
+        (["--top-p", "0.5", "--temperature", "1"], None),
+        (["--length-penalty", "0"], "--length-penalty has no effect without --beams"),
+        ([], None),
+    ],
+)
+def test_options_without_effect_are_warned_of(models, tmp_path, caplog, words, warning):
+    assert run(models, "--prompt", "a", *words, *SHORT) == 0
+    assert (warning in caplog.text) if warning else ("has no effect" not in caplog.text)
+
+
+def test_a_batch_warns_once_of_options_without_effect(models, tmp_path, caplog):
+    (tmp_path / "batch.jsonl").write_text('{"prompt": "a", "temperature": 1}\n' + '{"prompt": "a"}\n' * 3)
+    words = ["--batch", tmp_path / "batch.jsonl", "--out", tmp_path / "out", *SHORT]
+    assert run(models, *words, "--top-p", "0.5", "--negative-prompt", "dog") == 0
+    assert caplog.text.count("top_p has no effect") == 1
+    assert "line 2" in caplog.text
+    assert "negative_prompt has no effect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "caf\u00e9"}'.encode("latin-1"), "line 1 is not UTF-8"),
+        ('{"prompt": "a"}'.encode("utf-16"), "line 1 is not UTF-8"),
+        ('{"prompt": "a"}'.encode("utf-16-le"), "convert the file to UTF-8"),
+        ('{"prompt": "a"}'.encode("utf-32"), "convert the file to UTF-8"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"prompt": "a", "top_k": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"prompt": "a", "temperature": 1' + b"0" * 400 + b"}", "temperature is"),
+        (b'{"prompt": "a", "guidance_scale": 1e39}', "guidance_scale is 1e+39"),
+        (b'{"prompt": "a", "image": "x.png"}', "unknown key 'image': the keys are id, images"),
+    ],
+)
+def test_files_of_other_encodings_and_values_out_of_range_are_one_sentence(models, tmp_path, capsys, content, message):
+    (tmp_path / "batch.jsonl").write_bytes(content)
+    assert run(models, "--batch", tmp_path / "batch.jsonl", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 1 is not valid JSON"),
         ('{"prompt": 3}', 'line 1: expected an object whose "prompt" is a string'),
-        ('{"prompt": "x", "heat": 1}', "line 1: unknown sampling parameter 'heat'"),
+        ('{"prompt": "x", "heat": 1}', "line 1: unknown key 'heat'"),
         ('{"prompt": "<image>"}', "line 1: The prompt has 1 <image> placeholder(s) but 0 image(s)"),
         ('{"prompt": "x", "images": ["gone.png"]}', "gone.png does not exist"),
     ],

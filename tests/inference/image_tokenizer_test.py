@@ -50,6 +50,20 @@ def test_batches_are_padded_and_compiled_once(tokenizer, codes):
     assert tokenizer.encode_program._cache_size() == 1
 
 
+def test_images_are_given_in_any_form(tokenizer, codes, tmp_path):
+    image = sample_images(1)[0]
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(buffer.getvalue())
+    opaque = image.copy()
+    opaque.putalpha(255)
+    forms = [image, np.asarray(image), buffer.getvalue(), str(path), path, io.BytesIO(buffer.getvalue()), opaque]
+    np.testing.assert_array_equal(tokenizer.encode(forms), np.repeat(codes[:1], len(forms), 0))
+    for form in (str(path), image, np.asarray(image)):
+        np.testing.assert_array_equal(tokenizer.encode(form), codes[:1])
+
+
 def test_stream_keeps_order_and_reports_bad_images(tokenizer, codes, tmp_path):
     items = []
     for index, image in enumerate(sample_images(7)):

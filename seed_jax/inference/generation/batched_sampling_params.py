@@ -13,6 +13,8 @@ from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, Sampli
 from seed_jax.inference.generation.stop_strings import StopAutomata, StopStringCompiler
 from seed_jax.typing import Leaf
 
+_MAX_INT32 = np.iinfo(np.int32).max
+
 
 @flax.struct.dataclass
 class BatchedSamplingParams:
@@ -56,7 +58,7 @@ class BatchedSamplingParams:
             max_new_tokens=budget,
             sampler=SamplerParams(
                 temperature=column("temperature", np.float32),
-                top_k=column("top_k", np.int32),
+                top_k=np.array([min(request.top_k, _MAX_INT32) for request in requests], np.int32),  # more keeps all
                 top_p=column("top_p", np.float32),
                 min_p=column("min_p", np.float32),
                 seed=column("seed", np.uint32),
@@ -66,5 +68,5 @@ class BatchedSamplingParams:
             length_penalty=column("length_penalty", np.float32),
             penalize_sequence=penalize_sequence,
             early_stopping=early_stopping,
-            stop=compiler.compile([request.stop for request in requests]),
+            stop=compiler.compile([request.stop_strings for request in requests]),
         )

@@ -190,7 +190,7 @@ class Generator:
         Yields:
             Pieces of text and complete images as they are generated; at last the whole `Generation`.
         """
-        streamer = SegmentStreamer(self.vocabulary, request.sampling_params.stop)
+        streamer = SegmentStreamer(self.vocabulary, request.sampling_params.stop_strings)
         outputs = None
         with Interrupt() as interrupt:
             for outputs in self.run(self.batcher.batch([request], ["The prompt"]), chunk_tokens):

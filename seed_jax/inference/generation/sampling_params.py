@@ -4,13 +4,13 @@ This module imports neither JAX nor NumPy: the command line reads the defaults b
 """
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from seed_jax.errors import UserError
 
 MAX_SEED = 2**32 - 1
+MAX_FLOAT = 3e38  # computed in float32
 MAX_STOP_BYTES = 1024  # of all stop strings of a request together
 MODES = ("free", "image", "some", "text", "none")
 UNLIMITED = 2**20
@@ -73,7 +73,8 @@ class SamplingParams:
         top_p: nucleus sampling: keep the smallest set of tokens whose cumulative probability reaches p; 1 keeps all.
         min_p: keep tokens whose probability is at least p times that of the most likely token; 0 keeps all.
         seed: seed of this request's random numbers, 0 to 2**32 - 1.
-        stop: strings that end the answer and are not part of it. They have no effect before the required images.
+        stop: strings that end the answer and are not part of it, or one such string; stored as a tuple. They have no
+            effect before the required images.
         mode: image mode, see `ImageConstraint.from_mode`.
         num_images: exact number of images, see `ImageConstraint.from_mode`.
         beams: width of the beam search; 1 disables it.
@@ -96,7 +97,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     mode: str = "free"
     num_images: int | None = None
     beams: int = 1
@@ -106,20 +107,20 @@ class SamplingParams:
     guidance_scale: float = 1.0
 
     def __post_init__(self):
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
         self._check("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
-        self._check("temperature", 0 <= self.temperature < math.inf, "a finite number of at least 0")
+        self._check("temperature", 0 <= self.temperature <= MAX_FLOAT, f"0 to {MAX_FLOAT}")
         self._check("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens")
         self._check("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1")
         self._check("min_p", 0 <= self.min_p <= 1, "a number from 0 to 1")
         self._check("seed", 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED}")
         self._check("beams", self.beams >= 1, "at least 1")
-        self._check("length_penalty", math.isfinite(self.length_penalty), "a finite number")
+        self._check("length_penalty", abs(self.length_penalty) <= MAX_FLOAT, f"at most {MAX_FLOAT} in size")
         self._check(
             "length_penalty_on", self.length_penalty_on in LENGTH_PENALTY_ON, f"one of {', '.join(LENGTH_PENALTY_ON)}"
         )
         self._check("early_stopping", self.early_stopping in EARLY_STOPPING, f"one of {', '.join(EARLY_STOPPING)}")
-        self._check("guidance_scale", math.isfinite(self.guidance_scale), "a finite number")
-        check_stop_strings(self.stop)
+        self._check("guidance_scale", abs(self.guidance_scale) <= MAX_FLOAT, f"at most {MAX_FLOAT} in size")
         _ = self.image_constraint
 
     def _check(self, name: str, valid: bool, expected: str) -> None:
@@ -129,6 +130,17 @@ class SamplingParams:
     @property
     def image_constraint(self) -> ImageConstraint:
         return ImageConstraint.from_mode(self.mode, self.num_images)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return tuple(self.stop)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the options that are set but have no effect, because they need sampling or a beam search."""
+        names = [name for name in ("top_k", "top_p", "min_p") if self.temperature == 0]
+        names += [name for name in ("length_penalty", "early_stopping") if self.beams == 1]
+        return tuple(name for name in names if getattr(self, name) != getattr(type(self), name))
 
     @property
     def guided(self) -> bool:
@@ -151,7 +163,7 @@ class SamplingParams:
         for name in sorted(data.keys() & fields.keys()):
             try:
                 values[name] = _typed(data[name], fields[name].default)
-            except TypeError:
+            except (TypeError, OverflowError):  # OverflowError: an integer beyond float
                 problems.append(f"{name} is {data[name]!r}")
         if problems:
             raise UserError(f"{where}: {'; '.join(sorted(problems))}; known parameters are {', '.join(fields)}.")
@@ -161,12 +173,24 @@ class SamplingParams:
             raise UserError(f"{where}: {error}") from error
 
 
-def check_stop_strings(stop: Sequence[str]) -> None:
-    """Raise UserError for an empty stop string, or for more than MAX_STOP_BYTES bytes in all."""
-    if any(not string for string in stop):
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    """Return the stop strings as a tuple.
+
+    Raises:
+        UserError: an item is empty, not a string or not encodable, or there are more than MAX_STOP_BYTES bytes in all.
+    """
+    strings = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    if not all(isinstance(string, str) for string in strings):
+        raise UserError(f"stop is {stop!r}, expected a string or a sequence of strings.")
+    if not all(strings):
         raise UserError("A stop string is empty: give at least one character.")
-    if sum(len(string.encode()) for string in stop) > MAX_STOP_BYTES:
+    try:
+        size = sum(len(string.encode()) for string in strings)
+    except UnicodeEncodeError:
+        raise UserError(f"stop is {stop!r}, which contains half a surrogate pair: give whole characters.") from None
+    if size > MAX_STOP_BYTES:
         raise UserError(f"The stop strings have more than {MAX_STOP_BYTES} bytes in all: give shorter or fewer ones.")
+    return strings
 
 
 def _typed(value: Any, default: Any) -> Any:

@@ -106,7 +106,7 @@ class Generation:
             finish_reason = "stop"
             last = segments[-1] if segments else None
             if isinstance(last, TextSegment):
-                text = truncate_at_stop(last.text, sampling_params.stop)
+                text = truncate_at_stop(last.text, sampling_params.stop_strings)
                 segments[-1:] = [TextSegment(text)] if text else []
         score = None if outputs.scores is None else float(outputs.scores[index])
         return cls(ids, tuple(segments), finish_reason, score)

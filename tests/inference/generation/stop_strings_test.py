@@ -7,13 +7,14 @@ import pytest
 
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.generation.sampling_params import check_stop_strings
+from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.stop_strings import (
     StopStringCompiler,
     build_automaton,
     partial_stop_length,
     truncate_at_stop,
 )
+from tests.inference.generation import cases
 from tests.support import golden
 
 
@@ -98,6 +99,26 @@ def test_cutting_and_holding_back():
     assert partial_stop_length("say USE", ("USER:", "SEX")) == 3
     assert partial_stop_length("say", ("USER:",)) == 0
     with pytest.raises(UserError, match="A stop string is empty"):
-        check_stop_strings(["a", ""])
+        SamplingParams(stop=["a", ""])
     with pytest.raises(UserError, match="more than 1024 bytes"):
-        check_stop_strings(["a" * 1025])
+        SamplingParams(stop=["a" * 1025])
+
+
+def test_a_stop_string_and_any_sequence_of_them_are_the_same():
+    for stop in ("zebra", ("zebra",), ["zebra"]):
+        assert SamplingParams(stop=stop) == SamplingParams(stop=("zebra",))
+        assert hash(SamplingParams(stop=stop)) == hash(SamplingParams(stop=("zebra",)))
+    prompt = [cases.vocabulary().bos, *cases.vocabulary().encode("a cat")]
+    options = {"max_new_tokens": 24, "mode": "text"}
+    (whole,) = cases.small().generate([prompt], **options)
+    text = "".join(segment.text for segment in whole.segments)
+    stop = text[len(text) // 2 :][:2]
+    answers = [cases.small().generate([prompt], stop=given, **options)[0] for given in (stop, [stop], (stop,))]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0].finish_reason == "stop"
+    assert "".join(segment.text for segment in answers[0].segments) == text[: text.index(stop)]
+
+
+def test_half_a_surrogate_pair_is_refused():
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        SamplingParams(stop="\ud83d")
