@@ -85,7 +85,9 @@ def as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
         return list(images) if images.ndim > 3 else [images]
     single = isinstance(images, str | bytes | bytearray | os.PathLike | Image.Image) or hasattr(images, "read")
     # What is no image at all is a list of one, too: `load` refuses it in a sentence.
-    return [cast(ImageInput, images)] if single or not isinstance(images, Iterable) else list(images)
+    if single or not isinstance(images, Iterable):
+        return [cast(ImageInput, images)]
+    return list(cast(Iterable[ImageInput], images))
 
 
 def _describe(source: Any) -> str:
