@@ -221,9 +221,8 @@ def _answered_line(answers: Path, number: int, text: bytes, num_lines: int) -> i
     """Return which line of the batch file a line of answers.jsonl belongs to."""
     try:
         line = json.loads(text)["line"]
-        valid = type(line) is int and 1 <= line <= num_lines
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        valid = False
-    if not valid:
+        line = None
+    if type(line) is not int or not 1 <= line <= num_lines:
         raise UserError(f"{answers}, line {number} is damaged: remove the line to answer it again, or {REMEDY}.")
     return line

@@ -375,7 +375,7 @@ def test_a_batch_warns_once_of_options_without_effect(models, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"prompt": "caf\u00e9"}'.encode("latin-1"), "line 1 is not UTF-8"),
+        ('{"prompt": "Andr\u00e9"}'.encode("latin-1"), "line 1 is not UTF-8"),
         ('{"prompt": "a"}'.encode("utf-16"), "line 1 is not UTF-8"),
         ('{"prompt": "a"}'.encode("utf-16-le"), "convert the file to UTF-8"),
         ('{"prompt": "a"}'.encode("utf-32"), "convert the file to UTF-8"),

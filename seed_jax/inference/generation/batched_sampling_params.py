@@ -52,13 +52,14 @@ class BatchedSamplingParams:
             return np.array([getattr(request, name) for request in requests], dtype)
 
         budget: Any = np.asarray(max_new_tokens, np.int32)
+        top_k: Any = np.array([min(one.top_k, _MAX_INT32) for one in requests], np.int32)  # larger ones keep all, too
         early_stopping: Any = np.array([EARLY_STOPPING.index(one.early_stopping) for one in requests], np.int32)
         penalize_sequence: Any = np.array([one.length_penalty_on == "sequence" for one in requests], bool)
         return cls(
             max_new_tokens=budget,
             sampler=SamplerParams(
                 temperature=column("temperature", np.float32),
-                top_k=np.array([min(request.top_k, _MAX_INT32) for request in requests], np.int32),  # more keeps all
+                top_k=top_k,
                 top_p=column("top_p", np.float32),
                 min_p=column("min_p", np.float32),
                 seed=column("seed", np.uint32),
