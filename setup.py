@@ -20,7 +20,7 @@ CORE = [
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
     "numpy>=2.0,<3",
-    "pillow>=12,<14",  # 10 and 11.0 crash on EXIF blocks that 12 reads; gradio (extra `serve`) needs less than 13
+    "pillow>=12,<14",  # 10 and 11.0 crash on EXIF blocks that 12 reads
     "safetensors>=0.8,<1",
     "scipy>=1.14,<2",
     "sentencepiece>=0.2.0,<0.3",
@@ -45,8 +45,6 @@ EXTRAS = {
     "torch": ["torch>=2.4,<3"],
     "video": ["av>=13,<20"],
     "wandb": ["wandb>=0.19,<1"],
-    "serve": ["gradio>=5,<7"],
-    "eval": ["pycocoevalcap>=1.2"],
     "notebooks": ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "transformers>=4.57.1,<6"],
     "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "sphinx-book-theme>=1.2,<2"],
     "dev": ["pre-commit>=4,<5", "pyright>=1.1.414,<1.2", "codespell>=2.4,<3", "build>=1.2,<2"],

@@ -1,4 +1,4 @@
-"""Ablations of the paper's design choices on the drawn world, where everything can be measured.
+"""Ablations of the paper's design choices on the synthetic world, where everything can be measured.
 
     python benchmarks/ablations.py --workdir DIR [--seeds 1 2 3] [--arms causal bilateral] [--free 5000]
     python benchmarks/ablations.py --workdir DIR --short

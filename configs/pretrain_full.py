@@ -23,5 +23,5 @@ def get_config(variant: str = "8b") -> ml_collections.ConfigDict:
     config.steps //= 3
     config.optimizer.peak_lr /= 5
     if variant != "tiny":
-        config.model.init = "runs/pretrain"
+        config.model.init = f"runs/pretrain_{variant}"
     return config

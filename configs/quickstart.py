@@ -2,10 +2,11 @@
 
     python -m seed_jax.main --config=configs/quickstart.py --workdir=/tmp/seed
 
-A drawn world with known content takes the place of photographs. Encoder, teacher and decoder start from small networks
-that come with the package, as SEED starts from EVA, BLIP-2, CLIP and Stable Diffusion; the variant `teacher` trains
-those. Everything else is trained here: stage I, stage II, the decoder on codes, pre-training, instruction tuning. The
-results on combinations of attributes that were held out of training are in results.json and report.html of the workdir.
+A synthetic world with known content takes the place of photographs. Encoder, teacher and decoder start from small
+networks that come with the package, as SEED starts from EVA, BLIP-2, CLIP and Stable Diffusion; the variant `teacher`
+trains those. Everything else is trained here: stage I, stage II, the decoder on codes, pre-training, instruction
+tuning. The results on combinations of attributes that were held out of training are in results.json and report.html of
+the workdir.
 Run the same command again to resume.
 
 Variants

@@ -18,7 +18,7 @@ def get_config(variant: str = "8b") -> ml_collections.ConfigDict:
     config.stage = "sft"
     if variant == "tiny":
         return config
-    config.model.init = "runs/pretrain_full"
+    config.model.init = f"runs/pretrain_full_{variant}"
     components = load_neighbor(__file__, "data/sft").components
     config.data.mixture = components("data/sft", style="llama2" if variant == "14b" else "vicuna")
     config.steps = 50_000

@@ -27,6 +27,7 @@ class Accelerator:
     """One kind of chip and the settings for it.
 
     Attributes:
+        name: as in `seed-jax plan --topology`, such as "v5e".
         device_kinds: prefixes of jax's `device_kind`.
         peak_flops: bfloat16 matmul FLOP/s of a chip.
         memory: bytes of a chip that a program may use.

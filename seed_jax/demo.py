@@ -191,7 +191,7 @@ def show_samples(demo: LanguageDemo, stage: str, workdir: Path) -> None:
     caption = pairs[0]["caption"]
     (answer,) = _generate(generator, [[TextSegment(caption)]], style, "image")
     generated = [code for segment in answer if isinstance(segment, ImageSegment) for code in segment.codes]
-    print(f"\n32 codes for the caption {caption!r}:\n  {' '.join(map(str, generated))}")
+    print(f"\n{len(generated)} codes for the caption {caption!r}:\n  {' '.join(map(str, generated))}")
 
 
 def _generate(

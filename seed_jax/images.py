@@ -87,7 +87,7 @@ def load(source: ImageInput, name: str | None = None) -> Image.Image:
         data = _read(source, name)
         if not data:
             raise UserError(f"Cannot read {name}: the file is empty; replace or remove it.")
-        _check_size(len(data), name)
+        check_file_size(len(data), name)
         with Image.open(io.BytesIO(_without_png_metadata(data)), formats=_supported_formats()) as image:
             return _upright_rgb(image, name)
     except UserError:
@@ -107,7 +107,7 @@ def as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     """Return the images of a sequence or of an array [N, H, W, C]; a single image becomes a list of one."""
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim > 3 else [images]
-    single = isinstance(images, str | bytes | bytearray | os.PathLike | Image.Image) or hasattr(images, "read")
+    single = isinstance(images, str | os.PathLike | bytes | bytearray | BinaryFile | Image.Image)
     # What is no image at all is a list of one, too: `load` refuses it in a sentence.
     if single or not isinstance(images, Iterable):
         return [cast(ImageInput, images)]
@@ -117,16 +117,17 @@ def as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
 def _describe(source: Any) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    kinds = {bytes: "bytes", bytearray: "bytes", Image.Image: "a Pillow image", np.ndarray: "an array"}
-    found = next((text for kind, text in kinds.items() if isinstance(source, kind)), type(source).__name__)
-    return str(getattr(source, "filename", None) or getattr(source, "name", None) or f"an image given as {found}")
+    descriptions = {bytes: "bytes", bytearray: "bytes", Image.Image: "a Pillow image", np.ndarray: "an array"}
+    matching = (text for kind, text in descriptions.items() if isinstance(source, kind))
+    description = f"an image given as {next(matching, type(source).__name__)}"
+    return str(getattr(source, "filename", None) or getattr(source, "name", None) or description)
 
 
 def _read(source: Any, name: str) -> bytes:
     """Return the encoded bytes of a path, a file or bytes."""
     if isinstance(source, str | os.PathLike):
         return read_file(Path(source), name)
-    data = source.read(MAX_FILE_BYTES + 1) if hasattr(source, "read") else source
+    data = source.read(MAX_FILE_BYTES + 1) if isinstance(source, BinaryFile) else source
     if not isinstance(data, bytes | bytearray):
         raise UserError(
             f"Cannot read {name}: found {type(data).__name__}, expected a path, encoded bytes, a file opened in binary "
@@ -164,7 +165,8 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(grey))
 
 
-def _check_size(size: int, name: str) -> None:
+def check_file_size(size: int, name: str) -> None:
+    """Raise UserError if the file of an image has more than MAX_FILE_BYTES."""
     if size > MAX_FILE_BYTES:
         raise UserError(f"Refusing to read {name}: {size:,} bytes, more than {MAX_FILE_BYTES:,}; scale it down.")
 
@@ -186,7 +188,7 @@ def read_file(path: Path, name: str | None = None) -> bytes:
         raise UserError(f"Cannot read {name}: it is a directory; give an image file.")
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"Cannot read {name}: it is not a regular file; copy the image into one.")
-    _check_size(status.st_size, name)
+    check_file_size(status.st_size, name)
     with path.open("rb") as file:
         return file.read(MAX_FILE_BYTES)
 

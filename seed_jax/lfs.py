@@ -12,14 +12,14 @@ _LARGEST = 1024  # the specification keeps pointers below this number of bytes
 
 @dataclasses.dataclass(frozen=True)
 class LfsPointer:
-    """What a pointer says of the file that it stands for; None where it does not say it."""
+    """Fields of a pointer that describe the file it stands for; None where a field is missing or malformed."""
 
     sha256: str | None
     size: int | None
 
 
 def lfs_pointer(path: str | Path) -> LfsPointer | None:
-    """Return what the file's Git LFS pointer says, or None where the file is not a pointer or does not exist."""
+    """Parse a Git LFS pointer, or return None where the file is not a pointer or does not exist."""
     path = Path(path)
     if not path.is_file() or path.stat().st_size >= _LARGEST:
         return None
@@ -27,7 +27,7 @@ def lfs_pointer(path: str | Path) -> LfsPointer | None:
 
 
 def parse_pointer(content: bytes) -> LfsPointer | None:
-    """Return what a pointer of this content says, or None where it is not one."""
+    """Parse the content of a pointer, or return None where it is not one."""
     if not content.startswith(_VERSION):
         return None
     text = content.decode("utf-8", "replace")

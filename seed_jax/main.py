@@ -32,7 +32,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    """Train what the flags say."""
+    """Train as the flags specify."""
     del argv
     set_up_log()
     name = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -47,11 +47,13 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         SystemExit: with code 75 after SIGTERM, once the state is saved.
     """
     # JAX is imported here, so that errors in flags and configs are reported without waiting for it.
-    from seed_jax.quickstart import recipe
+    from seed_jax.quickstart.config import STAGE as RECIPE
     from seed_jax.train import loop
     from seed_jax.train.stages import registry
 
-    if config.get("stage") == recipe.STAGE:
+    if config.get("stage") == RECIPE:
+        from seed_jax.quickstart import recipe
+
         logging.info("Workdir: %s", workdir)
         distributed.initialize()
         recipe.run(config, str(workdir))

@@ -37,7 +37,7 @@ LOGICAL_AXIS_RULES = (
     ("act_mlp", "tensor"),
     ("act_vocab", "tensor"),
 )
-# A parameter above this size must not be replicated on every device unless a rule says so.
+# A parameter above this size must not be replicated on every device unless a rule allows it.
 REPLICATED_LIMIT_BYTES = 1 << 20
 MAX_REPLICATED_FRACTION = 0.02  # of all parameters: norm scales and biases
 

@@ -11,7 +11,6 @@ from PIL import Image
 from seed_jax.errors import UserError
 from seed_jax.images import MAX_PIXELS
 
-_MISSING_EXTRA = "Videos are read with PyAV, which is not installed: pip install 'seed-jax[video]'."
 # Containers that hold their own streams. Playlists and other formats that name further files or addresses are refused.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,ivf,mxf,nut,rm,dv"
 
@@ -24,10 +23,9 @@ def frames(path: Path, count: int) -> list[Image.Image]:
     Raises:
         UserError: PyAV is not installed, or the file is not a local regular file with a video that it can decode.
     """
-    try:
-        import av
-    except ImportError:
-        raise UserError(_MISSING_EXTRA) from None
+    check_available()
+    import av
+
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise UserError(f"Cannot read {path}: it is not a regular file; copy the video into one.")
@@ -56,7 +54,7 @@ def check_available() -> None:
     try:
         import av  # noqa: F401
     except ImportError:
-        raise UserError(_MISSING_EXTRA) from None
+        raise UserError("Videos are read with PyAV, which is not installed: pip install 'seed-jax[video]'.") from None
 
 
 def _middle_frames(container: Any, stream: Any, count: int) -> list[Image.Image]:

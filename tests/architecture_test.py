@@ -35,11 +35,10 @@ LAYERS = [
     "train",
     "plan",
     "quickstart",
-    "serving",
     "main",
     "cli",
 ]
-# Third-party package -> where it may be imported; at the top of a file only where the second value says so.
+# Third-party package -> where it may be imported; at the top of a file only where the second value is True.
 CONFINED = {
     "diffusers": (("models/diffusion/flax_blocks.py", "convert/diffusion/parity.py"), True),
     "skimage": (("demo.py",), False),

@@ -72,12 +72,21 @@ def test_dotted_names_in_pages_exist(page):
     assert not missing
 
 
+def first_cells(page: str, marker: str) -> list[str]:
+    """Return the code spans in the first column of the table between `<!-- marker -->` and `<!-- end -->`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = text[text.index(f"<!-- {marker} -->") : text.index("<!-- end -->")]
+    return [name for row in table.splitlines()[3:] for name in re.findall(r"`([\w/.]+)`", row.split("|")[1])]
+
+
+def test_the_changelog_lists_existing_files():
+    files = first_cells("CHANGELOG.md", "layout")
+    assert files
+    assert not [file for file in files if not (ROOT / "seed_jax" / file).exists()]
+
+
 def test_the_architecture_page_lists_every_layer():
-    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    table = page[page.index("<!-- layers -->") : page.index("<!-- end -->")]
-    named = {
-        name.split("/")[0] for row in table.splitlines()[3:] for name in re.findall(r"`([\w/.]+)`", row.split("|")[1])
-    }
+    named = {name.split("/")[0] for name in first_cells("docs/architecture.md", "layers")}
     layers = {
         entry.name
         for entry in (ROOT / "seed_jax").iterdir()

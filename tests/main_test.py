@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seed_jax.train.config import load_config
+from seed_jax.train.config.loading import default_workdir
 from tests.support import xla_flags
 from tests.support.pages import command_lines
 
@@ -208,6 +210,13 @@ def test_the_form_that_everybody_tries_first_says_what_is_missing(tmp_path):
     for part in ("pretrained/vicuna-7b-v1.1", "seed-jax fetch", "seed-jax import llama", "seed-jax data build"):
         assert part in message
     assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(("name", "previous"), [("pretrain_full", "pretrain"), ("sft", "pretrain_full")])
+@pytest.mark.parametrize("variant", ["8b", "14b"])
+def test_a_stage_starts_from_the_default_workdir_of_the_one_before(name, previous, variant):
+    config = load_config(f"{name}:{variant}")
+    assert config.model.init == str(default_workdir(f"{previous}:{variant}"))
 
 
 @pytest.mark.slow

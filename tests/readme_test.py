@@ -1,4 +1,4 @@
-"""README's commands: those that need weights are at least parsed; the others are run by tests/main_test.py."""
+"""Commands in README.md and docs/: each is at least parsed; other tests run those that need no weights."""
 
 import re
 import shlex
@@ -10,12 +10,14 @@ from seed_jax.train.config import load_config
 from tests.support.pages import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LINES = [
     line.split("  #")[0].removeprefix(".venv/bin/")
-    for block in re.findall(r"```bash\n(.*?)\n```", TEXT, re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)\n```", page.read_text(encoding="utf-8"), re.DOTALL)
     for line in block.splitlines()
 ]
-COMMANDS = [line for line in LINES if line.startswith("seed-jax ")]
+COMMANDS = dict.fromkeys(line for line in LINES if line.startswith("seed-jax "))
 
 
 @pytest.mark.parametrize("line", COMMANDS)

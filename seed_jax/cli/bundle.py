@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-STYLES = ("base", "vicuna", "llama2")
+from seed_jax.cli.generation_options import PROMPT_STYLES
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -22,7 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parts.add_argument(
         "--decoder", type=Path, metavar="DIR", help="image decoder (default: the one that the language model names)"
     )
-    parts.add_argument("--style", choices=STYLES, help="prompt style (default: the one that the language model names)")
+    parts.add_argument(
+        "--style", choices=PROMPT_STYLES, help="prompt style (default: the one that the language model names)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to write")
     parser.set_defaults(run=run)

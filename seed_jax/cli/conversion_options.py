@@ -8,7 +8,26 @@ if TYPE_CHECKING:  # imports JAX, which --help must not wait for
     from seed_jax.convert.parity import ParityReport
 
 DTYPES = ("float32", "bfloat16", "float16")
+AS_IN_FILES, WIDEST = "as in the files", "the widest of what is stored"  # defaults of --dtype, in words
 EXIT_DIFFERENT = 1
+
+
+def add_source_argument(group: argparse._ArgumentGroup, metavar: str, what: str) -> None:
+    """Add `--from` of an import; `what` describes the file or directory."""
+    group.add_argument("--from", dest="source", required=True, type=Path, metavar=metavar, help=what)
+
+
+def add_language_model_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the arguments that the imports of language models share."""
+    add_source_argument(group, "HF_DIR", "directory of a Hugging Face model")
+    group.add_argument("--vocabulary", type=Path, metavar="DIR", help="text tokenizer's files (default: HF_DIR)")
+    group.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer that belongs to the model")
+    group.add_argument("--decoder", type=Path, metavar="DIR", help="image decoder that belongs to the model")
+
+
+def add_variant_argument(group: argparse._ArgumentGroup) -> None:
+    """Add `--variant` of a diffusers folder."""
+    group.add_argument("--variant", help="weight files to read, such as fp16 (default: those without a variant)")
 
 
 def add_model_argument(group: argparse._ArgumentGroup) -> None:
@@ -20,6 +39,18 @@ def add_out_argument(group: argparse._ArgumentGroup, what: str) -> None:
     """Add `--out`; `what` describes the directory."""
     group.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help=f"{what} to write; must be missing or empty"
+    )
+
+
+def add_dtype_argument(group: argparse._ArgumentGroup, default: str) -> None:
+    """Add `--dtype`, None unless given; `default` describes what None means."""
+    group.add_argument("--dtype", choices=DTYPES, help=f"dtype to store (default: {default})")
+
+
+def add_shard_size_argument(group: argparse._ArgumentGroup) -> None:
+    """Add `--max-shard-size` of a Hugging Face directory."""
+    group.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="of a weight file (default: %(default)s)"
     )
 
 

@@ -21,7 +21,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     summary = "download official weights, and check them"
     parser = subparsers.add_parser("fetch", help=summary, description=DESCRIPTION)
     parser.add_argument("names", nargs="*", metavar="NAME", help="artefact or bundle, such as seed-llama-8b")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="where to write; one directory a NAME")
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="directory to write to; each NAME gets its own subdirectory"
+    )
     parser.add_argument("--optional", action="store_true", help="fetch the optional files too")
     parser.add_argument("--accept-licence", action="store_true", help="allow ungated copies of gated repositories")
     parser.add_argument(
@@ -31,9 +33,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     listing.add_argument("--list", action="store_true", help="list what can be fetched, or all that is known of NAMEs")
     listing.add_argument("--json", action="store_true", help="list as JSON")
     network = parser.add_argument_group("network")
-    network.add_argument("--workers", type=_workers, default=4, metavar="N", help="files at a time (%(default)s)")
-    network.add_argument("--timeout", type=_timeout, default=30.0, metavar="S", help="seconds to wait (%(default)g)")
-    network.add_argument("--retries", type=_retries, default=5, metavar="N", help="attempts a source (%(default)s)")
+    network.add_argument(
+        "--workers", type=_workers, default=4, metavar="N", help="files at a time (default: %(default)s)"
+    )
+    network.add_argument(
+        "--timeout",
+        type=_timeout,
+        default=30.0,
+        metavar="S",
+        help="seconds without data before a retry (default: %(default)g)",
+    )
+    network.add_argument(
+        "--retries",
+        type=_retries,
+        default=5,
+        metavar="N",
+        help="retries of a source that sends no new data (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from seed_jax.cli.generation_loading import (
+    encode_negative_prompt,
     load_config,
     load_model,
     log_decoder_hint,
@@ -24,7 +25,7 @@ from seed_jax.cli.generation_loading import (
 from seed_jax.errors import UserError
 from seed_jax.files import locked, read_json, write_json
 from seed_jax.inference.answers import json_line, log_image_validity, save_images, to_dict
-from seed_jax.inference.chat.prompts import USER, Message, build_prompt, check_placeholders, interleave
+from seed_jax.inference.chat.prompts import check_placeholders
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation
@@ -169,12 +170,8 @@ def _parse(path: Path, number: int, line: bytes, defaults: SamplingParams, negat
 
 
 def _request(record: PromptRecord, model: SeedLlama) -> Request:
-    vocabulary = model.generator.vocabulary
-    message = Message(USER, interleave(record.prompt, model.encode(record.images)))
-    negative = None
-    if record.negative_prompt is not None:
-        negative = [vocabulary.bos, *vocabulary.encode(record.negative_prompt, plain=True)]
-    return Request(build_prompt([message], model.style, vocabulary), record.params, negative)
+    prompt = model.prompt(record.prompt, record.images)
+    return Request(prompt, record.params, encode_negative_prompt(model, record.negative_prompt))
 
 
 def _log_unused_options(records: Sequence[PromptRecord]) -> None:

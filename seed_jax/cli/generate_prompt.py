@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seed_jax.cli.generation_loading import (
     contains_images,
+    encode_negative_prompt,
     load_config,
     load_model,
     log_decoder_hint,
@@ -29,21 +30,17 @@ def run(args: argparse.Namespace, params: SamplingParams) -> None:
     images = [image for group in groups for image in group]
     log_unused_options(params, args.negative_prompt)
     config = load_config(args)
-    folder: Path | None = args.out
-    draws = config.decoder is not None and folder is not None
+    folder: Path | None = args.out if config.decoder is not None else None
+    draws = folder is not None
     if requires_images(params) and not draws:
         log_decoder_hint(config)
     model = load_model(args, config, params, num_images=len(images), draws=draws)
     vocabulary = model.generator.vocabulary
     message = Message(USER, interleave(args.prompt, model.encode(images), [len(group) for group in groups]))
     prompt = build_prompt([message], model.style, vocabulary)
-    negative = None
-    if args.negative_prompt is not None:
-        negative = [vocabulary.bos, *vocabulary.encode(args.negative_prompt, plain=True)]
+    negative = encode_negative_prompt(model, args.negative_prompt)
     (answer,) = model.generator.generate([Request(prompt, params, negative)])
-    paths = []
-    if config.decoder is not None and folder is not None:
-        paths = save_images(model, answer.segments, folder, "image", params.seed)
+    paths = save_images(model, answer.segments, folder, "image", params.seed) if folder is not None else []
     if params.mode == "none":
         log_image_validity([answer], vocabulary.boi)
     if args.json:

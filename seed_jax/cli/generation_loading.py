@@ -70,6 +70,12 @@ def open_images(path: str, num_frames: int | None = None) -> list[ImageInput]:
     return list(video.frames(Path(path), num_frames))
 
 
+def encode_negative_prompt(model: SeedLlama, text: str | None) -> list[int] | None:
+    """Return the token ids of the text that guidance moves away from, if one is given."""
+    vocabulary = model.generator.vocabulary
+    return None if text is None else [vocabulary.bos, *vocabulary.encode(text, plain=True)]
+
+
 def log_unused_options(params: SamplingParams, negative_prompt: str | None, where: str = "") -> None:
     """Warn of decoding options that are set but have no effect.
 

@@ -9,13 +9,12 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seed_jax.cli.tokenizer_options import add_encoding_options, load_tokenizer
 from seed_jax.errors import UserError
 from seed_jax.files import locked, walk_files, write_json
 
 if TYPE_CHECKING:  # imports JAX, which --help must not wait for
     from seed_jax.inference.image_tokenizer import EncodedImage
-
-INTERPOLATIONS = ("bicubic", "bilinear")  # of `seed_jax.images`
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -26,23 +25,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Encode images as codes, one JSON line per image. After an interruption, run the same command "
         "again to resume.",
     )
-    model = parser.add_argument_group("model")
+    model = parser.add_argument_group("image tokenizer")
     model.add_argument("--model", required=True, metavar="DIR", help="model directory of an image tokenizer")
-    model.add_argument(
-        "--compute-dtype",
-        default="float32",
-        choices=["float32", "bfloat16"],
-        help="bfloat16 is faster on accelerators and changes codes that are near ties (default: %(default)s)",
-    )
-    model.add_argument("--batch-size", type=int, default=16, metavar="N", help="images per step (default: %(default)s)")
+    add_encoding_options(model, batch_size=16)
     inputs = parser.add_argument_group("images")
     inputs.add_argument("paths", nargs="+", metavar="PATH", help="images, or folders to search for images")
-    inputs.add_argument(
-        "--interpolation",
-        choices=INTERPOLATIONS,
-        help="of the resize (default: as the original's corpora: bilinear, for SEED-1 bicubic)",
-    )
-    inputs.add_argument("--keep-ratio", action="store_true", help="crop the centre instead of squashing")
     inputs.add_argument("--skip-bad", action="store_true", help="skip and count unreadable images")
     inputs.add_argument(
         "--workers", type=int, default=4, metavar="N", help="threads that decode images (default: %(default)s)"
@@ -54,26 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encode the images that --out does not hold yet; return the exit code."""
-    import jax  # deferred: --help needs no JAX
     from tqdm import tqdm
 
-    from seed_jax.inference.image_tokenizer import ImageTokenizer, Preprocessing
-    from seed_jax.precision import Precision
-
     paths = list(find_images(args.paths))
-    devices = jax.local_devices()
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((len(devices),), ("batch",), auto, devices=devices) if len(devices) > 1 else None
-    tokenizer = ImageTokenizer.load(
-        args.model,
-        precision=Precision(compute=args.compute_dtype),
-        preprocessing=Preprocessing(args.interpolation, args.keep_ratio),
-        batch_size=args.batch_size,
-        mesh=mesh,
-    )
     out = Path(args.out)
     if not out.parent.is_dir():
         raise UserError(f"The folder of --out {out} does not exist: create {out.parent}.")
+    tokenizer = load_tokenizer(args)
     written, unreadable = 0, 0
     with locked(out.with_name(f".{out.name}.lock"), str(out)):
         finished = resume(out, tokenizer.fingerprint)

@@ -1,7 +1,6 @@
 """`seed-jax train`: the same as `python -m seed_jax.main`."""
 
 import argparse
-from pathlib import Path
 
 from seed_jax.train.config import loading
 
@@ -34,4 +33,4 @@ def run(args: argparse.Namespace) -> None:
 
     config = loading.load_config(args.config, args.set)
     main.set_up_log()
-    main.run(config, args.workdir or Path(loading.default_workdir(args.config)))
+    main.run(config, args.workdir or loading.default_workdir(args.config))

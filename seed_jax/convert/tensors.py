@@ -18,7 +18,8 @@ import numpy as np
 import safetensors
 
 from seed_jax.errors import UserError
-from seed_jax.files import atomic_path
+from seed_jax.files import atomic_path, read_json
+from seed_jax.lfs import check_not_pointer
 
 # The safetensors library reads bfloat16 into NumPy in its newest releases only; the format is a header and plain bytes.
 SAFETENSORS_DTYPES = {
@@ -27,7 +28,6 @@ SAFETENSORS_DTYPES = {
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_LFS_POINTER = b"version https://git-lfs"
 _WRAPPERS = ("model", "module", "state_dict")
 # A mapped file is mapped again after this many bytes: pages that were read would add up in the process's memory.
 _REMAP_BYTES = 256 * 2**20
@@ -98,25 +98,46 @@ def open_tensors(paths: str | Path | Iterable[str | Path]) -> TensorDict:
     return functools.reduce(TensorDict.merged, map(_open_file, paths))
 
 
+def weight_files(directory: Path, stem: str = "model") -> list[Path]:
+    """Find `STEM.safetensors` or `pytorch_STEM.bin`, or the shards that an index file lists.
+
+    Safetensors are preferred where a directory has both.
+
+    Raises:
+        UserError: the directory has neither.
+    """
+    for name in (f"{stem}.safetensors", f"pytorch_{stem}.bin"):
+        if (directory / name).is_file():
+            return [directory / name]
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            return indexed_files(index)
+    raise UserError(f"{directory} has no weights: expected {stem}.safetensors, pytorch_{stem}.bin or their shards.")
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """Return the shards that an index file lists.
+
+    Raises:
+        UserError: the index has no valid `weight_map`, or names a file outside its directory.
+    """
+    weight_map = read_json(index, "download it again").get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else {None}
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UserError(f"{index} has no 'weight_map' of tensor names to file names: download it again.")
+    return [index.parent / name for name in sorted(map(str, names))]
+
+
 def _open_file(path: Path) -> TensorDict:
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file: give a .safetensors, .pt, .pth or .bin file.")
-    refuse_lfs_pointer(path)
+    check_not_pointer(path)
     if path.suffix == ".safetensors":
         return TensorDict(_open_safetensors(path), str(path))
     if path.suffix in _TORCH_SUFFIXES:
         file = TorchFile(path)
         return TensorDict({name: file.lazy_tensor(name) for name in file.tensors()}, str(path))
     raise UserError(f"{path} has an unknown suffix: expected .safetensors, .pt, .pth or .bin.")
-
-
-def refuse_lfs_pointer(path: Path) -> None:
-    """Raise UserError if a file is the text that Git LFS leaves in place of a file that was not downloaded."""
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise UserError(
-                f"{path} is a Git LFS pointer instead of the file: run `git lfs pull` or download it again."
-            )
 
 
 def check_tensors(

@@ -46,15 +46,19 @@ def read_json(path: Path) -> Any:
     """Read a JSON file, or the list of records of a .jsonl file.
 
     Raises:
-        UserError: the file is missing, not UTF-8 or not JSON.
+        UserError: the file is missing, not UTF-8 or not JSON, or an object has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a JSON file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {path} ({error}): give a JSON file in UTF-8.") from error
+    try:
+        if path.suffix == ".jsonl":
+            # Not splitlines(): strings may hold other line separators, such as U+2028.
+            return [json.loads(line, object_pairs_hook=_unique_keys) for line in text.split("\n") if line.strip()]
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): repair the file.") from error
 
@@ -116,3 +120,12 @@ def existing(root: Path, candidates: Iterable[str]) -> Path:
 def kind(value: Any) -> str:
     """Name the type of a JSON value."""
     return _KINDS.get(type(value), "a number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return record

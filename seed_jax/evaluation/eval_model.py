@@ -1,7 +1,6 @@
 """The model under evaluation: prompts, generated answers, likelihoods and drawn images, all deterministic."""
 
 import functools
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.evaluation.clip import ClipModel
-from seed_jax.files import write_bytes
+from seed_jax.files import atomic_path
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt, interleave
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.scoring import Score, Scorer
@@ -57,9 +56,8 @@ class EvalModel:
         if self._out is not None:
             path = drawn_image_path(self._out / task, sample_id)
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()
-            image.save(content, format="PNG")
-            write_bytes(path, content.getvalue())
+            with atomic_path(path) as temporary:
+                image.save(temporary, format="PNG")
 
     def encode(self, groups: Sequence[Sequence[Image.Image]]) -> list[list[Codes]]:
         """Return the codes of each sample's images, which are encoded together."""

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-KS = (1, 5, 10)
-BLOCK_SIZE = 1024
+from seed_jax.evaluation.metrics.recall import BLOCK_SIZE, ranks_by_embeddings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +28,9 @@ class PairEmbeddings:
     image_of_text: Int[np.ndarray, " M"]
 
 
-def recall(embeddings: PairEmbeddings, ks: Sequence[int] = KS, block_size: int = BLOCK_SIZE) -> dict[str, float]:
+def recall(
+    embeddings: PairEmbeddings, ks: Sequence[int] = (1, 5, 10), block_size: int = BLOCK_SIZE
+) -> dict[str, float]:
     """Return the fraction of queries with a correct candidate among the best k: `i2t_recall@k` and `t2i_recall@k`.
 
     Any of an image's captions is correct. An image without captions is a candidate but no query.
@@ -39,32 +40,6 @@ def recall(embeddings: PairEmbeddings, ks: Sequence[int] = KS, block_size: int =
         ks: numbers of candidates.
         block_size: queries whose scores are held in memory at a time.
     """
-    with_captions = np.unique(embeddings.image_of_text)
-    ranks = {
-        "i2t": _image_ranks(embeddings, block_size)[with_captions],
-        "t2i": _text_ranks(embeddings, block_size),
-    }
-    return {f"{direction}_recall@{k}": float((rank < k).mean()) for direction, rank in ranks.items() for k in ks}
-
-
-def _text_ranks(embeddings: PairEmbeddings, block_size: int) -> Int[np.ndarray, " M"]:
-    """Return how many wrong images score at least as high as each caption's own."""
-    ranks = np.empty(len(embeddings.texts), np.int64)
-    for start in range(0, len(ranks), block_size):
-        block = slice(start, start + block_size)
-        scores = embeddings.texts[block] @ embeddings.images.T
-        own = np.take_along_axis(scores, embeddings.image_of_text[block, None], 1)
-        ranks[block] = (scores >= own).sum(1) - 1
-    return ranks
-
-
-def _image_ranks(embeddings: PairEmbeddings, block_size: int) -> Int[np.ndarray, " N"]:
-    """Return how many captions of other images score at least as high as each image's best caption."""
-    ranks = np.empty(len(embeddings.images), np.int64)
-    for start in range(0, len(ranks), block_size):
-        block = slice(start, start + block_size)
-        scores = embeddings.images[block] @ embeddings.texts.T
-        is_own = embeddings.image_of_text[None] == np.arange(len(ranks))[block, None]
-        best = np.where(is_own, scores, -np.inf).max(1, initial=-np.inf, keepdims=True)
-        ranks[block] = (~is_own & (scores >= best)).sum(1)
-    return ranks
+    ranks = ranks_by_embeddings(embeddings.images, embeddings.texts, embeddings.image_of_text, block_size)
+    recalls = ranks.recalls(ks)
+    return {name: value for name, value in recalls.items() if name != "mean_recall"}

@@ -296,18 +296,14 @@ def _finish(
     if options.shard.count > 1:
         (directory / PREDICTIONS).write_bytes("".join(_line(lines[sample.id]) for sample in samples).encode())
     scores = task.score(scored, predictions)
-    intervals = {
-        name: dataclasses.asdict(bootstrap_interval(np.asarray(values)))
-        for name, values in scores.per_sample.items()
-        if values
-    }
+    intervals = {name: bootstrap_interval(np.asarray(values)) for name, values in scores.per_sample.items() if values}
     bad = [lines[sample.id][_BAD] for sample in samples if _BAD in lines[sample.id]]
     results = {
         **read_json(directory / RUN),
         "version": seed_jax.__version__,
         "metric": task.metric,
         "metrics": scores.metrics,
-        "intervals": {name: {key: interval[key] for key in ("low", "high")} for name, interval in intervals.items()},
+        "intervals": {name: {"low": interval.low, "high": interval.high} for name, interval in intervals.items()},
         "groups": scores.groups,
         "scored": len(scored),
         "bad": bad,

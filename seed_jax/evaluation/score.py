@@ -4,8 +4,8 @@ Each function reads the forms in which people have references and predictions on
 `seed-jax eval score` prints as JSON.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from seed_jax import images as image_files
 from seed_jax.errors import UserError
+from seed_jax.evaluation import data_files
 from seed_jax.evaluation.metrics import inception
 from seed_jax.evaluation.metrics.bleu import bleu
 from seed_jax.evaluation.metrics.cider import cider
@@ -55,14 +56,12 @@ def score_captions(
     captions = _read_references(references)
     candidates = _read_predicted_captions(predictions)
     order = _common_ids(captions, candidates, "image", references, predictions, allow_missing)
-    flat_references = [caption for image in order for caption in captions[image]]
-    flat_candidates = [candidates[image] for image in order]
-    tokenized = iter(tokenize(flat_references))
-    reference_tokens = [[next(tokenized) for _ in captions[image]] for image in order]
-    scores = caption_scores(tokenize(flat_candidates), reference_tokens)
+    ordered_candidates = [candidates[image] for image in order]
+    ordered_references = [captions[image] for image in order]
+    scores = caption_scores(ordered_candidates, ordered_references)
     result: dict[str, Any] = {name: value for name, (value, _) in scores.items()}
     result["images"] = len(order)
-    separators = count_line_separators(flat_references) + count_line_separators(flat_candidates)
+    separators = count_line_separators([*ordered_candidates, *itertools.chain(*ordered_references)])
     if separators:
         # pycocoevalcap would give every later caption the tokens of its predecessor.
         result["captions_with_line_separators"] = separators
@@ -75,11 +74,19 @@ def score_captions(
 def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, tuple[float, Float[np.ndarray, " images"]]]:
-    """Return each metric of tokenized captions, for the whole set and for each image."""
-    counted = count_ngrams(candidates, references)
+    """Tokenize captions and return each metric, for the whole set and for each image.
+
+    Args:
+        candidates: one caption for each image.
+        references: the captions of each image.
+    """
+    candidate_tokens = tokenize(candidates)
+    flat = iter(tokenize(list(itertools.chain(*references))))
+    reference_tokens = [list(itertools.islice(flat, len(group))) for group in references]
+    counted = count_ngrams(candidate_tokens, reference_tokens)
     whole, per_image = bleu(counted)
     scores = {f"Bleu_{n}": (float(whole[n - 1]), per_image[n - 1]) for n in range(1, 5)}
-    return scores | {"ROUGE_L": rouge_l(candidates, references), "CIDEr": cider(counted)}
+    return scores | {"ROUGE_L": rouge_l(candidate_tokens, reference_tokens), "CIDEr": cider(counted)}
 
 
 def score_vqa(
@@ -238,28 +245,31 @@ def _list_images(directory: Path) -> list[Path]:
 
 def _read_references(path: Path) -> dict[str, list[str]]:
     """Read captions by image id, from either form."""
-    content = _read_json(path)
+    content = data_files.read_json(path)
     captions: dict[str, list[str]] = {}
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        for index, record in enumerate(_list_of_records(content.get("images", []), f"{path}, images")):
-            captions[_read_id(record, "id", f"{path}, images[{index}]")] = []
+        for where, record in data_files.records(content.get("images", []), f"{path}, images"):
+            captions[str(data_files.identifier(record, "id", where))] = []
         listed = bool(captions)
-        for where, record in _numbered(content["annotations"], f"{path}, annotations"):
-            image = _read_id(record, "image_id", where)
+        for where, record in data_files.records(content["annotations"], f"{path}, annotations"):
+            image = str(data_files.identifier(record, "image_id", where))
             if listed and image not in captions:
                 raise UserError(f"{where} is about image {image}, which `images` does not list: repair the file.")
-            captions.setdefault(image, []).append(_read_text(record, "caption", where))
+            captions.setdefault(image, []).append(data_files.text(record, "caption", where))
     elif isinstance(content, dict):
         for image, group in content.items():
             if not isinstance(group, list):
-                raise UserError(f"{path}, image {image}: expected a list of captions, found {_kind(group)}.")
+                raise UserError(f"{path}, image {image}: expected a list of captions, found {data_files.kind(group)}.")
             for caption in group:
                 if not isinstance(caption, str):
-                    raise UserError(f"{path}, image {image}: expected captions as text, found {_kind(caption)}.")
+                    raise UserError(
+                        f"{path}, image {image}: expected captions as text, found {data_files.kind(caption)}."
+                    )
             captions[image] = group
     else:
         raise UserError(
-            f"{path} holds {_kind(content)}: expected {{image id: [captions]}} or COCO annotations with `annotations`."
+            f"{path} holds {data_files.kind(content)}: expected {{image id: [captions]}} or COCO annotations with"
+            " `annotations`."
         )
     for image, group in captions.items():
         if not group:
@@ -268,24 +278,26 @@ def _read_references(path: Path) -> dict[str, list[str]]:
 
 
 def _read_predicted_captions(path: Path) -> dict[str, str]:
-    content = _read_json(path)
+    content = data_files.read_json(path)
     if isinstance(content, dict):
         for image, caption in content.items():
             if not isinstance(caption, str):
-                raise UserError(f"{path}, image {image}: expected one caption as text, found {_kind(caption)}.")
+                raise UserError(
+                    f"{path}, image {image}: expected one caption as text, found {data_files.kind(caption)}."
+                )
         return content
     captions: dict[str, str] = {}
-    for where, record in _numbered(content, str(path)):
-        image = _read_id(record, "image_id", where)
+    for where, record in data_files.records(content, str(path)):
+        image = str(data_files.identifier(record, "image_id", where))
         if image in captions:
             raise UserError(f"{where} is a second caption of image {image}: give one caption for each image.")
-        captions[image] = _read_text(record, "caption", where)
+        captions[image] = data_files.text(record, "caption", where)
     return captions
 
 
 def _read_annotations(path: Path) -> dict[str, dict[str, Any]]:
     """Read answers, and types where they are given, by question id."""
-    content = _read_json(path)
+    content = data_files.read_json(path)
     if isinstance(content, dict):
         records = content.get("annotations", content.get("data"))
         if not isinstance(records, list):
@@ -296,39 +308,43 @@ def _read_annotations(path: Path) -> dict[str, dict[str, Any]]:
     else:
         records = content
     questions: dict[str, dict[str, Any]] = {}
-    for where, record in _numbered(records, str(path)):
-        question = _read_id(record, _question_key(record), where)
+    for where, record in data_files.records(records, str(path)):
+        question = str(data_files.identifier(record, _question_key(record), where))
         if question in questions:
             raise UserError(f"{where} repeats question {question}: give each question once.")
         answers = record.get("answers")
         if not isinstance(answers, list) or len(answers) < 2:
             raise UserError(
                 f"{where}, question {question} has no answers to compare with (`answers` is"
-                f" {'missing' if answers is None else _kind(answers)}): expected a list of ten; test splits without"
-                " answers are scored by their evaluation server."
+                f" {'missing' if answers is None else data_files.kind(answers)}): expected a list of ten; test splits"
+                " without answers are scored by their evaluation server."
             )
         texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise UserError(f"{where}, question {question}, answers[{number}]: expected text, found {_kind(text)}.")
+                raise UserError(
+                    f"{where}, question {question}, answers[{number}]: expected text, found {data_files.kind(text)}."
+                )
         types = {key: record[key] for key in ("question_type", "answer_type") if isinstance(record.get(key), str)}
         questions[question] = {"answers": texts, **types}
     return questions
 
 
 def _read_predicted_answers(path: Path) -> dict[str, str]:
-    content = _read_json(path)
+    content = data_files.read_json(path)
     if isinstance(content, dict):
         for question, answer in content.items():
             if not isinstance(answer, str):
-                raise UserError(f"{path}, question {question}: expected an answer as text, found {_kind(answer)}.")
+                raise UserError(
+                    f"{path}, question {question}: expected an answer as text, found {data_files.kind(answer)}."
+                )
         return content
     predicted: dict[str, str] = {}
-    for where, record in _numbered(content, str(path)):
-        question = _read_id(record, _question_key(record), where)
+    for where, record in data_files.records(content, str(path)):
+        question = str(data_files.identifier(record, _question_key(record), where))
         if question in predicted:
             raise UserError(f"{where} is a second answer to question {question}: give one answer for each question.")
-        predicted[question] = _read_text(record, "prediction" if "prediction" in record else "answer", where)
+        predicted[question] = data_files.text(record, "prediction" if "prediction" in record else "answer", where)
     return predicted
 
 
@@ -365,62 +381,3 @@ def _common_ids(
 
 def _and_others(ids: list[str]) -> str:
     return f" (and {len(ids) - 1} others)" if len(ids) > 1 else ""
-
-
-def _read_json(path: Path) -> Any:
-    """Read a JSON file, or the list of records of a .jsonl file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give a JSON file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path} ({error}): give a JSON file in UTF-8.") from error
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line, object_pairs_hook=_unique_keys) for line in text.splitlines() if line.strip()]
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): repair the file.") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return record
-
-
-def _numbered(records: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each record stands, for messages, and the record."""
-    for index, record in enumerate(_list_of_records(records, where)):
-        yield f"{where}[{index}]", record
-
-
-def _list_of_records(records: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(records, list):
-        raise UserError(f"{where}: expected a list of records, found {_kind(records)}.")
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UserError(f"{where}[{index}]: expected a record in braces, found {_kind(record)}.")
-    return records
-
-
-def _read_id(record: dict[str, Any], key: str, where: str) -> str:
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise UserError(f"{where}: expected `{key}` as a number or text, found {_kind(value)}.")
-    return str(value)
-
-
-def _read_text(record: dict[str, Any], key: str, where: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: expected `{key}` as text, found {_kind(value)}.")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
-    return names.get(type(value), "a number")

@@ -43,7 +43,7 @@ class Options:
         accept_licence: the licence of gated artefacts was accepted, so that ungated copies may be used.
         workers: files that are fetched at the same time.
         timeout: seconds without data after which an attempt ends.
-        retries: attempts without any new data before the next source is tried.
+        retries: further attempts without any new data before the next source is tried.
         wait: seconds before the first retry; doubled each time.
     """
 
@@ -304,7 +304,7 @@ class _Run:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """Return what `fetched.json` of an artefact's directory says; without one, a record of no files.
+    """Read `fetched.json` of an artefact's directory; without one, return a record of no files.
 
     Raises:
         UserError: the file is damaged.

@@ -40,7 +40,7 @@ class SourceError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """Where the bytes of a file are, and what the server says of them.
+    """Where the bytes of a file are, and what the server reports about them.
 
     Attributes:
         url: address to read; "" where the file is in the local cache.

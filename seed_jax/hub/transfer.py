@@ -30,7 +30,7 @@ class Transfer:
         client: of httpx; follows redirects.
         stop: when set, transfers end with `Stopped` at the next block.
         timeout: seconds without data after which an attempt ends.
-        retries: attempts without any new data before a source is given up.
+        retries: further attempts without any new data before a source is given up.
         wait: seconds before the first retry; doubled each time.
     """
 

@@ -1,4 +1,4 @@
-"""Tell whether a file is what the manifest says: size, SHA-256, and what commonly stands in its place."""
+"""Verify a file against the manifest: size, SHA-256, and what commonly stands in its place."""
 
 import dataclasses
 import hashlib
@@ -13,12 +13,12 @@ _PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
 class WrongContent(Exception):  # noqa: N818  (a finding; the caller makes the error message)
-    """A file is not what the manifest says; the message says what it is, as in "the file ..."."""
+    """A file does not match the manifest; the message states what it is, as in "the file ..."."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a file must be besides what the manifest says of it.
+    """What a file must satisfy beyond its manifest entry.
 
     Attributes:
         size: in bytes, as the server stated it.

@@ -1,6 +1,5 @@
 """Generated answers as files, JSON objects and lines of text."""
 
-import io
 import json
 import logging
 import re
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.files import write_bytes
+from seed_jax.files import atomic_path
 from seed_jax.inference.generation.segments import Generation, ImageSegment, Segment, TextSegment
 from seed_jax.inference.seed_llama import SeedLlama
 
@@ -37,10 +36,9 @@ def save_images(
     paths = []
     for number, image in enumerate(images, 1):
         path = folder / f"{name}_{number}.png" if replace else _reserve(folder, name)
-        content = io.BytesIO()
-        image.save(content, format="PNG")
         try:
-            write_bytes(path, content.getvalue())
+            with atomic_path(path) as temporary:
+                image.save(temporary, format="PNG")
         except BaseException:
             if not replace:
                 path.unlink(missing_ok=True)  # the reserved, empty file

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from seed_jax.checkpoint import kinds, model_dir
 from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
 from seed_jax.errors import UserError
 from seed_jax.inference import weight_loading
+from seed_jax.inference.drawing.drawer import decoder_class
+from seed_jax.inference.drawing.request import DecoderConfig
 from seed_jax.inference.generation.batching import bucket
 from seed_jax.inference.seed_llama import LoadConfig
-from seed_jax.models.diffusion import DECODERS, StableDiffusionConfig, UnclipConfig
+from seed_jax.models.diffusion import DECODERS
 from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn.attention import QUERY_BLOCK_SIZE
 from seed_jax.models.nn.decoder_only import LanguageModelConfig
@@ -37,7 +40,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The largest batch to be answered.
+    """The largest batch to answer.
 
     Attributes:
         prompts: requests at a time.
@@ -118,7 +121,7 @@ def plan_memory(
     tokenizer: SeedTokenizerConfig | None = None,
     quantize_vit: str | None = None,
     num_images: int = 1,
-    decoder: UnclipConfig | StableDiffusionConfig | None = None,
+    decoder: DecoderConfig | None = None,
 ) -> MemoryPlan:
     """Plan the memory of a language model, and of an image tokenizer and a decoder if they are given.
 
@@ -156,14 +159,15 @@ def plan_directories(config: LoadConfig, workload: Workload, *, num_images: int 
     """
     tokenizer = None
     if config.tokenizer is not None and (num_images > 0 or config.decoder is not None):
-        tokenizer = SeedTokenizerConfig.from_dict(*_read_sizes(config.tokenizer, ModelKind.IMAGE_TOKENIZER))
+        _, sizes, where = _read_sizes(config.tokenizer, ModelKind.IMAGE_TOKENIZER)
+        tokenizer = SeedTokenizerConfig.from_dict(sizes, where)
     decoder = None
     if config.decoder is not None:
-        folder, stored = model_dir.read_config(config.decoder, kinds.DECODERS)
-        decoder_config, _ = DECODERS[stored["kind"]]
-        decoder = decoder_config.from_dict(stored.get("sizes", {}), str(folder / model_dir.CONFIG))
+        kind, sizes, where = _read_sizes(config.decoder, kinds.DECODERS)
+        config_class, _ = DECODERS[kind]
+        decoder = config_class.from_dict(sizes, where)
     return plan_memory(
-        _language_model_sizes(config.model),
+        read_sizes(*_read_sizes(config.model, LANGUAGE_MODELS)),
         config.precision,
         workload,
         quantize=config.quantize,
@@ -174,14 +178,10 @@ def plan_directories(config: LoadConfig, workload: Workload, *, num_images: int 
     )
 
 
-def _language_model_sizes(directory: Path) -> LanguageModelConfig:
-    folder, config = model_dir.read_config(directory, LANGUAGE_MODELS)
-    return read_sizes(config["kind"], config.get("sizes", {}), str(folder / model_dir.CONFIG))
-
-
-def _read_sizes(directory: Path, kind: ModelKind) -> tuple[dict[str, Any], str]:
+def _read_sizes(directory: Path, kind: str | Sequence[str]) -> tuple[str, dict[str, Any], str]:
+    """Return kind and sizes of a model directory, and the path of its config.json for error messages."""
     folder, config = model_dir.read_config(directory, kind)
-    return config.get("sizes", {}), str(folder / model_dir.CONFIG)
+    return config["kind"], config.get("sizes", {}), str(folder / model_dir.CONFIG)
 
 
 def kv_cache_bytes(config: LanguageModelConfig, precision: Precision, workload: Workload) -> int:
@@ -216,7 +216,7 @@ def encode_bytes(config: SeedTokenizerConfig, num_images: int) -> int:
     return 4 * max(num_images, 1) * activations + _dequantized_bytes(vit.width, vit.mlp_width)
 
 
-def draw_bytes(config: UnclipConfig | StableDiffusionConfig) -> int:
+def draw_bytes(config: DecoderConfig) -> int:
     """Return the larger of the autoencoder's last resolution and the guided UNet's first one, for one image."""
     vae, unet = config.vae, config.unet
     pixels, latents = config.image_size**2, unet.sample_size**2
@@ -271,10 +271,9 @@ def tokenizer_weights(config: SeedTokenizerConfig, quantize: str | None) -> Tree
     )
 
 
-def decoder_weights(config: UnclipConfig | StableDiffusionConfig, precision: Precision) -> Tree:
+def decoder_weights(config: DecoderConfig, precision: Precision) -> Tree:
     """Return the abstract parameters as `Drawer` holds them, with the autoencoder in float32."""
-    decoder: Any = next(model for sizes, model in DECODERS.values() if isinstance(config, sizes))
-    shapes = unbox(jax.eval_shape(decoder(config, precision).init, jax.random.key(0)))
+    shapes = unbox(jax.eval_shape(decoder_class(config)(config, precision).init, jax.random.key(0)))
     dtypes = {"unet": precision.compute_dtype, "text": precision.compute_dtype}
 
     def with_dtype(tree: Tree, dtype: Any) -> Tree:

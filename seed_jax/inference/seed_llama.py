@@ -16,7 +16,7 @@ from seed_jax.inference.chat.prompts import BASE_STYLE, USER, Message, build_pro
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
 from seed_jax.inference.generation.generator import Generator
-from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingParams
 from seed_jax.inference.generation.segments import Generation, ImageSegment, Segment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.inference.language_model import open_language_model, read_references
@@ -213,7 +213,7 @@ class SeedLlama:
             return []
         drawer = self.drawer  # a missing decoder is reported before anything is computed
         embeddings = self.image_tokenizer().embed_codes(np.asarray(codes, np.int32))
-        seeds = [(seed + number) % 2**32 for number in range(len(codes))]
+        seeds = [(seed + number) % (MAX_SEED + 1) for number in range(len(codes))]
         drawn = drawer.draw(embeddings, seeds, options, batch_size=1, progress=progress)
         return [Image.fromarray(pixels) for pixels in drawn]
 

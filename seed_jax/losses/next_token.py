@@ -11,9 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from seed_jax.models.nn import fsdp_matmul
+from seed_jax.models.nn.token_embedding import LOGITS_AXES
 from seed_jax.precision import Precision
-
-LOGITS_AXES = ("batch", "sequence", "act_vocab")
 
 Scalar = Float[Array, ""] | Any  # Any: abstract values have the same structure
 

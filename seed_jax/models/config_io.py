@@ -36,6 +36,19 @@ def from_dict(cls: type[Config], data: Mapping, where: str = "config") -> Config
     return config
 
 
+class SerializableConfig:
+    """Base class of the frozen dataclasses of model sizes that a `config.json` stores."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes as plain values for JSON."""
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls: type[Config], data: Any, where: str = "config") -> Config:
+        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
+        return from_dict(cls, data, where)
+
+
 def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)

@@ -1,6 +1,6 @@
 """Parse the text of a compiled HLO module: how often each operation runs, its collectives, its estimated cycles.
 
-The body of a loop counts as often as its trip count says.
+The body of a loop is counted as often as its trip count.
 """
 
 import dataclasses

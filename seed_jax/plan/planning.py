@@ -177,7 +177,7 @@ def _compile(program: TrainProgram) -> tuple[jax.stages.Compiled | int, float, E
     traced = program.trace()
     flops = executed_flops(traced)
     try:
-        compiled = traced.lower().compile(compiler_options=dict(program.compiler_options) or None)
+        compiled = program.compile(traced)
     except jax.errors.JaxRuntimeError as error:
         needed = hlo.memory_needed(str(error))
         if needed is None:

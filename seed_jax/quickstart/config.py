@@ -27,7 +27,7 @@ class TokenizerOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class WorldOptions(Section):
-    """Number of training samples of the drawn world.
+    """Number of training samples of the synthetic world.
 
     Attributes:
         side: height and width of images in pixels.
@@ -116,7 +116,7 @@ class TeacherStageConfig(TrainConfig):
     """Options of the stage `world_teacher`.
 
     Attributes:
-        data: captioned images of the drawn world.
+        data: captioned images of the synthetic world.
     """
 
     stage: str = "world_teacher"
@@ -125,5 +125,7 @@ class TeacherStageConfig(TrainConfig):
 
     def problems(self) -> Problems:
         yield from super().problems()
-        if self.data.demo or not self.data.mixture:
+        if self.data.demo:
+            yield "data.demo", "is True, but this stage makes no demo data: set it to False"
+        if not self.data.mixture:
             yield "data.mixture", "is empty: name at least one directory of shards of `--source world`, task captions"

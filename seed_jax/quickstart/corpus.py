@@ -1,4 +1,4 @@
-"""The data of the quickstart: shards of the drawn world, and vocabularies of its words."""
+"""The data of the quickstart: shards of the synthetic world, and vocabularies of its words."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Measure trained models on the drawn world with programs that read pixels and text.
+"""Measure trained models on the synthetic world with programs that read pixels and text.
 
 All samples have held-out combinations of attributes, unless a name says `known`: caption, answer, generate, reconstruct
 through the codes, edit. Images are judged by `read_pixels.read_image`, texts by `read_captions`.
@@ -276,4 +276,4 @@ def _prefixed(prefix: str, numbers: dict[str, float]) -> dict[str, float]:
 
 
 def _split(held_out: bool) -> str:
-    return "held" if held_out else "known"
+    return "held_out" if held_out else "known"

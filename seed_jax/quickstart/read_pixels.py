@@ -1,4 +1,4 @@
-"""Recognize the scene in an image of the drawn world: objects with size, color and shape, and their arrangement.
+"""Recognize the scene in an image of the synthetic world: objects with size, color and shape, and their arrangement.
 
 Nothing is learned: objects are connected regions that differ from the background; their shape and size are those of the
 rendered template with the smallest squared error.

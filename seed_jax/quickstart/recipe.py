@@ -21,13 +21,12 @@ from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 from seed_jax.files import write_json
 from seed_jax.quickstart import teacher_files
-from seed_jax.quickstart.config import STAGE, QuickstartConfig
+from seed_jax.quickstart.config import QuickstartConfig
 from seed_jax.quickstart.corpus import Corpus, build_image_shards, build_language_shards
 from seed_jax.train.config.schema import parse, to_dict
 from seed_jax.train.loop import train
 from seed_jax.train.stages.registry import parse_config
 
-__all__ = ["STAGE", "TIMES", "Quickstart", "Recipe", "Step", "TeacherTraining", "run"]
 TIMES = "times.json"
 
 
@@ -103,12 +102,15 @@ class Recipe(abc.ABC):
     def _check_resume(self) -> None:
         """Refuse to resume with other options than the workdir was begun with."""
         path = self.workdir / "recipe.json"
-        options = json.loads(json.dumps(to_dict(self.config)))
+        options = to_dict(self.config)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != options:
             raise UserError(
                 f"{self.workdir} was begun with other options ({path}): use the same, or choose another --workdir."
             )
         write_json(path, options)
+
+    def build_images(self) -> None:
+        build_image_shards(self.corpus, self.config)
 
     def train(self, name: str, mixture: list[dict[str, Any]], paths: Mapping[str, Path]) -> None:
         """Train the stage `name` in the workdir's directory of this name.
@@ -153,9 +155,6 @@ class Quickstart(Recipe):
     def unpack_teacher(self) -> None:
         tokenizer = self.config.tokenizer
         teacher_files.unpack(self.teacher, num_codes=tokenizer.codes, causal=tokenizer.causal)
-
-    def build_images(self) -> None:
-        build_image_shards(self.corpus, self.config)
 
     def train_qformer(self) -> None:
         self.train("qformer", self.corpus.image_mixture(), self._tokenizer_paths(self.teacher / "start"))
@@ -220,9 +219,6 @@ class TeacherTraining(Recipe):
         yield Step("autoencoder", 700, self.train_autoencoder)
         yield Step("painter", 4000, self.train_painter)
         yield Step("pack", 5, self.pack)
-
-    def build_images(self) -> None:
-        build_image_shards(self.corpus, self.config)
 
     def train_reader(self) -> None:
         self.train("reader", self.corpus.image_mixture(), {})

@@ -40,9 +40,9 @@ _SECTIONS = {
 }
 # Prefix of results -> title.
 _GROUPS = {
-    "caption_held": "Captions, held-out combinations",
+    "caption_held_out": "Captions, held-out combinations",
     "caption_known": "Captions, trained combinations",
-    "answer_held": "Answers, held-out combinations",
+    "answer_held_out": "Answers, held-out combinations",
     "answer_known": "Answers, trained combinations",
     "rebuilt": "Images through 32 codes and back",
     "drawn": "Images from captions",
@@ -92,7 +92,7 @@ def write_report(workdir: Path, results: Measurements, times: dict[str, float]) 
     numbers = results.numbers
     parts = [
         "<h1>SEED in miniature</h1>",
-        "<p>A drawn world, images as 32 discrete codes, and a small language model that reads and generates them. "
+        "<p>A synthetic world, images as 32 discrete codes, and a small language model that reads and generates them. "
         "All samples show combinations of size, color and shape that no training image shows. Programs that read "
         "pixels and text judge the answers; wrong ones have a red edge.</p>",
         _goals_table(numbers),

@@ -1,6 +1,6 @@
 """The pretrained networks of the quickstart: packed into one file, and unpacked into ordinary model directories.
 
-vision/   the CLIP vision tower of the drawn world (`teacher.vision`)
+vision/   the CLIP vision tower of the synthetic world (`teacher.vision`)
 start/    an image tokenizer with the same encoder and a trained Q-Former, random otherwise (`init_from.model`)
 unclip/   a decoder that generates images from the vision tower's embeddings (`model.init`)
 """

@@ -1,4 +1,4 @@
-"""The stage `world_teacher`: train the encoders that the drawn world's tokenizer starts from.
+"""The stage `world_teacher`: train the encoders that the synthetic world's tokenizer starts from.
 
 It stands for EVA, CLIP and BLIP-2, which learned from hundreds of millions of captioned images; here the known content
 of the scenes supervises. The workdir is a CLIP vision tower for `teacher.vision` and `source.vision`.
@@ -47,7 +47,7 @@ RECOLORED = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class SceneReader:
-    """Turn a caption record of the drawn world into a row.
+    """Turn a caption record of the synthetic world into a row.
 
     A row holds `image` uint8 [S, S, 3], `labels` int32 [A] and `patches` int32 [N, P].
 
@@ -61,7 +61,7 @@ class SceneReader:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if "truth" not in record.meta or not isinstance(record.items[0], bytes):
-            raise UserError("The record is not a captioned image of the drawn world: build it with `--source world`.")
+            raise UserError("The record is not a captioned synthetic image: build it with `--source world`.")
         image = images.resize(images.load(record.items[0]), self.image_size, "bicubic")
         scene = scene_from_dict(record.meta["truth"])
         labels, patches = scene_labels(scene), patch_labels(scene, self.grid)

@@ -19,7 +19,8 @@ def resolve(config: TrainConfig, mesh: Mesh, accelerator: Accelerator | None) ->
     """Return `config` with "auto" and 0 replaced.
 
     `model.remat` and `model.attention` "auto" become the accelerator's; `optimizer.accumulation` 0 becomes the fewest
-    microbatches that give each device no more tokens at a time than the accelerator's `microbatch_tokens`.
+    microbatches that give each device no more tokens at a time than the accelerator's `microbatch_tokens`; where images
+    are trained on, microbatches of one image per device.
     """
     if isinstance(config, LanguageConfig):
         model = config.model

@@ -43,9 +43,10 @@ class TrainProgram:
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
             return self.step.trace(self.abstract.state, self.abstract.frozen, self.batch)
 
-    def compile(self) -> jax.stages.Compiled:
-        """Compile the step ahead of time."""
-        return self.trace().lower().compile(compiler_options=dict(self.compiler_options) or None)
+    def compile(self, traced: jax.stages.Traced | None = None) -> jax.stages.Compiled:
+        """Compile the step ahead of time; `traced` is the result of `trace` for a caller that already has it."""
+        traced = self.trace() if traced is None else traced
+        return traced.lower().compile(compiler_options=dict(self.compiler_options) or None)
 
 
 def make_program(config: TrainConfig, stage: Stage, mesh: Mesh) -> TrainProgram:

@@ -119,20 +119,13 @@ def _train(
         writer = MetricWriter(
             workdir, first_step=first_step, wandb_project=config.wandb.project, config=to_dict(config)
         )
+        stack.enter_context(contextlib.closing(writer))
         progress = Progress(config, stage, mesh, writer, goodput, restored_step=first_step)
         checkpointer.report_to(progress)
-        watchdog = Watchdog(60.0 * config.watchdog.hung_minutes)
-        hooks: tuple[Hook, ...] = (
-            progress,
-            Profiler(config.profile.range, workdir),
-            watchdog,
-            hosts,
-            Evaluation(stage.evaluators(), progress),
-            checkpointer,
-        )
-        for hook in hooks:
-            if hook not in (hosts, checkpointer):  # closed where they were opened
-                stack.callback(hook.close)
+        profiler = stack.enter_context(contextlib.closing(Profiler(config.profile.range, workdir)))
+        watchdog = stack.enter_context(contextlib.closing(Watchdog(60.0 * config.watchdog.hung_minutes)))
+        evaluation = Evaluation(stage.evaluators(), progress)
+        hooks: tuple[Hook, ...] = (progress, profiler, watchdog, hosts, evaluation, checkpointer)
 
         batch_sharding = sharding.batch_sharding(mesh)
         preemption.saving_from_now_on()

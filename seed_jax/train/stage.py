@@ -73,7 +73,7 @@ class Stage(abc.ABC, Generic[Config]):
     Attributes:
         config_class: dataclass of its options.
         kind: kind of the model directory that training writes.
-        unit: what `samples_per_batch` counts.
+        unit: what `units_per_batch` counts.
         untracked_collections: variable collections that the stage updates itself; the optimizer keeps no moments.
         batch_size: rows of the global batch.
     """
@@ -148,7 +148,7 @@ class Stage(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
-        """Return fresh or loaded variables, unboxed and sharded as `shardings` says."""
+        """Return fresh or loaded variables, unboxed and sharded by `shardings`."""
 
     @abc.abstractmethod
     def batches(self, local_indices: list[int]) -> Batches:

@@ -11,8 +11,8 @@ import seed_jax
 from seed_jax import cli
 
 SUBCOMMANDS = {
-    "import": ["tokenizer", "llama", "unclip"],
-    "export": ["tokenizer", "llama", "unclip"],
+    "import": ["tokenizer", "llama", "opt", "unclip", "sd"],
+    "export": ["tokenizer", "llama", "opt", "unclip"],
     "data": ["build", "show", "sources"],
     "eval": ["score", "compare"],
 }

@@ -7,7 +7,7 @@ from PIL import Image
 
 from seed_jax import cli, images
 from seed_jax.checkpoint import model_dir
-from seed_jax.cli import tokenize as command
+from seed_jax.cli import tokenizer_options
 from seed_jax.files import locked
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
@@ -136,7 +136,7 @@ def test_two_processes_do_not_share_a_file(model, folder, capsys):
 
 
 def test_choices_are_those_of_the_library():
-    assert set(command.INTERPOLATIONS) == set(images.INTERPOLATIONS)
+    assert set(tokenizer_options.INTERPOLATIONS) == set(images.INTERPOLATIONS)
 
 
 def test_missing_inputs(model, tmp_path, capsys):

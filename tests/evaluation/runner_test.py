@@ -236,6 +236,13 @@ def test_retrieval_ranks_every_caption_for_every_image(evaluate, tmp_path):
     assert 0 <= found["likelihood_t2i_recall@1"] <= 100
 
 
+@pytest.mark.parametrize("name", ["coco_caption", "valid_images", "retrieval", "text_to_image"])
+def test_a_split_without_images_is_named(evaluate, tmp_path, name):
+    datasets.karpathy(tmp_path / "data")
+    with pytest.raises(UserError, match=r"no image of the split 'dev'"):
+        evaluate(name, split="dev")
+
+
 @pytest.mark.slow
 def test_drawn_images_are_compared_with_true_ones(evaluate, model, tmp_path):
     datasets.karpathy(tmp_path / "data", count=3)

@@ -89,6 +89,14 @@ def test_line_separators_are_reported(write):
     assert scores["Bleu_1"] == pytest.approx(1)
 
 
+def test_line_separators_do_not_end_a_json_line(write, tmp_path):
+    references = write("references.json", {"1": ["a\u2028dog"], "2": ["a cat"]})
+    predictions = tmp_path / "predictions.jsonl"
+    records = [{"image_id": 1, "caption": "a\u2028dog"}, {"image_id": 2, "caption": "a cat"}]
+    predictions.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    assert score_captions(references, predictions)["Bleu_1"] == pytest.approx(1)
+
+
 REFERENCES = {"1": ["a dog"], "2": ["a cat"]}
 PREDICTIONS = {"1": "a dog", "2": "a cat"}
 

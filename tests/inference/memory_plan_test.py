@@ -61,17 +61,17 @@ def test_programs_need_no_more_than_was_planned(beams):
 def test_the_released_sizes_fit_into_16_gib_in_8_bits_only():
     sizes = {"tokenizer": SeedTokenizerConfig.full(), "decoder": UnclipConfig.full()}
     work, half = Workload(prompt_length=1536), Precision("bfloat16", "bfloat16")
-    rounded = plan_memory(LlamaConfig.seed_8b(), half, work, quantize="int8", quantize_vit="int8", **sizes)
-    rounded.check(16 * GIB)
+    quantized = plan_memory(LlamaConfig.seed_8b(), half, work, quantize="int8", quantize_vit="int8", **sizes)
+    quantized.check(16 * GIB)
     # 6.48 G kernels of blocks and 0.17 G of the head in a byte each, as many embeddings in two bytes, and scales.
-    assert rounded.resident["language model"] == pytest.approx(6.64e9 + 2 * 0.165e9, rel=0.005)
-    assert rounded.resident["KV cache"] == 2048 * 2 * 32 * 4096 * 2
-    assert rounded.resident["decoder"] == pytest.approx(2 * (870e6 + 340e6) + 4 * 84e6, rel=0.01)
+    assert quantized.resident["language model"] == pytest.approx(6.64e9 + 2 * 0.165e9, rel=0.005)
+    assert quantized.resident["KV cache"] == 2048 * 2 * 32 * 4096 * 2
+    assert quantized.resident["decoder"] == pytest.approx(2 * (870e6 + 340e6) + 4 * 84e6, rel=0.01)
     with pytest.raises(
         UserError, match=r"needs 2\d\.\d\d GiB of memory, but 16.00 GiB are available \(language model 12.68"
     ):
         dataclasses.replace(
-            rounded, resident=rounded.resident | plan_memory(LlamaConfig.seed_8b(), half, work).resident
+            quantized, resident=quantized.resident | plan_memory(LlamaConfig.seed_8b(), half, work).resident
         ).check(16 * GIB)
 
 

@@ -1,4 +1,4 @@
-"""Weights come to the device one tensor at a time; a rounded ViT's features stay close."""
+"""Weights come to the device one tensor at a time; a quantized ViT's features stay close."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tests.inference.generation.cases import SMALL, small_params
 from tests.models.tokenizer.cases import random_like
 
 
-def test_rounding_reads_a_layers_tensor_at_a_time(tmp_path):
+def test_quantizing_reads_a_layers_tensor_at_a_time(tmp_path):
     lazy.write_arrays(tmp_path / "params", small_params())
     sizes = []
 
@@ -32,17 +32,17 @@ def test_rounding_reads_a_layers_tensor_at_a_time(tmp_path):
     opened = flatten_dict(lazy.open_arrays(tmp_path / "params"))
     tree = weight_loading.unstack(unflatten_dict({path: recorded(leaf) for path, leaf in opened.items()}))
     assert sizes == []
-    placed = []
+    put_order = []
 
-    def place(path, leaf):
-        placed.append((path, len(sizes)))
+    def put(path, leaf):
+        put_order.append((path, len(sizes)))
         return jax.device_put(leaf)
 
     found = weight_loading.load(
-        tree, weight_loading.matrix_dtype(np.dtype(np.float32)), weight_loading.llama_schemes("int8"), place
+        tree, weight_loading.matrix_dtype(np.dtype(np.float32)), weight_loading.llama_schemes("int8"), put
     )
-    # Every tensor is on the device before the next one is read, and none is larger than the largest of the model apart.
-    assert [reads for _, reads in placed] == sorted(reads for _, reads in placed)
+    # Every tensor is on the device before the next one is read, and none is larger than the largest unstacked one.
+    assert [reads for _, reads in put_order] == sorted(reads for _, reads in put_order)
     assert max(sizes) == small_params()["lm_head"]["kernel"].nbytes
     assert len(sizes) == len(flatten_dict(tree))
     expected = weight_loading.load(
@@ -57,7 +57,7 @@ def test_rounding_reads_a_layers_tensor_at_a_time(tmp_path):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), found, shapes))
 
 
-def test_layers_apart_are_those_of_the_stack():
+def test_unrolled_layers_are_those_of_the_stack():
     found = weight_loading.load(
         weight_loading.unstack(small_params()), weight_loading.matrix_dtype(jnp.dtype(jnp.float32)), lambda path: None
     )
@@ -79,14 +79,14 @@ def test_what_cannot_be_read_is_named():
 
 # Measured with random weights: 0.7 % and 12 %; a half more is allowed for.
 @pytest.mark.parametrize(("name", "bound"), [("int8", 0.011), ("int4", 0.18)])
-def test_features_of_a_rounded_vit_stay_close(name, bound):
+def test_features_of_a_quantized_vit_stay_close(name, bound):
     config = SeedTokenizerConfig.tiny()
     params = random_like(abstract_params(config))
-    rounded = weight_loading.load(params, weight_loading.stored_dtype, weight_loading.vit_schemes(name))
-    assert sum(path[-1] == "kernel_q" for path in flatten_dict(rounded)) == 4
+    quantized = weight_loading.load(params, weight_loading.stored_dtype, weight_loading.vit_schemes(name))
+    assert sum(path[-1] == "kernel_q" for path in flatten_dict(quantized)) == 4
     pixels = jax.random.normal(jax.random.key(0), (4, config.image_size, config.image_size, 3))
     features = jax.jit(lambda p: SeedTokenizer(config).apply({"params": p}, pixels, method="features"))
     exact = features(params)
-    error = float(jnp.linalg.norm(features(rounded) - exact) / jnp.linalg.norm(exact))
+    error = float(jnp.linalg.norm(features(quantized) - exact) / jnp.linalg.norm(exact))
     print(f"{name}: error of the ViT's features {error:.4f}")
     assert 0 < error < bound

@@ -71,7 +71,7 @@ def test_every_step_runs_and_is_measured(finished):
     for name in (
         *("caption_held_attributes", "answer_held_all", "rebuilt_whole", "drawn_whole", "edited_whole"),
         *("qformer_t2i_recall@1", "codebook_code_t2i_recall@1", "codebook_codes_used", "free_images_whole"),
-        *("caption_known_colour", "caption_held_whole", "rebuilt_similarity", "codes_seen"),
+        *("caption_known_colour", "caption_held_out_whole", "rebuilt_similarity", "codes_seen"),
     ):
         assert 0 <= numbers[name] <= 1
     page = (workdir / "report.html").read_text()

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seed_jax.cli.tokenizer_options import add_encoding_options, load_tokenizer
 from seed_jax.data.build.filters import ORIGINAL_FILTERS, ImageFilters
 from seed_jax.data.build.options import BuildOptions, Share, SkipLimit
 from seed_jax.errors import UserError
@@ -73,14 +74,7 @@ def _add_tokenizer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model", type=Path, metavar="DIR", help="image tokenizer; without it the image files themselves are stored"
     )
-    group.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images per batch over all devices (default: 64)"
-    )
-    group.add_argument(
-        "--interpolation", choices=["bicubic", "bilinear"], help="resizing (default: bilinear, for SEED-1 bicubic)"
-    )
-    group.add_argument("--keep-ratio", action="store_true", help="center-crop instead of changing the aspect ratio")
-    group.add_argument("--compute-dtype", choices=["float32", "bfloat16"], default="float32", help="default: float32")
+    add_encoding_options(group, batch_size=64)
 
 
 def _add_build_options(group: argparse._ArgumentGroup) -> None:
@@ -163,20 +157,6 @@ def _wait_for_other_hosts(out: Path) -> "Manifest":
 
 
 def _load_encoder(args: argparse.Namespace) -> "ImageEncoder":
-    """Load the image tokenizer, data-parallel over the devices of this host."""
-    import jax
+    from seed_jax.inference.image_tokenizer import BatchImageEncoder
 
-    from seed_jax.inference.image_tokenizer import BatchImageEncoder, ImageTokenizer, Preprocessing
-    from seed_jax.precision import Precision
-
-    devices = jax.local_devices()
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((len(devices),), ("batch",), auto, devices=devices) if len(devices) > 1 else None
-    tokenizer = ImageTokenizer.load(
-        args.model,
-        precision=Precision(compute=args.compute_dtype),
-        preprocessing=Preprocessing(args.interpolation, args.keep_ratio),
-        batch_size=args.batch_size,
-        mesh=mesh,
-    )
-    return BatchImageEncoder(tokenizer)
+    return BatchImageEncoder(load_tokenizer(args))

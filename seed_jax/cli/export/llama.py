@@ -4,9 +4,11 @@ import argparse
 import logging
 
 from seed_jax.cli.conversion_options import (
-    DTYPES,
+    WIDEST,
+    add_dtype_argument,
     add_model_argument,
     add_out_argument,
+    add_shard_size_argument,
     add_verify_argument,
     save_report,
 )
@@ -36,10 +38,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     model.add_argument("--base", metavar="NAME", help="base model that the adapter's config names")
     output = parser.add_argument_group("output")
     add_out_argument(output, "directory")
-    output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: the widest of what is stored)")
-    output.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="of a weight file (default: %(default)s)"
-    )
+    add_dtype_argument(output, WIDEST)
+    add_shard_size_argument(output)
     add_verify_argument(output)
     parser.set_defaults(run=run)
 

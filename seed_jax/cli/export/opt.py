@@ -3,7 +3,13 @@
 import argparse
 import logging
 
-from seed_jax.cli.conversion_options import DTYPES, add_model_argument, add_out_argument
+from seed_jax.cli.conversion_options import (
+    WIDEST,
+    add_dtype_argument,
+    add_model_argument,
+    add_out_argument,
+    add_shard_size_argument,
+)
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -16,10 +22,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     add_model_argument(parser.add_argument_group("model"))
     output = parser.add_argument_group("output")
     add_out_argument(output, "directory")
-    output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: the widest of what is stored)")
-    output.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="of a weight file (default: %(default)s)"
-    )
+    add_dtype_argument(output, WIDEST)
+    add_shard_size_argument(output)
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from seed_jax.cli.conversion_options import (
-    DTYPES,
+    add_dtype_argument,
     add_model_argument,
     add_out_argument,
     add_verify_argument,
@@ -30,7 +30,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     )
     output = parser.add_argument_group("output")
     add_out_argument(output, "diffusers folder")
-    output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as stored)")
+    add_dtype_argument(output, "as stored")
     add_verify_argument(output)
     parser.set_defaults(run=run)
 

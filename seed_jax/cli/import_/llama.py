@@ -3,9 +3,15 @@
 import argparse
 from pathlib import Path
 
-from seed_jax.cli.conversion_options import DTYPES, add_out_argument, add_verify_argument, save_report
-
-STYLES = ("base", "vicuna", "llama2")
+from seed_jax.cli.conversion_options import (
+    AS_IN_FILES,
+    add_dtype_argument,
+    add_language_model_arguments,
+    add_out_argument,
+    add_verify_argument,
+    save_report,
+)
+from seed_jax.cli.generation_options import PROMPT_STYLES
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -16,18 +22,15 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         description="Convert a Hugging Face LLaMA, with a LoRA adapter and a text tokenizer, to a model directory.",
     )
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--from", dest="source", required=True, type=Path, metavar="HF_DIR", help="directory of a Hugging Face model"
-    )
+    add_language_model_arguments(model)
     model.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="LoRA adapter to merge into the model")
     model.add_argument("--unmerged", action="store_true", help="keep the adapter separate, as training does")
-    model.add_argument("--vocabulary", type=Path, metavar="DIR", help="text tokenizer's files (default: HF_DIR)")
-    model.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer that belongs to the model")
-    model.add_argument("--decoder", type=Path, metavar="DIR", help="image decoder that belongs to the model")
-    model.add_argument("--style", choices=STYLES, help="prompt style that the model was tuned with (default: base)")
+    model.add_argument(
+        "--style", choices=PROMPT_STYLES, help="prompt style that the model was tuned with (default: base)"
+    )
     output = parser.add_argument_group("output")
     add_out_argument(output, "model directory")
-    output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as in the files)")
+    add_dtype_argument(output, AS_IN_FILES)
     add_verify_argument(output)
     parser.set_defaults(run=run)
 

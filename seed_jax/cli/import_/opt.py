@@ -1,9 +1,13 @@
 """`seed-jax import opt`: a Hugging Face OPT, with its text tokenizer, to a model directory."""
 
 import argparse
-from pathlib import Path
 
-from seed_jax.cli.conversion_options import DTYPES, add_out_argument
+from seed_jax.cli.conversion_options import (
+    AS_IN_FILES,
+    add_dtype_argument,
+    add_language_model_arguments,
+    add_out_argument,
+)
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -13,16 +17,10 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         help="SEED-1's language model",
         description="Convert a Hugging Face OPT, with a text tokenizer, to a model directory.",
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--from", dest="source", required=True, type=Path, metavar="HF_DIR", help="directory of a Hugging Face model"
-    )
-    model.add_argument("--vocabulary", type=Path, metavar="DIR", help="text tokenizer's files (default: HF_DIR)")
-    model.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer that belongs to the model")
-    model.add_argument("--decoder", type=Path, metavar="DIR", help="image decoder that belongs to the model")
+    add_language_model_arguments(parser.add_argument_group("model"))
     output = parser.add_argument_group("output")
     add_out_argument(output, "model directory")
-    output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as in the files)")
+    add_dtype_argument(output, AS_IN_FILES)
     parser.set_defaults(run=run)
 
 

@@ -1,9 +1,14 @@
 """`seed-jax import sd`: Stable Diffusion 1.4, SEED-1's decoder, to a model directory."""
 
 import argparse
-from pathlib import Path
 
-from seed_jax.cli.conversion_options import DTYPES, add_out_argument
+from seed_jax.cli.conversion_options import (
+    AS_IN_FILES,
+    add_dtype_argument,
+    add_out_argument,
+    add_source_argument,
+    add_variant_argument,
+)
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -15,18 +20,11 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "without safety checker.",
     )
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--from",
-        dest="source",
-        required=True,
-        type=Path,
-        metavar="SOURCE",
-        help="diffusers folder, or CompVis' single file (sd-v1-4.ckpt or .safetensors)",
-    )
-    model.add_argument("--variant", help="weight files to read, such as fp16 (default: those without a variant)")
+    add_source_argument(model, "SOURCE", "diffusers folder, or CompVis' single file (sd-v1-4.ckpt or .safetensors)")
+    add_variant_argument(model)
     output = parser.add_argument_group("output")
     add_out_argument(output, "model directory")
-    output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as in the files)")
+    add_dtype_argument(output, AS_IN_FILES)
     parser.set_defaults(run=run)
 
 

@@ -1,9 +1,16 @@
 """`seed-jax import unclip`: a diffusers folder of the unCLIP decoder to a model directory."""
 
 import argparse
-from pathlib import Path
 
-from seed_jax.cli.conversion_options import DTYPES, add_out_argument, add_verify_argument, save_report
+from seed_jax.cli.conversion_options import (
+    AS_IN_FILES,
+    add_dtype_argument,
+    add_out_argument,
+    add_source_argument,
+    add_variant_argument,
+    add_verify_argument,
+    save_report,
+)
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -14,13 +21,11 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         description="Convert a diffusers folder such as stable-diffusion-2-1-unclip to a model directory.",
     )
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--from", dest="source", required=True, type=Path, metavar="DIFFUSERS_DIR", help="diffusers folder"
-    )
-    model.add_argument("--variant", help="weight files to read, such as fp16 (default: those without a variant)")
+    add_source_argument(model, "DIFFUSERS_DIR", "diffusers folder")
+    add_variant_argument(model)
     output = parser.add_argument_group("output")
     add_out_argument(output, "model directory")
-    output.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as in the files)")
+    add_dtype_argument(output, AS_IN_FILES)
     add_verify_argument(output)
     parser.set_defaults(run=run)
 

@@ -9,7 +9,7 @@ from typing import Any
 from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.key_table import assemble_lazily, expected_shapes, promoted_dtype
 from seed_jax.convert.llama.key_table import abstract_params, key_table, rotary_buffers
-from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors
+from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors, weight_files
 from seed_jax.errors import UserError
 from seed_jax.files import read_json
 from seed_jax.models.llama.model import LlamaConfig
@@ -118,33 +118,3 @@ def _rope_theta(content: Mapping[str, Any], path: Path) -> float:
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"{path} scales its rotary positions ({rope}); only unscaled ones are supported.")
     return float(rope.get("rope_theta") or content.get("rope_theta") or 10000.0)
-
-
-def weight_files(directory: Path, stem: str = "model") -> list[Path]:
-    """Find `STEM.safetensors` or `pytorch_STEM.bin`, or the shards that an index file lists.
-
-    Safetensors are preferred where a directory has both.
-
-    Raises:
-        UserError: the directory has neither.
-    """
-    for name in (f"{stem}.safetensors", f"pytorch_{stem}.bin"):
-        if (directory / name).is_file():
-            return [directory / name]
-        index = directory / f"{name}.index.json"
-        if index.is_file():
-            return indexed_files(index)
-    raise UserError(f"{directory} has no weights: expected {stem}.safetensors, pytorch_{stem}.bin or their shards.")
-
-
-def indexed_files(index: Path) -> list[Path]:
-    """Return the shards that an index file lists.
-
-    Raises:
-        UserError: the index has no valid `weight_map`, or names a file outside its directory.
-    """
-    weight_map = read_json(index, "download it again").get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else {None}
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise UserError(f"{index} has no 'weight_map' of tensor names to file names: download it again.")
-    return [index.parent / name for name in sorted(map(str, names))]

@@ -10,11 +10,11 @@ from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.llama.hf_import import open_llama
 from seed_jax.convert.llama.peft import import_adapter
 from seed_jax.convert.merging import cast_params
-from seed_jax.convert.tensors import refuse_lfs_pointer
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
 from seed_jax.files import check_vacant, read_json
+from seed_jax.lfs import check_not_pointer
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.nn.decoder_only import LanguageModelConfig
 from seed_jax.precision import as_dtype
@@ -74,13 +74,23 @@ def import_to_model_dir(
             params = lora.merge(params, dtype)
     files = vocabulary_files(Path(vocabulary or source), config)
     keys["sizes"] = config.to_dict()
-    # Relative to the model directory, so that both directories can be moved together.
-    for key, directory in (("image_tokenizer", image_tokenizer), ("decoder", decoder)):
-        keys[key] = os.path.relpath(Path(directory).resolve(), out.resolve()) if directory else None
+    keys |= component_paths(out, image_tokenizer, decoder)
     if prompt_style is not None:
         keys["prompt_style"] = prompt_style
     model_dir.save(out, ModelKind.LLAMA, keys, params, files=files, provenance=provenance)
     return config
+
+
+def component_paths(out: Path, image_tokenizer: str | Path | None, decoder: str | Path | None) -> dict[str, str | None]:
+    """Return the keys of `config.json` that name the other models which belong to a language model.
+
+    The paths are relative to its model directory `out`, so that the directories can be moved together.
+    """
+    directories = {"image_tokenizer": image_tokenizer, "decoder": decoder}
+    return {
+        key: os.path.relpath(Path(directory).resolve(), out.resolve()) if directory else None
+        for key, directory in directories.items()
+    }
 
 
 def vocabulary_files(directory: Path, config: LanguageModelConfig) -> dict[str, Path]:
@@ -94,7 +104,7 @@ def vocabulary_files(directory: Path, config: LanguageModelConfig) -> dict[str, 
     """
     files = {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
     for path in files.values():
-        refuse_lfs_pointer(path)
+        check_not_pointer(path)
     added = directory / "added_tokens.json"
     if not added.exists() or not any(name.startswith("<img") for name in read_json(added, "copy the file again")):
         logging.warning(

@@ -15,14 +15,14 @@ import numpy as np
 from seed_jax.checkpoint.lazy import load_on_device
 from seed_jax.convert.key_table import to_torch_tensors
 from seed_jax.convert.llama.hf_export import ADAPTER, BASE, Form
-from seed_jax.convert.llama.hf_import import open_llama, weight_files
+from seed_jax.convert.llama.hf_import import open_llama
 from seed_jax.convert.llama.key_table import key_table
 from seed_jax.convert.llama.peft import adapter_table, adapter_tensors, import_adapter
 from seed_jax.convert.llama.source import LlamaSource
 from seed_jax.convert.llama.text_tokenizer import token_id_check
 from seed_jax.convert.merging import cast_params, merge_lora
 from seed_jax.convert.parity import Check, ParityReport, make_report
-from seed_jax.convert.tensors import TensorDict, open_tensors
+from seed_jax.convert.tensors import TensorDict, open_tensors, weight_files
 from seed_jax.models.llama.model import Llama, LlamaConfig
 from seed_jax.precision import as_dtype
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
@@ -45,16 +45,13 @@ class LlamaSource:
         model = model_dir.open_lazily(directory, ModelKind.LLAMA)
         config = LlamaConfig.from_dict(model.config.get("sizes", {}), model.config_path)
         params = model.variables["params"]
-        adapters = model.variables.get("lora") or {}
-        settings = model.config.get("lora")
-        if adapters and not settings:
-            raise UserError(f"{model.config_path} lacks 'lora', the rank and scale of the checkpoint's adapters.")
+        adapters, spec = read_adapters(model)
         model_dir.check_tree(params, abstract_params(config), str(directory))
         return cls(
             config=config,
             params=params,
             adapters=adapters,
-            spec=_lora_spec(settings, adapters) if settings and adapters else None,
+            spec=spec,
             files={name: path for name in TOKENIZER_FILES if (path := model.directory / name).is_file()},
         )
 
@@ -73,6 +70,17 @@ class LlamaSource:
         return dataclasses.replace(self, params=params, adapters=cast_params(self.adapters, dtype))
 
 
-def _lora_spec(settings: dict[str, Any], adapters: Tree) -> LoraSpec:
-    targets = sorted(name for group in adapters["layers"].values() for name in group)
-    return LoraSpec(**{**settings, "targets": tuple(targets)})
+def read_adapters(model: model_dir.ModelDir) -> tuple[Tree, LoraSpec | None]:
+    """Return the adapters that training kept separate, and their sizes; an empty tree and None without adapters.
+
+    Raises:
+        UserError: the config of the model directory lacks the sizes.
+    """
+    adapters = model.variables.get("lora") or {}
+    if not adapters:
+        return {}, None
+    settings = model.config.get("lora")
+    if not settings:
+        raise UserError(f"{model.config_path} lacks 'lora', the rank and scale of the checkpoint's adapters.")
+    targets = sorted({path[-2] for path in flatten_dict(adapters)})
+    return adapters, LoraSpec(**{**settings, "targets": tuple(targets)})

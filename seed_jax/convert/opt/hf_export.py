@@ -12,13 +12,12 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import promoted_dtype, to_torch_tensors
 from seed_jax.convert.llama.hf_export import MAX_SHARD_SIZE, write_weights
+from seed_jax.convert.llama.source import read_adapters
 from seed_jax.convert.merging import merge_lora
 from seed_jax.convert.opt.hf_import import ARCHITECTURE, CONFIG_KEYS, REQUIRED_VALUES, TOKEN_IDS
 from seed_jax.convert.opt.key_table import abstract_params, key_table
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
-from seed_jax.errors import UserError
 from seed_jax.files import new_directory, write_json
-from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.models.opt.config import OptConfig
 from seed_jax.precision import as_dtype
 
@@ -42,14 +41,11 @@ def export_opt(
     """
     opened = model_dir.open_lazily(model, ModelKind.OPT)
     config = OptConfig.from_dict(opened.config.get("sizes", {}), opened.config_path)
-    params, adapters = opened.variables["params"], opened.variables.get("lora") or {}
+    params, (adapters, spec) = opened.variables["params"], read_adapters(opened)
     model_dir.check_tree(params, abstract_params(config), str(model))
     stored = promoted_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves((params, adapters)))
-    if adapters:
-        settings = opened.config.get("lora")
-        if not settings:
-            raise UserError(f"{opened.config_path} lacks 'lora', the rank and scale of the checkpoint's adapters.")
-        params = merge_lora(params, adapters, LoraSpec(**settings))
+    if spec is not None:
+        params = merge_lora(params, adapters, spec)
     target = as_dtype(dtype) if dtype else stored
     files = {name: path for name in TOKENIZER_FILES if (path := opened.directory / name).is_file()}
     with new_directory(out) as folder:

@@ -7,9 +7,8 @@ import numpy as np
 
 from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.key_table import assemble_lazily, expected_shapes, promoted_dtype
-from seed_jax.convert.llama.hf_import import weight_files
 from seed_jax.convert.opt.key_table import DECODER, EMBEDDING, TIED_HEAD, abstract_params, key_table
-from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors
+from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors, weight_files
 from seed_jax.errors import UserError
 from seed_jax.files import read_json
 from seed_jax.models.opt.config import OptConfig

@@ -1,12 +1,10 @@
 """Convert a Hugging Face OPT, with a text tokenizer, to a model directory."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
-from seed_jax.convert.llama.model_import import vocabulary_files
+from seed_jax.convert.llama.model_import import component_paths, vocabulary_files
 from seed_jax.convert.opt.hf_import import ImportedOpt, open_opt
 from seed_jax.files import check_vacant
 
@@ -41,10 +39,7 @@ def import_to_model_dir(
     source, out = Path(source), Path(out)
     check_vacant(out)
     opt = open_opt(source, dtype)
-    # Relative to the model directory, so that both directories can be moved together.
-    keys: dict[str, Any] = {"sizes": opt.config.to_dict()}
-    for key, directory in (("image_tokenizer", image_tokenizer), ("decoder", decoder)):
-        keys[key] = os.path.relpath(Path(directory).resolve(), out.resolve()) if directory else None
+    keys = {"sizes": opt.config.to_dict(), **component_paths(out, image_tokenizer, decoder)}
     files = vocabulary_files(Path(vocabulary or source), opt.config)
     model_dir.save(out, ModelKind.OPT, keys, opt.params, files=files, provenance={"from": str(source)})
     return opt

@@ -16,6 +16,8 @@ import numpy as np
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.diffusion.diffusers_import import TEXT_PREFIX, key_table
+from seed_jax.convert.diffusion.folder_config import TEXT_DEFAULTS, TEXT_KEYS
 from seed_jax.convert.key_table import (
     CONV,
     LINEAR,
@@ -25,8 +27,7 @@ from seed_jax.convert.key_table import (
     expected_shapes,
     norm_entries,
 )
-from seed_jax.convert.llama.hf_import import weight_files
-from seed_jax.convert.tensors import LazyTensor, TensorDict, check_tensors, open_tensors
+from seed_jax.convert.tensors import LazyTensor, TensorDict, check_tensors, open_tensors, weight_files
 from seed_jax.errors import UserError
 from seed_jax.files import read_json
 from seed_jax.models.clip.text import ClipText, ClipTextConfig
@@ -35,7 +36,6 @@ from seed_jax.models.tokenizer.vit import Vit, VitConfig
 from seed_jax.typing import Tree
 
 VISION = "vision_model."
-TEXT = "text_model."
 _REMEDY = "give the folder of a Hugging Face CLIP model"
 
 
@@ -59,8 +59,8 @@ def import_text(directory: str | Path) -> tuple[ClipTextConfig, Tree]:
     abstract = sharding.unbox(jax.eval_shape(ClipText(config).init, jax.random.key(0), ids))["params"]
     tensors = open_directory(directory)
     if "embeddings.token_embedding.weight" in tensors:  # a text encoder alone, as transformers writes it from 5 on
-        tensors = tensors.with_prefix(TEXT)
-    return config, _assemble(_text_table(config), tensors, abstract)
+        tensors = tensors.with_prefix(TEXT_PREFIX)
+    return config, _assemble(key_table("text", abstract), tensors, abstract)
 
 
 def vision_config(directory: str | Path) -> VitConfig:
@@ -99,19 +99,9 @@ def text_config(directory: str | Path) -> ClipTextConfig:
     """Read the config of the text encoder from config.json."""
     content = read_json(Path(directory) / "config.json", _REMEDY)
     config = content.get("text_config", content)
-    defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77, "vocab_size": 49408}
-    keys = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "intermediate_size",
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "max_length": "max_position_embeddings",
-        "activation": "hidden_act",
-        "layer_norm_eps": "layer_norm_eps",
-    }
-    fields = {field: config.get(key, defaults.get(key)) for field, key in keys.items()}
-    _check_present({keys[field]: value for field, value in fields.items()}, directory)
+    defaults = {**TEXT_DEFAULTS, "vocab_size": ClipTextConfig.vocab_size}
+    fields = {field: config.get(key, defaults.get(key)) for field, key in TEXT_KEYS.items()}
+    _check_present({TEXT_KEYS[field]: value for field, value in fields.items()}, directory)
     return ClipTextConfig(**fields)
 
 
@@ -166,20 +156,3 @@ def _vision_table(config: VitConfig) -> list[Entry]:
         *norm_entries("final_norm", f"{VISION}post_layernorm"),
         Entry("head/kernel", "visual_projection.weight", LINEAR),
     ]
-
-
-def _text_table(config: ClipTextConfig) -> list[Entry]:
-    layers = range(config.num_layers)
-    layer_name = f"{TEXT}encoder.layers.{{}}."
-    entries = [
-        Entry("token_embedding", f"{TEXT}embeddings.token_embedding.weight"),
-        Entry("position_embedding", f"{TEXT}embeddings.position_embedding.weight"),
-        *norm_entries("final_layer_norm", f"{TEXT}final_layer_norm"),
-    ]
-    for name in ("layer_norm1", "layer_norm2"):
-        entries += norm_entries(f"layers/{name}", f"{layer_name}{name}", layers)
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        entries += dense_entries(f"layers/self_attn/{name}", f"{layer_name}self_attn.{name}", layers)
-    for name in ("fc1", "fc2"):
-        entries += dense_entries(f"layers/{name}", f"{layer_name}mlp.{name}", layers)
-    return entries

@@ -160,11 +160,6 @@ def text_branch_table(
     ]
 
 
-def text_branch_buffers(config: TextBranchConfig) -> dict[str, np.ndarray]:
-    """Return the constant position indices of the text branch, as `position_buffers` does."""
-    return {f"{TEXT_REVERSE}embeddings.position_ids": np.arange(config.reverse.max_positions)[None]}
-
-
 def with_path_prefix(path: str, entries: list[Entry]) -> list[Entry]:
     """Return the entries of a subtree, for use in the larger tree that has it at `path`."""
     return [dataclasses.replace(entry, path=f"{path}/{entry.path}") for entry in entries]

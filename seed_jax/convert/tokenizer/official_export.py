@@ -94,7 +94,7 @@ def open_exported(paths: Sequence[Path]) -> TensorDict:
     """Open the files of one format that `export_tokenizer` wrote."""
     vit = [path for path in paths if path.stem == VIT_FILE]
     rest = open_tensors([path for path in paths if path not in vit])
-    return with_vit(rest, open_tensors(vit) if vit else None)
+    return with_vit(rest, open_tensors(vit)) if vit else rest
 
 
 def open_official(directory: str | Path) -> OfficialTokenizer:

@@ -319,10 +319,8 @@ def _open(quantizer: str | Path, vit: str | Path | None) -> TensorDict:
     return tensors
 
 
-def with_vit(tensors: TensorDict, vit: TensorDict | None = None) -> TensorDict:
+def with_vit(tensors: TensorDict, vit: TensorDict) -> TensorDict:
     """Merge the ViT's tensors into the quantizer's, with their prefix, which the ViT's own file lacks."""
-    if vit is None:
-        return tensors
     prefixed = any(name.startswith(VIT) for name in vit)
     return tensors.merged(vit if prefixed else vit.with_prefix(VIT))
 

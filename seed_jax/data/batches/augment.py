@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from seed_jax import images
 from seed_jax.errors import UserError
 
 _ATTEMPTS = 10
@@ -72,6 +73,5 @@ def augment(
     image: Image.Image, size: int, augmentation: Augmentation, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Crop an image, resize it (bicubic, antialiased) to [size, size, 3], and flip it with some probability."""
-    cropped = image.crop(random_box(*image.size, augmentation, rng)).resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(cropped)
+    pixels = images.resize(image.crop(random_box(*image.size, augmentation, rng)), size, "bicubic")
     return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < augmentation.flip else pixels

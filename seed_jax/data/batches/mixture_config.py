@@ -25,10 +25,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from seed_jax.data import templates
-from seed_jax.data.batches.record_stream import MixtureComponent, open_mixture
+from seed_jax.data.batches.record_stream import MixtureComponent, evenly_spaced, open_mixture, render_record
 from seed_jax.data.shards.shards import JoinedShards, Shards
 from seed_jax.data.templates.renderer import Renderer
 from seed_jax.data.text.vocabulary import Vocabulary
@@ -77,11 +75,10 @@ def make_mixture(
 
 def mean_tokens(component: MixtureComponent, shards: Shards | JoinedShards) -> float:
     """Return the mean number of tokens that a record of a component gives, measured at evenly spaced records."""
-    assert component.render is not None
-    numbers = np.unique(np.linspace(0, len(shards) - 1, min(NUM_MEASURED, len(shards))).astype(int)).tolist()
+    numbers = evenly_spaced(len(shards), NUM_MEASURED)
     tokens = 0
     for number in numbers:
-        samples = component.render(shards[number], np.random.Generator(np.random.Philox(key=number)))
+        samples = render_record(component, shards[number], number)
         tokens += sum(len(sample) for sample in samples if sample.kept)
     if not tokens:
         raise UserError(

@@ -13,9 +13,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from seed_jax.data.batches.packing import PackedBatch, PendingSample, RenderedSample, empty_batch, fill_row, next_row
+from seed_jax.data.batches.packing import PackedBatch, PendingSample, empty_batch, fill_row, next_row
 from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream, StreamSample
 from seed_jax.data.batches.resume_state import FORMAT, check_same, own_rows
+from seed_jax.data.templates.sample import RenderedSample
 from seed_jax.errors import UserError
 
 LOOK_AHEAD = 32

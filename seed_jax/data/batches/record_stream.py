@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from seed_jax.data.batches.mixture import Mixture, hash64
-from seed_jax.data.batches.packing import RenderedSample
 from seed_jax.data.shards.records import Record
 from seed_jax.data.shards.shards import JoinedShards, Shards, open_shards
+from seed_jax.data.templates.sample import RenderedSample
 from seed_jax.errors import UserError
 
 Render = Callable[[Record, np.random.Generator], Sequence[RenderedSample]]
@@ -128,6 +128,18 @@ class RecordStream:
         for component, shards in zip(self.components, self._shards, strict=True):
             digest.update(repr((component.weight, component.cycles, shards.hashes)).encode())
         return digest.hexdigest()[:16]
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return up to `count` evenly spaced integers below `total`."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+
+
+def render_record(component: MixtureComponent, record: Record, number: int) -> Sequence[RenderedSample]:
+    """Return the samples of a record outside a stream, the same for the same number; none without a template."""
+    if component.render is None:
+        return []
+    return component.render(record, np.random.Generator(np.random.Philox(key=number)))
 
 
 def open_mixture(

@@ -86,9 +86,10 @@ def _decoded(
         if isinstance(item, Video):
             decoded = [(None, frame) for frame in video.frames(item.path, item.frames)]
         else:
-            data = images.read_file(item) if isinstance(item, Path) else _content(item)
+            name = _name(item)
+            data = _content(item, name)
             # Decode even if only the bytes are stored: a corrupt image must not surface during training.
-            decoded = [(data, images.load(data))]
+            decoded = [(data, images.load(data, name))]
     except FileNotFoundError:
         raise _RejectedError(SkippedSample(sample_id, f"missing {_kind(item)}", str(item))) from None
     except (UserError, OSError) as error:
@@ -99,13 +100,20 @@ def _decoded(
     return [encoder.prepare(image) if encoder else data or _png(image) for data, image in decoded]
 
 
-def _content(item: FileSlice | bytes) -> bytes:
+def _name(item: FileSlice | Path | bytes) -> str:
+    """Name an image in error messages."""
+    if isinstance(item, FileSlice):
+        return f"an image in {item.path}"
+    return str(item) if isinstance(item, Path) else "an image"
+
+
+def _content(item: FileSlice | Path | bytes, name: str) -> bytes:
+    """Return the bytes of an image file."""
     if isinstance(item, bytes):
         return item
-    if item.size > images.MAX_FILE_BYTES:
-        raise UserError(
-            f"Refusing to read an image in {item.path}: {item.size:,} bytes, more than {images.MAX_FILE_BYTES:,}."
-        )
+    if isinstance(item, Path):
+        return images.read_file(item, name)
+    images.check_file_size(item.size, name)
     return item.read_bytes()
 
 

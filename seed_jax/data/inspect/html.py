@@ -17,7 +17,7 @@ from seed_jax import images
 from seed_jax.data.inspect.summary import truncate
 from seed_jax.data.shards.records import Item, Record
 from seed_jax.data.templates import RenderedSample
-from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.data.text.vocabulary import SPACE_SYMBOL, Vocabulary
 
 CSS = Path(__file__).with_name("page.css")
 THUMBNAIL = 200  # pixels of the longer side
@@ -145,7 +145,7 @@ def visible_piece(piece: str) -> str:
     if byte := _BYTE.fullmatch(piece):  # characters without a piece of their own are encoded byte by byte
         character = chr(int(byte[1], 16))
         return character if "!" <= character <= "~" else byte[1]
-    return piece.replace("\u2581", "\u00b7")
+    return piece.replace(SPACE_SYMBOL, "\u00b7")
 
 
 def _ids(samples: Sequence[RenderedSample]) -> str:

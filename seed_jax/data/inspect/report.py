@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from seed_jax.data.batches.packed import PackedBatches
-from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream, open_mixture
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream, open_mixture, render_record
 from seed_jax.data.inspect import charts, html, statistics
 from seed_jax.data.inspect.code_usage import CodeStats
 from seed_jax.data.inspect.html import Decoder
@@ -175,7 +175,7 @@ class MixtureReport:
             record = self.shards[component][number]
             codes = [item for item in record.items if isinstance(item, np.ndarray)]
             decoded = list(decoder(np.stack(codes))) if decoder and codes else []
-            samples = statistics.render_record(self.components[component], record, number)
+            samples = render_record(self.components[component], record, number)
             name = f"{self.names[component]}, record {number}"
             cards.append(html.sample_card(record, name, samples, self.vocab, decoded))
         return (html.LEGEND if self.vocab else "") + "".join(cards)

@@ -9,11 +9,9 @@ from jaxtyping import Int64
 
 from seed_jax.data.batches.packed import PackedBatches
 from seed_jax.data.batches.packing import packing_stats
-from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream
+from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream, evenly_spaced, render_record
 from seed_jax.data.inspect.code_usage import CodeStats, code_stats
-from seed_jax.data.shards.records import Record
 from seed_jax.data.shards.shards import JoinedShards, Shards
-from seed_jax.data.templates import RenderedSample
 from seed_jax.data.templates.renderer import Renderer
 
 PACKED_ROWS = 64
@@ -54,11 +52,6 @@ class ComponentStats:
     def padded_utilization(self) -> float:
         """Fraction of positions that hold a token when every sample is padded to `max_length`, as in the original."""
         return float(self.lengths.mean()) / self.max_length if self.max_length and len(self.lengths) else float("nan")
-
-
-def evenly_spaced(total: int, count: int) -> list[int]:
-    """Return up to `count` evenly spaced integers below `total`."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
 
 
 def measure(component: MixtureComponent, shards: Shards | JoinedShards, count: int, num_codes: int) -> ComponentStats:
@@ -103,13 +96,6 @@ def measure(component: MixtureComponent, shards: Shards | JoinedShards, count: i
         dropped=dict(dropped),
         codes=stats,
     )
-
-
-def render_record(component: MixtureComponent, record: Record, number: int) -> Sequence[RenderedSample]:
-    """Return the samples of a record, the same for the same number; none without a template."""
-    if component.render is None:
-        return []
-    return component.render(record, np.random.Generator(np.random.Philox(key=number)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.data.sources.samples import FileSlice, SkipSampleError
-from seed_jax.data.sources.tar_index import MAX_IMAGE_BYTES, TarIndex
+from seed_jax.data.sources.tar_index import TarIndex
 from seed_jax.errors import UserError
-from seed_jax.images import EXTENSIONS
+from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
 _BASE64_PAIR = re.compile(rb'"((?:[^"\\]|\\.){1,500})"\s*:\s*"([A-Za-z0-9+/=]*)"')
 _WINDOW = 1 << 22
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _MIN_INLINE_LENGTH = 60  # characters; shorter text is not an encoded image
-# First bytes of image files: JPEG, PNG, GIF, RIFF (WebP), BMP, TIFF, AVIF, JPEG 2000.
+# First bytes of image files: JPEG, PNG, GIF, RIFF (WebP), BMP (with its header size), TIFF, AVIF, JPEG 2000.
 _SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|BM|II\*\0|MM\0\*|....ftypavi|\0\0\0\x0cjP", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|BM.{13}\0\0\0|II\*\0|MM\0\*|....ftypavi|\0\0\0\x0cjP", re.DOTALL
 )
 
 
@@ -81,7 +81,12 @@ def inline_image(value: str) -> bytes | None:
         data = base64.b64decode("".join(value[uri.end() if uri else 0 :].split()), validate=True)
     except (binascii.Error, ValueError):
         return None
-    return data if _SIGNATURE.match(data) else None
+    return data if is_image_file(data) else None
+
+
+def is_image_file(data: bytes) -> bool:
+    """Whether bytes begin like an image file; texts such as "BMW" do not."""
+    return _SIGNATURE.match(data) is not None
 
 
 def is_image_name(text: str) -> bool:
@@ -146,5 +151,5 @@ def _base64_slices(path: Path) -> Iterator[tuple[str, int, int]]:
             # A pair that crosses the end of the window is matched together with the next chunk.
             start += end
             window = window[end:]
-            if len(window) > MAX_IMAGE_BYTES:
+            if len(window) > MAX_FILE_BYTES:
                 raise UserError(f"{path} is not a JSON object of names and base64 strings: see byte {start}.")

@@ -9,9 +9,9 @@ placeholder alone is a question. Tasks: sft.conversation (one image), sft.visual
 import re
 from typing import Any
 
-from seed_jax.data.sources.image_lookup import EXTENSIONS
 from seed_jax.data.sources.listed import Entry, ListSource, as_object, first_value, remaining_metadata
 from seed_jax.data.sources.samples import InputFile, RawSample, SkipSampleError
+from seed_jax.images import EXTENSIONS
 
 _USER = ("human", "user", "question")
 _MODEL = ("gpt", "assistant", "model", "answer", "bot", "chatgpt", "bing", "bard")

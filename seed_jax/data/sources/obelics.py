@@ -57,7 +57,7 @@ class ObelicsSource:
             try:
                 yield row if isinstance(row, SkippedSample) else self._sample(name, row, self._index(file.path))
             except SkipSampleError as error:
-                yield SkippedSample(name, error.reason, error.detail)
+                yield error.skipped(name)
 
     def _columns(self, file: InputFile) -> list[str]:
         return [name for name in (*COLUMNS, METADATA) if name in parquet_file(file.path).schema_arrow.names]

@@ -25,6 +25,7 @@ from seed_jax.data.sources.samples import (
     RawSample,
     SkippedSample,
     SkipSampleError,
+    failed_download,
     find_files,
     name_files,
     to_storable,
@@ -115,11 +116,7 @@ class ParquetSource:
             for column in conversations:
                 items += conversation_texts(row[column], sum(not isinstance(item, str) for item in items))
         except SkipSampleError as error:
-            if str(row.get("status", "")).startswith("failed"):
-                return SkippedSample(
-                    name, "image was not downloaded", str(row.get("error_message") or ""), expected=True
-                )
-            return error.skipped(name)
+            return failed_download(name, row) or error.skipped(name)
         return RawSample(name, tuple(items), meta, blank_questions=bool(conversations))
 
     def _items(self, column: str, value: Any, file: InputFile) -> list[Item]:

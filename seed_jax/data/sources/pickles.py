@@ -70,7 +70,7 @@ def _convert(name: str, group: TarGroup) -> RawSample | SkippedSample:
     except PickleError as error:
         return SkippedSample(name, "pickle is not plain data", str(error))
     except SkipSampleError as error:
-        return SkippedSample(name, error.reason, error.detail)
+        return error.skipped(name)
 
 
 def _sample(name: str, content: dict[str, Any]) -> RawSample:

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -93,15 +93,21 @@ class SkippedSample:
 class SkipSampleError(Exception):
     """Raised by readers for an unusable sample; becomes a `SkippedSample`."""
 
-    def __init__(self, reason: str, detail: str = "", *, expected: bool = False):
+    def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
-        self.expected = expected
 
     def skipped(self, sample_id: str) -> SkippedSample:
         """Return the sample that could not be used."""
-        return SkippedSample(sample_id, self.reason, self.detail, self.expected)
+        return SkippedSample(sample_id, self.reason, self.detail)
+
+
+def failed_download(sample_id: str, meta: Mapping[str, Any]) -> SkippedSample | None:
+    """Return the sample if its metadata, written by img2dataset, says that the image was not downloaded, else None."""
+    if not str(meta.get("status", "")).startswith("failed"):
+        return None
+    return SkippedSample(sample_id, "image was not downloaded", str(meta.get("error_message") or ""), expected=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from seed_jax.data.sources.samples import SkippedSample, find_files
-from seed_jax.data.sources.tar_index import MAX_IMAGE_BYTES, next_member
+from seed_jax.data.sources.tar_index import next_member
+from seed_jax.images import MAX_FILE_BYTES
 
 _DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError)
 
@@ -161,7 +162,7 @@ def _read(member: _Member, archive: tarfile.TarFile, info: tarfile.TarInfo) -> N
     path = PurePosixPath(info.name)
     if path.is_absolute() or ".." in path.parts or "\\" in info.name:
         member.problem = SkippedSample("", "unsafe name in archive", info.name)
-    elif info.issparse() or info.size > MAX_IMAGE_BYTES:
+    elif info.issparse() or info.size > MAX_FILE_BYTES:
         member.problem = SkippedSample("", "file in archive too large", f"{info.name} has {info.size} bytes")
     elif (file := archive.extractfile(info)) is not None:
         member.content = file.read()

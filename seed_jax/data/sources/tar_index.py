@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from seed_jax.data.sources.samples import FileSlice
 from seed_jax.errors import UserError
-from seed_jax.images import EXTENSIONS
+from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
-MAX_IMAGE_BYTES = 1 << 28  # a larger member is not an image, and a sparse one could claim any size
 _DAMAGE = (tarfile.TarError, EOFError, ValueError)
 
 _Location = tuple[int, int, int]
@@ -89,7 +88,8 @@ def plain_files(tar: Path) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(tar, "r:") as archive:
             while (member := next_member(archive)) is not None:
                 parts = PurePosixPath(member.name).parts
-                if member.isreg() and not member.issparse() and member.size <= MAX_IMAGE_BYTES and ".." not in parts:
+                # A sparse member could claim any size.
+                if member.isreg() and not member.issparse() and member.size <= MAX_FILE_BYTES and ".." not in parts:
                     yield member
     except _DAMAGE as error:
         with tar.open("rb") as file:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from seed_jax.data.sources.image_lookup import is_image_file
 from seed_jax.data.sources.parquet import LAYOUTS, QUESTION, metadata
 from seed_jax.data.sources.samples import (
     InputFile,
@@ -26,7 +27,6 @@ from seed_jax.errors import UserError
 
 _LAYOUTS = (("image", "captions/text"), *LAYOUTS)  # the first is that of coco_captions
 _INFO = "dataset_info.json"
-_IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PN", b"GIF", b"RIFF", b"BM")
 
 
 class TfdsSource:
@@ -57,7 +57,7 @@ class TfdsSource:
             try:
                 yield self._sample(name, data[number])
             except SkipSampleError as error:
-                yield SkippedSample(name, error.reason, error.detail)
+                yield error.skipped(name)
             except (RuntimeError, ValueError) as error:  # raised by ArrayRecord and the example parser
                 yield SkippedSample(name, "damaged record", str(error).splitlines()[0])
 
@@ -113,7 +113,7 @@ def _item(value: Any, column: str) -> Item:
     """Return a text or an image: tfds gives both as bytes."""
     if not isinstance(value, bytes) or not value:
         raise SkipSampleError("a feature is neither text nor image" if value else "empty feature", column)
-    if value.startswith(_IMAGE_SIGNATURES):
+    if is_image_file(value):
         return value
     return value.decode("utf-8", "surrogateescape")
 

@@ -7,21 +7,19 @@ for WebVid, MSR-VTT and MSVD, 8 for Video-ChatGPT and NExT-QA. Tasks: pretrain.v
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from seed_jax.data.sources.listed import (
     Entry,
     ListSource,
-    NumberedEntry,
     as_object,
     first_value,
-    list_entries,
     remaining_metadata,
     text_value,
 )
-from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, SkipSampleError, Video, to_storable
+from seed_jax.data.sources.samples import InputFile, RawSample, SkipSampleError, Video, to_storable
 from seed_jax.errors import UserError
 from seed_jax.video import check_available
 
@@ -45,9 +43,6 @@ class VideosSource(ListSource):
             raise UserError(f"--frames {frames} must be at least 1.")
         check_available()
         self.options = {"frames": frames}
-
-    def entries(self, file: InputFile) -> Iterator[NumberedEntry | SkippedSample]:
-        return list_entries(file.path)
 
     def sample(self, name: str, entry: Any, file: InputFile) -> RawSample:
         entry = as_object(entry)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from seed_jax.data.sources import json_stream
-from seed_jax.data.sources.image_lookup import EXTENSIONS
 from seed_jax.data.sources.listed import ListSource, NumberedEntry, text_value
 from seed_jax.data.sources.samples import InputFile, Item, RawSample, SkipSampleError
+from seed_jax.images import EXTENSIONS
 
 SCENES = 5
 

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from seed_jax.data.sources import json_stream
-from seed_jax.data.sources.image_lookup import EXTENSIONS
 from seed_jax.data.sources.listed import (
     Entry,
     ListSource,
@@ -26,6 +25,7 @@ from seed_jax.data.sources.listed import (
 )
 from seed_jax.data.sources.samples import InputFile, Item, RawSample, SkippedSample, SkipSampleError, to_storable
 from seed_jax.errors import UserError
+from seed_jax.images import EXTENSIONS
 
 SPLITS = {"train": 1, "val": 2, "test": 3}  # numbers of the splits in OCR-VQA
 _ARRAY_KEYS = ("questions", "data")  # keys under which the official files keep their entries

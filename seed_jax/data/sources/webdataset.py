@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, name_files, to_storable
+from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, failed_download, name_files, to_storable
 from seed_jax.data.sources.tar_groups import TarGroup, find_tars, groups
 from seed_jax.errors import UserError
 from seed_jax.images import EXTENSIONS
@@ -68,10 +68,8 @@ def _sample(name: str, group: TarGroup) -> RawSample | SkippedSample:
         return SkippedSample(name, "metadata is not JSON", str(error))
     if not isinstance(meta, dict):
         return SkippedSample(name, "metadata is not a JSON object", f"a {type(meta).__name__}")
-    if not images and str(meta.get("status", "")).startswith("failed"):
-        return SkippedSample(name, "image was not downloaded", str(meta.get("error_message") or ""), expected=True)
     if not images:
-        return SkippedSample(name, "no image", f"files: {', '.join(group.extensions)}")
+        return failed_download(name, meta) or SkippedSample(name, "no image", f"files: {', '.join(group.extensions)}")
     text = meta.pop("caption", None) if text is None else text
     if not isinstance(text, str):
         return SkippedSample(name, "no caption", "neither .txt nor `caption` in .json")

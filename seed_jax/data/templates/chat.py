@@ -8,6 +8,7 @@ import numpy as np
 
 from seed_jax.data.templates.dialogue import DialogueTurn, Markers, alternating, dialogue
 from seed_jax.data.templates.layout import (
+    BaseTask,
     ContentPart,
     Fields,
     RandomChoices,
@@ -25,7 +26,7 @@ NO_IMAGES_OR_TURNS = "the record lacks images, or has neither turns nor an instr
 
 
 @dataclasses.dataclass(frozen=True)
-class Chat:
+class Chat(BaseTask):
     """Base class of all instruction tasks.
 
     Attributes:
@@ -41,9 +42,6 @@ class Chat:
 
     def lay_out(self, turns: Sequence[DialogueTurn], system: str = "") -> SampleLayout:
         return dialogue(turns, Markers.of_style(self.style), system)
-
-    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
-        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +100,7 @@ def _with_full_stops(reply: tuple[ContentPart, ...] | None) -> tuple[ContentPart
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainTextConversation:
+class PretrainTextConversation(BaseTask):
     """As `TextConversation`, with custom role names and a blank before the reply."""
 
     roles: Sequence[str] = ("USER", "ASSISTANT")
@@ -112,9 +110,6 @@ class PretrainTextConversation:
 
     def __post_init__(self):
         Markers.of_roles(self.roles, self.sep)
-
-    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
-        return {}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         texts = turn_texts(fields)

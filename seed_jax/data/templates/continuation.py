@@ -16,7 +16,7 @@ from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 
 MIN_LENGTH = 128  # tokens: three images and a little text; shorter samples leave no room for context
-_SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three are CJK
+_SENTENCE_ENDS = tuple(mark.encode() for mark in ".!?\u3002\uff01\uff1f")  # the last three are CJK
 _MIN_TEXT = 32  # minimum tokens of a split text that stay with its images
 
 
@@ -204,10 +204,10 @@ class _Boundaries:
 
 @functools.lru_cache(maxsize=2)
 def _boundaries(vocab: Vocabulary) -> _Boundaries:
-    names = vocab.pieces(range(vocab.size))
-    newline = "<0x0A>"
+    texts = [vocab.token_bytes(token) for token in range(vocab.size)]
+    newline = b"\n"
     return _Boundaries(
-        begins_word=np.array([name.startswith("▁") or name == newline for name in names]),
-        ends_sentence=np.array([name.endswith(_SENTENCE_ENDS) or name == newline for name in names]),
-        inside_character=np.array([name[:3] == "<0x" and "8" <= name[3] <= "B" for name in names]),
+        begins_word=np.array([text.startswith(b" ") or text == newline for text in texts]),
+        ends_sentence=np.array([text.endswith(_SENTENCE_ENDS) or text == newline for text in texts]),
+        inside_character=np.array([0x80 <= (text or b"\0")[0] < 0xC0 for text in texts]),
     )

@@ -110,6 +110,13 @@ class TaskDefinition(Protocol):
         ...
 
 
+class BaseTask:
+    """Base class of tasks: makes no random choices unless a task overrides `choose`."""
+
+    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
+        return {}
+
+
 def text_of(fields: Fields, key: str) -> str:
     """Return the text under `key`; UserError if there is none."""
     value = fields.get(key)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from seed_jax.data.templates.layout import (
+    BaseTask,
     ContentPart,
     Fields,
     RandomChoices,
@@ -75,7 +76,7 @@ class ImageTextPair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(BaseTask):
     """Plain text. Field: `text`.
 
     Attributes:
@@ -83,9 +84,6 @@ class Text:
     """
 
     continued: bool = False
-
-    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
-        return {}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         if "text" not in fields:
@@ -159,7 +157,7 @@ def _swapped(entries: list[Any]) -> list[Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoCaption:
+class VideoCaption(BaseTask):
     """Frames (not trained), then a caption (trained) as a segment of its own. Fields: `image_ids` (flat), `answer`.
 
     Attributes:
@@ -171,9 +169,6 @@ class VideoCaption:
     num_frames: int = 4
     flat: bool = True
     image_id_length: int = CODES_PER_IMAGE
-
-    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
-        return {}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         if "answer" not in fields:
@@ -189,14 +184,11 @@ class VideoCaption:
 
 
 @dataclasses.dataclass(frozen=True)
-class Edit:
+class Edit(BaseTask):
     """Source image, instruction, target image; only the target is trained.
 
     Fields: `source_image_ids`, `target_image_ids`, `instruction`.
     """
-
-    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
-        return {}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         # White space beside images is removed in any case; stripping it here lets the target be a segment of its own.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from seed_jax.data.templates.layout import (
+    BaseTask,
     ContentPart,
     Fields,
     RandomChoices,
@@ -69,7 +70,7 @@ class RetrievalAugmented:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionEvalPrompt:
+class CaptionEvalPrompt(BaseTask):
     """Captioning prompt: in-context pairs, an image, optionally the beginning of the caption; no EOS, no labels.
 
     Fields: `image_ids`, and if num_context is not 0 `context` (list of `image_ids` and `text`).
@@ -81,9 +82,6 @@ class CaptionEvalPrompt:
 
     num_context: int = 0
     caption_prompt: str | None = None
-
-    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
-        return {}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         examples = fields.get("context") if self.num_context else ()
@@ -98,11 +96,8 @@ class CaptionEvalPrompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionTextOnly:
+class CaptionTextOnly(BaseTask):
     """The caption alone: BOS and the text, no EOS, no labels. Field: `text`."""
-
-    def choose(self, fields: Fields, context: RenderContext, rng: np.random.Generator) -> dict[str, Any]:
-        return {}
 
     def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
         return SampleLayout((Segment((text_of(fields, "text"),), trained=False),), eos=False, trained=False)

@@ -9,6 +9,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from seed_jax.data.text.byte_symbols import byte_symbols
 from seed_jax.errors import UserError
 from seed_jax.files import write_bytes, write_json
 
@@ -115,8 +116,5 @@ class BytePairModel:
 
 @functools.cache
 def _byte_of() -> dict[str, int]:
-    """Return the byte that each character of a token's name stands for: printable bytes for themselves (GPT-2)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
+    """Return the byte that each character of a token's name stands for."""
+    return {symbol: byte for byte, symbol in enumerate(byte_symbols())}

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from seed_jax.data.text.byte_symbols import byte_symbols
 from seed_jax.errors import UserError
 from seed_jax.files import write_text
 
@@ -98,7 +99,7 @@ class ClipVocabulary:
                 yield word
                 continue
             for piece in _pieces(word):
-                yield from self._merged("".join(_byte_symbols()[byte] for byte in piece.encode("utf-8")))
+                yield from self._merged("".join(map(byte_symbols().__getitem__, piece.encode("utf-8"))))
 
     def _merged(self, word: str) -> list[str]:
         """Apply merges in order of rank until no known pair is left."""
@@ -157,11 +158,3 @@ def _kind(character: str) -> str:
         return " "
     category = unicodedata.category(character)[0]
     return category if category in "LN" else "O"
-
-
-@functools.cache
-def _byte_symbols() -> list[str]:
-    """Map each byte to a printable character: its Latin-1 character if printable, else the next one from 256 on."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte if byte in visible else 256 + hidden.index(byte)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Recolor images of the drawn world with colors outside its palette, so that shapes are learned apart from colors."""
+"""Recolor images of the synthetic world with colors outside its palette, to learn shapes apart from colors."""
 
 import numpy as np
 from jaxtyping import Float, UInt8

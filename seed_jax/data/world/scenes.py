@@ -1,4 +1,4 @@
-"""Scenes of the drawn world: one to three objects, their arrangement, and the combinations held out of training."""
+"""Scenes of the synthetic world: one to three objects, their arrangement, and the combinations held out of training."""
 
 import dataclasses
 import itertools

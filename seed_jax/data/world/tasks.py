@@ -1,4 +1,4 @@
-"""Training tasks of the drawn world: samples for the templates that also serve real data."""
+"""Training tasks of the synthetic world: samples for the templates that also serve real data."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Cosine similarities of CLIP embeddings: generated against true images, images against captions, and classes."""
+"""Cosine similarities of CLIP embeddings: generated against true images, and images against captions."""
 
 import numpy as np
 from jaxtyping import Float
@@ -35,16 +35,3 @@ def paired_similarity(images: Float[np.ndarray, "N E"], targets: Float[np.ndarra
     """
     check_widths(images, targets, "images", "targets")
     return (unit(images) * unit(targets)).sum(-1)
-
-
-def class_embeddings(texts: Float[np.ndarray, "classes templates E"]) -> Float[np.ndarray, "classes E"]:
-    """Average the embeddings of each class's prompts for zero-shot classification: normalized before and after."""
-    return unit(unit(texts).mean(1))
-
-
-def class_similarity(
-    images: Float[np.ndarray, "N E"], classes: Float[np.ndarray, "classes E2"]
-) -> Float[np.ndarray, "N classes"]:
-    """Return the cosine similarity of every image with every class; the largest is the prediction."""
-    check_widths(images, classes, "images", "classes")
-    return unit(images) @ unit(classes).T

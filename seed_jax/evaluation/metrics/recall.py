@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from seed_jax.errors import UserError
 from seed_jax.evaluation.metrics.clip_similarity import check_widths
 
-_ROWS = 1024  # scores of as many queries are held at once
+BLOCK_SIZE = 1024  # queries whose scores are held in memory at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +38,10 @@ class Ranks:
 
 
 def ranks_by_embeddings(
-    images: Float[np.ndarray, "N E"], texts: Float[np.ndarray, "M E2"], image_of_text: Int[np.ndarray, " M2"]
+    images: Float[np.ndarray, "N E"],
+    texts: Float[np.ndarray, "M E2"],
+    image_of_text: Int[np.ndarray, " M2"],
+    block_size: int = BLOCK_SIZE,
 ) -> Ranks:
     """Rank by the dot product of embeddings, which the caller has normalized.
 
@@ -46,6 +49,7 @@ def ranks_by_embeddings(
         images: an embedding for each image.
         texts: an embedding for each caption.
         image_of_text: the number of each caption's image.
+        block_size: queries whose scores are held in memory at a time.
     """
     check_widths(images, texts, "images", "captions")
     return _ranks(
@@ -54,6 +58,7 @@ def ranks_by_embeddings(
         len(images),
         len(texts),
         image_of_text,
+        block_size,
     )
 
 
@@ -76,6 +81,7 @@ def ranks_by_scores(
         image_to_text.shape[0],
         image_to_text.shape[1],
         image_of_text,
+        BLOCK_SIZE,
     )
 
 
@@ -92,6 +98,7 @@ def _ranks(
     images: int,
     texts: int,
     image_of_text: Int[np.ndarray, " M2"],
+    block_size: int,
 ) -> Ranks:
     if len(image_of_text) != texts:
         raise UserError(f"{texts} captions were scored, and {len(image_of_text)} have an image: give each caption one.")
@@ -102,15 +109,15 @@ def _ranks(
             f"Captions belong to images {image_of_text.min()} to {image_of_text.max()}, and there are {images} images."
         )
     image_ranks = np.empty(images, np.int64)
-    for start in range(0, images, _ROWS):
-        scores = text_scores(start, min(start + _ROWS, images))
+    for start in range(0, images, block_size):
+        scores = text_scores(start, min(start + block_size, images))
         _check_numbers(scores)
         own = image_of_text[None] == np.arange(start, start + len(scores))[:, None]
         best = np.where(own, scores, -np.inf).max(1, keepdims=True)
         image_ranks[start : start + len(scores)] = (~own & (scores >= best)).sum(1)
     text_ranks = np.empty(texts, np.int64)
-    for start in range(0, texts, _ROWS):
-        scores = image_scores(start, min(start + _ROWS, texts))
+    for start in range(0, texts, block_size):
+        scores = image_scores(start, min(start + block_size, texts))
         _check_numbers(scores)
         own = np.take_along_axis(scores, image_of_text[start : start + len(scores), None], 1)
         text_ranks[start : start + len(scores)] = (scores >= own).sum(1) - 1

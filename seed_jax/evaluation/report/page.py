@@ -18,7 +18,7 @@ from seed_jax.evaluation.runner import TaskRun
 from seed_jax.evaluation.task import Prediction, Sample
 
 CSS = Path(__file__).with_name("page.css")
-EXAMPLES = 12  # of each task, half of them the worst
+EXAMPLES = 12  # of each task
 _THUMBNAIL = 240  # pixels of the longer side
 
 
@@ -81,7 +81,7 @@ def _groups(result: dict[str, Any]) -> str:
 
 
 def _chosen(run: TaskRun) -> list[int]:
-    """Return samples to show: evenly spaced ones of the worse and of the better half."""
+    """Return the indices of samples to show: evenly spaced from the worst to the best, by the main metric."""
     count = len(run.samples)
     values = run.scores.per_sample.get(run.task.metric)
     order = list(range(count))

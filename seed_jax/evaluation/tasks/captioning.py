@@ -8,12 +8,13 @@ from typing import Any
 from seed_jax.errors import UserError
 from seed_jax.evaluation import data_files
 from seed_jax.evaluation.answering import GeneratedText
-from seed_jax.evaluation.metrics.ptb import tokenize
 from seed_jax.evaluation.score import caption_scores
 from seed_jax.evaluation.task import DataOptions, PaperNumber, Prediction, Sample, Scores, by_group
 from seed_jax.inference.generation.sampling_params import SamplingParams
 
 INSTRUCTION = "Please provide an accurate and concise description of the given image."
+# Official names of files with captions, for tasks that take those of any dataset.
+FILES = ("dataset_coco.json", "dataset_flickr30k.json", "coco_karpathy_test*.json", "captions_val*.json")
 
 
 class Captioning(GeneratedText):
@@ -42,13 +43,7 @@ class Captioning(GeneratedText):
         self.instruction_tuned_on = instruction_tuned_on
 
     def read(self, options: DataOptions) -> list[Sample]:
-        path = data_files.find(options.data, self.files, options.annotations, "--annotations")
-        samples = list(caption_samples(path, options, options.split or self.split))
-        if not samples:
-            raise UserError(
-                f"{path} has no image of the split {options.split or self.split!r}: choose one with --split."
-            )
-        return samples
+        return read_captions(options, self.files, self.split)
 
     def prompt(self, sample: Sample, style: str) -> str:
         return "" if style == "base" else INSTRUCTION
@@ -57,10 +52,9 @@ class Captioning(GeneratedText):
         return " ".join(text.split())
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Scores:
-        references = [list(sample.truth["captions"]) for sample in samples]
-        flat = iter(tokenize([caption for captions in references for caption in captions]))
-        tokens = [[next(flat) for _ in captions] for captions in references]
-        scores = caption_scores(tokenize([prediction["prediction"] for prediction in predictions]), tokens)
+        scores = caption_scores(
+            [prediction["prediction"] for prediction in predictions], [sample.truth["captions"] for sample in samples]
+        )
         per_sample = {name: [100 * float(v) for v in values] for name, (_, values) in scores.items()}
         return Scores(
             metrics={name: 100 * whole for name, (whole, _) in scores.items()},
@@ -80,8 +74,26 @@ class Captioning(GeneratedText):
         return {"prediction": prediction["prediction"], "references": " | ".join(sample.truth["captions"])}
 
 
-def caption_samples(path: Path, options: DataOptions, split: str) -> Iterator[Sample]:
-    """Read images with captions from Karpathy's file, COCO annotations, or a list [{"image", "caption"}]."""
+def read_captions(options: DataOptions, files: Sequence[str] = FILES, split: str = "test") -> list[Sample]:
+    """Read images with captions from Karpathy's file, COCO annotations, or a list [{"image", "caption"}].
+
+    Args:
+        options: where the data is.
+        files: official names of the annotations.
+        split: which images of Karpathy's file are used by default.
+
+    Raises:
+        UserError: the file is missing or damaged, or has no image of the split.
+    """
+    path = data_files.find(options.data, files, options.annotations, "--annotations")
+    split = options.split or split
+    samples = list(_samples(path, options, split))
+    if not samples:
+        raise UserError(f"{path} has no image of the split {split!r}: choose one with --split.")
+    return samples
+
+
+def _samples(path: Path, options: DataOptions, split: str) -> Iterator[Sample]:
     content = data_files.read_json(path)
     if isinstance(content, dict) and "annotations" in content:
         yield from _coco(content, path, options.image_root)

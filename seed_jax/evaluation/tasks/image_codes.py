@@ -9,9 +9,8 @@ import numpy as np
 from seed_jax import images as image_files
 from seed_jax.data.inspect.code_usage import code_stats
 from seed_jax.errors import UserError
-from seed_jax.evaluation import data_files
 from seed_jax.evaluation.task import DataOptions, LoadedSample, PaperNumber, Prediction, Sample, Scores, Task, mean
-from seed_jax.evaluation.tasks.captioning import caption_samples
+from seed_jax.evaluation.tasks.captioning import FILES, read_captions
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation, ImageSegment, TextSegment
@@ -40,9 +39,8 @@ class ValidImages(Task):
     sampling_params = SamplingParams(40, length_penalty_on="sequence", seed=42)
 
     def read(self, options: DataOptions) -> list[Sample]:
-        names = ("dataset_coco.json", "dataset_flickr30k.json", "coco_karpathy_test*.json", "captions_*.json")
-        path = data_files.find(options.data, names, options.annotations, "--annotations")
-        samples = caption_samples(path, options, options.split or "test")
+        # The images are not needed, so that captions of any split will do.
+        samples = read_captions(options, (*FILES, "captions_*.json"))
         return [dataclasses.replace(sample, images=()) for sample in samples]
 
     def predict(self, batch: Sequence[LoadedSample], model: "EvalModel", params: SamplingParams) -> list[Prediction]:

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from seed_jax.evaluation import data_files
 from seed_jax.evaluation.metrics.clip_similarity import paired_similarity
 from seed_jax.evaluation.task import DataOptions, LoadedSample, PaperNumber, Prediction, Sample, Scores, Task, mean
-from seed_jax.evaluation.tasks.captioning import caption_samples
+from seed_jax.evaluation.tasks.captioning import read_captions
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment
@@ -16,7 +15,6 @@ from seed_jax.inference.generation.segments import ImageSegment
 if TYPE_CHECKING:
     from seed_jax.evaluation.eval_model import EvalModel
 
-_FILES = ("dataset_coco.json", "dataset_flickr30k.json", "coco_karpathy_test*.json", "captions_val*.json")
 _NOTE = "Published numbers use CLIP ViT-L/14; which captions and samples they use is not known: here the first caption."
 
 
@@ -28,8 +26,7 @@ class DrawnImages(Task):
     needs_clip = True
 
     def read(self, options: DataOptions) -> list[Sample]:
-        path = data_files.find(options.data, _FILES, options.annotations, "--annotations")
-        return list(caption_samples(path, options, options.split or "test"))
+        return read_captions(options)
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Scores:
         names = [name for name in ("clip_similarity", "clip_text_score") if name in predictions[0]]

@@ -64,8 +64,7 @@ class Lettered(GeneratedText):
     sampling_params = SamplingParams(16, mode="text")
 
     def prompt(self, sample: Sample, style: str) -> str:
-        options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, sample.choices, strict=False))
-        return f"{sample.text}\n{options}\n{LETTER_INSTRUCTION}"
+        return f"{sample.text}\n{_options(sample)}\n{LETTER_INSTRUCTION}"
 
     def predict(self, batch: Sequence[LoadedSample], model: "EvalModel", params: SamplingParams) -> list[Prediction]:
         predictions = super().predict(batch, model, params)
@@ -233,8 +232,7 @@ class MMBenchLetters(MMBenchFiles, Lettered):
     metric = "circular_accuracy"
 
     def prompt(self, sample: Sample, style: str) -> str:
-        options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, sample.choices, strict=False))
-        return f"{sample.text} There are several options:\n{options}\n\n{LETTER_INSTRUCTION}"
+        return f"{sample.text} There are several options:\n{_options(sample)}\n\n{LETTER_INSTRUCTION}"
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Scores:
         return _circular(super().score(samples, predictions), samples)
@@ -289,11 +287,14 @@ def _correct(samples: Sequence[Sample], letters: Sequence[str]) -> list[float]:
     return [100.0 * (letter == sample.truth["answer"]) for sample, letter in zip(samples, letters, strict=True)]
 
 
+def _options(sample: Sample) -> str:
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, sample.choices, strict=False))
+
+
 def _describe(sample: Sample, prediction: Prediction) -> dict[str, str]:
-    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, sample.choices, strict=False))
     return {
         "question": sample.text,
-        "options": options,
+        "options": _options(sample),
         "prediction": prediction["prediction"] or "none",
         "truth": sample.truth["answer"],
     }

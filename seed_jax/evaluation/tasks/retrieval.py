@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seed_jax.evaluation import data_files
-from seed_jax.evaluation.metrics.recall import Ranks, pointwise_mutual_information, ranks_by_scores
+from seed_jax.evaluation.metrics.recall import pointwise_mutual_information, ranks_by_scores
 from seed_jax.evaluation.task import DataOptions, LoadedSample, Prediction, Sample, Scores, Task
-from seed_jax.evaluation.tasks.captioning import caption_samples
+from seed_jax.evaluation.tasks.captioning import read_captions
 from seed_jax.inference.generation.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -29,9 +28,7 @@ class LikelihoodRetrieval(Task):
     metric = "pmi_mean_recall"
 
     def read(self, options: DataOptions) -> list[Sample]:
-        names = ("dataset_coco.json", "dataset_flickr30k.json", "coco_karpathy_test*.json", "captions_val*.json")
-        path = data_files.find(options.data, names, options.annotations, "--annotations")
-        return list(caption_samples(path, options, options.split or "test"))
+        return read_captions(options)
 
     def select(self, samples: list[Sample]) -> list[Sample]:
         captions = tuple(caption for sample in samples for caption in sample.truth["captions"])
@@ -52,23 +49,19 @@ class LikelihoodRetrieval(Task):
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Scores:
         matrix = np.array([prediction["log_p"] for prediction in predictions])
         prior = np.array(predictions[0]["log_prior"])
-        # Captions of left-out images stay candidates of nobody: they are removed.
-        owners = {sample.id: number for number, sample in enumerate(samples)}
+        # The captions of images that were left out as unusable are no candidates.
         columns, image_of_text, column = [], [], 0
-        by_id = {sample.id: sample for sample in samples}
-        remaining = list(samples[0].choices)
-        for sample in by_id.values():
+        for index, sample in enumerate(samples):
             for caption in sample.truth["captions"]:
-                column = remaining.index(caption, column)
+                column = sample.choices.index(caption, column)
                 columns.append(column)
-                image_of_text.append(owners[sample.id])
+                image_of_text.append(index)
                 column += 1
         matrix, prior = matrix[:, columns], prior[columns]
         metrics: dict[str, float] = {}
         per_sample: dict[str, list[float]] = {}
-        owner = np.array(image_of_text)
         for name, scores in (("pmi", pointwise_mutual_information(matrix, prior)), ("likelihood", matrix)):
-            ranks: Ranks = ranks_by_scores(scores, owner)
+            ranks = ranks_by_scores(scores, np.array(image_of_text))
             metrics |= {f"{name}_{key}": 100 * value for key, value in ranks.recalls().items()}
             per_sample[f"{name}_i2t_recall@1"] = [100.0 * bool(rank < 1) for rank in ranks.image_to_text]
         note = "Candidates that score as high as the right one rank before it; recall depends on the number of samples."

@@ -148,7 +148,7 @@ def _check_roles(messages: Sequence[Message], style: str) -> None:
                 f"Message {index + 1} has the role {message.role!r}, expected {expected!r}: roles alternate."
             )
     if messages[-1].role != USER:
-        raise UserError("The last message is the assistant's: end with the user's message that is to be answered.")
+        raise UserError("The last message is the assistant's: end with the user's message to answer.")
 
 
 def _content(segment: Segment) -> str | tuple[int, ...]:

@@ -69,7 +69,7 @@ class Drawer:
         if attention is None:
             on_gpu = self.mesh.devices.flat[0].platform == "gpu"
             attention = "cudnn" if on_gpu and as_dtype(dtype).itemsize == 2 else "chunked"
-        self.decoder: Unclip | StableDiffusion = _decoder_class(config)(
+        self.decoder: Unclip | StableDiffusion = decoder_class(config)(
             config, Precision(dtype, dtype), Precision(vae_dtype, vae_dtype), attention
         )
         dtypes = {"unet": dtype, "text": dtype, "vae": vae_dtype, "normalizer": "float32"}
@@ -241,7 +241,8 @@ class Drawer:
             self._progress_bar.update(max(0, self._completed_steps + int(done) - self._progress_bar.n))
 
 
-def _decoder_class(config: DecoderConfig) -> Any:
+def decoder_class(config: DecoderConfig) -> Any:
+    """Return the class of the decoder that has sizes of this type."""
     return next(decoder for config_class, decoder in DECODERS.values() if isinstance(config, config_class))
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, UInt32
 
 from seed_jax.errors import UserError
+from seed_jax.inference.generation.sampling_params import MAX_SEED
 from seed_jax.models.diffusion import SAMPLERS, StableDiffusionConfig, UnclipConfig
 
 DecoderConfig = UnclipConfig | StableDiffusionConfig
-MAX_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)

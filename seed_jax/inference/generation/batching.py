@@ -27,7 +27,7 @@ SMALLEST_BUCKET = 32
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt to be answered.
+    """A prompt to answer.
 
     Attributes:
         prompt: token ids, BOS included.

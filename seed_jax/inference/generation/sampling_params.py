@@ -139,7 +139,7 @@ class SamplingParams:
     def unused(self) -> tuple[str, ...]:
         """Names of the options that are set but have no effect, because they need sampling or a beam search."""
         names = [name for name in ("top_k", "top_p", "min_p") if self.temperature == 0]
-        names += [name for name in ("length_penalty", "early_stopping") if self.beams == 1]
+        names += [name for name in ("length_penalty", "length_penalty_on", "early_stopping") if self.beams == 1]
         return tuple(name for name in names if getattr(self, name) != getattr(type(self), name))
 
     @property

@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from seed_jax.errors import UserError
-from seed_jax.models.nn.attention import attend
+from seed_jax.models.nn.attention import MAX_CUDNN_HEAD_SIZE, attend
 from seed_jax.models.nn.layers import align_last, gelu
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
@@ -34,7 +34,6 @@ from seed_jax.typing import Tree
 BLOCK_OUTPUT = "diffusion_block"
 # Up to this many scores per head and image, 16 MiB in float32, one matmul is faster than blocks of queries.
 MAX_XLA_SCORES = 1 << 22
-MAX_CUDNN_HEAD_SIZE = 128
 NOISE_BLOCK_SIZE = 1 << 16
 _MODULES = {
     "embeddings": "diffusers.models.embeddings_flax",

@@ -82,7 +82,7 @@ class LatentDiffusion:
     def denoise(
         self, params: Tree, latents: Float[Array, "B h w C"], timesteps: Int[Array, " B"], condition: Any
     ) -> Float[Array, "B h w C"]:
-        """Return the UNet's prediction in float32: velocity or noise, as the config says."""
+        """Return the UNet's prediction in float32: velocity or noise, according to the config."""
         raise NotImplementedError
 
     def sample_latents(

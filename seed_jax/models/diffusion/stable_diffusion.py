@@ -4,13 +4,12 @@ The safety checker of the release is not part of SEED and not implemented.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 from jaxtyping import Array, Float, Int
 
 from seed_jax.errors import UserError
-from seed_jax.models import config_io
 from seed_jax.models.clip.text import ClipTextConfig, PromptTokens
+from seed_jax.models.config_io import SerializableConfig
 from seed_jax.models.diffusion.latent_diffusion import LatentDiffusion, check_parts
 from seed_jax.models.diffusion.noise_schedule import NoiseScheduleConfig
 from seed_jax.models.diffusion.unet import UNetConfig
@@ -19,7 +18,7 @@ from seed_jax.typing import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class StableDiffusionConfig:
+class StableDiffusionConfig(SerializableConfig):
     """Everything that determines the decoder's computation; the defaults are stable-diffusion-v1-4's.
 
     Attributes:
@@ -66,15 +65,6 @@ class StableDiffusionConfig:
     def full(cls) -> "StableDiffusionConfig":
         """Return the released sizes: 860 M (UNet) + 84 M (autoencoder) + 123 M (text) parameters, 512 pixels."""
         return cls()
-
-    def to_dict(self) -> dict:
-        """Return the sizes as plain values for JSON."""
-        return config_io.to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping, where: str = "config") -> "StableDiffusionConfig":
-        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
-        return config_io.from_dict(cls, data, where)
 
 
 class StableDiffusion(LatentDiffusion):

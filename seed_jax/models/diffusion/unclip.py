@@ -52,5 +52,5 @@ class Unclip(LatentDiffusion):
     def denoise(
         self, params: Tree, latents: Float[Array, "B h w C"], timesteps: Int[Array, " B"], condition: UnclipCondition
     ) -> Float[Array, "B h w C"]:
-        """Return the UNet's prediction in float32: velocity or noise, as the config says."""
+        """Return the UNet's prediction in float32: velocity or noise, according to the config."""
         return self.unet.apply(params["unet"], latents, timesteps, condition.text_states, condition.class_labels)

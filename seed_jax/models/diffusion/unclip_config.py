@@ -1,11 +1,10 @@
 """Sizes of the unCLIP Stable Diffusion decoder; the defaults are stable-diffusion-2-1-unclip's (spec B.3, B.4)."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from seed_jax.errors import UserError
-from seed_jax.models import config_io
 from seed_jax.models.clip.text import ClipTextConfig, PromptTokens
+from seed_jax.models.config_io import SerializableConfig
 from seed_jax.models.diffusion.latent_diffusion import check_parts
 from seed_jax.models.diffusion.noise_schedule import NoiseScheduleConfig
 from seed_jax.models.diffusion.unet import UNetConfig
@@ -13,7 +12,7 @@ from seed_jax.models.diffusion.vae import VAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class UnclipConfig:
+class UnclipConfig(SerializableConfig):
     """Everything that determines the decoder's computation.
 
     Attributes:
@@ -91,7 +90,7 @@ class UnclipConfig:
 
     @classmethod
     def small(cls, embedding_width: int = 96) -> "UnclipConfig":
-        """Return sizes that learn to generate the drawn world, 48 x 48 pixels, on a laptop's CPU."""
+        """Return sizes that learn to generate the synthetic world, 48 x 48 pixels, on a laptop's CPU."""
         return cls(
             unet=UNetConfig(
                 sample_size=12, in_channels=4, out_channels=4, block_channels=(48, 80, 80),
@@ -109,12 +108,3 @@ class UnclipConfig:
             ),
             prompt=PromptTokens(bos=1, eos=2),
         )  # fmt: skip
-
-    def to_dict(self) -> dict:
-        """Return the sizes as plain values for JSON."""
-        return config_io.to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping, where: str = "config") -> "UnclipConfig":
-        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
-        return config_io.from_dict(cls, data, where)

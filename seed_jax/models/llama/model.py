@@ -7,14 +7,13 @@ from jaxtyping import Array, Float, Int
 
 from seed_jax.models.llama.block import AttentionMetadata, Block, attention_metadata
 from seed_jax.models.llama.config import LlamaConfig
-from seed_jax.models.nn.decoder_only import DecodeOutput, DecoderOnly, stack_layers, unstack_layers
-from seed_jax.models.nn.kv_cache import KVCache
+from seed_jax.models.nn.decoder_only import DecoderOnly, stack_layers, unstack_layers
 from seed_jax.models.nn.layers import RMSNorm
 from seed_jax.models.nn.lora import TARGETS
 from seed_jax.models.nn.token_embedding import Embedding, Head
 from seed_jax.typing import Tree
 
-__all__ = ["DecodeOutput", "KVCache", "Llama", "LlamaConfig", "stack_layers", "unstack_layers"]
+__all__ = ["Llama", "LlamaConfig", "stack_layers", "unstack_layers"]
 
 
 class Llama(DecoderOnly):

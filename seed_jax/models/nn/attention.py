@@ -13,6 +13,7 @@ from seed_jax.precision import Precision
 
 IMPLEMENTATIONS = ("xla", "chunked", "splash", "cudnn")
 SPLASH_INTERPRETED = "splash-interpreted"  # the TPU kernel on any device, for tests
+MAX_CUDNN_HEAD_SIZE = 128
 QUERY_BLOCK_SIZE = 512  # queries per block of the "chunked" implementation
 
 
@@ -59,7 +60,12 @@ def attend(
         dropout: rate at which attention weights are dropped.
         dropout_rng: key of the dropout, without which there is none; with dropout the implementation is always "xla",
             and K must equal H.
+
+    Raises:
+        UserError: the implementation is unknown, or does not support the dtype or head size.
     """
+    if implementation not in (*IMPLEMENTATIONS, SPLASH_INTERPRETED):
+        raise UserError(f"Unknown attention {implementation!r}: expected one of {', '.join(IMPLEMENTATIONS)}.")
     if dropout_rng is not None and dropout > 0:
         q, k, v = _mark_operands(q, k, v)
         mask = _combine_masks(mask, segment_ids, causal, q.shape[1])
@@ -141,17 +147,11 @@ def attend_to_cache(
     return y.reshape(B, T, H, D).astype(q.dtype)
 
 
-def check_implementation(name: str) -> None:
-    """Raise a UserError for a name that is not among `IMPLEMENTATIONS`."""
-    if name not in (*IMPLEMENTATIONS, SPLASH_INTERPRETED):
-        raise UserError(f"Unknown attention {name!r}: expected one of {', '.join(IMPLEMENTATIONS)}.")
-
-
 def _check_cudnn(q: Array) -> None:
-    if q.dtype.itemsize != 2 or q.shape[-1] % 8 or q.shape[-1] > 128:
+    if q.dtype.itemsize != 2 or q.shape[-1] % 8 or q.shape[-1] > MAX_CUDNN_HEAD_SIZE:
         raise UserError(
-            f"Attention 'cudnn' needs a 16-bit dtype and a head size of a multiple of 8 up to 128, found {q.dtype} "
-            f"and {q.shape[-1]}: set precision.compute to bfloat16, or attention to xla."
+            f"Attention 'cudnn' needs a 16-bit dtype and a head size of a multiple of 8 up to {MAX_CUDNN_HEAD_SIZE}, "
+            f"found {q.dtype} and {q.shape[-1]}: set precision.compute to bfloat16, or attention to xla."
         )
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seed_jax.models import config_io
+from seed_jax.models.config_io import SerializableConfig
 from seed_jax.models.nn import remat
 from seed_jax.models.nn.attention import attend, attend_to_cache
 from seed_jax.models.nn.kv_cache import KVCache
@@ -25,7 +25,7 @@ from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
 
-class LanguageModelConfig:
+class LanguageModelConfig(SerializableConfig):
     """The sizes that every language model has; base class of their frozen dataclasses."""
 
     vocab_size: int
@@ -50,15 +50,6 @@ class LanguageModelConfig:
     def embedding_size(self) -> int:
         """Width of the token embeddings and of the states that the head multiplies."""
         return self.hidden_size
-
-    def to_dict(self) -> dict:
-        """Return the sizes as plain values for JSON."""
-        return config_io.to_dict(self)
-
-    @classmethod
-    def from_dict(cls: type[config_io.Config], data: Any, where: str = "config") -> config_io.Config:
-        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
-        return config_io.from_dict(cls, data, where)
 
 
 @flax.struct.dataclass

@@ -1,21 +1,19 @@
 """Sizes of the SEED image tokenizers."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from seed_jax.errors import UserError
-from seed_jax.models import config_io
+from seed_jax.models.config_io import SerializableConfig
 from seed_jax.models.tokenizer.qformer import QFormerConfig
 from seed_jax.models.tokenizer.text_branch import TextBranchConfig
 from seed_jax.models.tokenizer.vit import BlockConfig, VitConfig
 
 # The text states of Stable Diffusion 1, CLIP ViT-L/14's: how many, and of which width.
 TEXT_STATES, TEXT_WIDTH = 77, 768
-NAMED_SIZES = ("full", "small", "tiny")  # the classmethods below
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedTokenizerConfig:
+class SeedTokenizerConfig(SerializableConfig):
     """Sizes of the tokenizer; the defaults are the released SEED-2 tokenizer's.
 
     Attributes:
@@ -85,7 +83,7 @@ class SeedTokenizerConfig:
 
     @classmethod
     def small(cls, head: str = "mlp") -> "SeedTokenizerConfig":
-        """Return sizes that learn the drawn world on a laptop: 48 px images, 32 codes out of 256."""
+        """Return sizes that learn the synthetic world on a laptop: 48 px images, 32 codes out of 256."""
         qformer = QFormerConfig(width=96, depth=2, heads=4, mlp_width=192, memory_width=96, max_positions=96)
         blocks = BlockConfig(width=96, depth=4, heads=4, mlp_width=384, epsilon=1e-5, key_bias=True)
         return cls(
@@ -127,15 +125,6 @@ class SeedTokenizerConfig:
         """Sizes of the module that predicts text states; needs the head "text_features"."""
         assert self.reverse is not None
         return TextBranchConfig(self.codes_per_image, self.decoder, self.reverse, self.embedding_width)
-
-    def to_dict(self) -> dict:
-        """Return the sizes as plain values for JSON."""
-        return config_io.to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping, where: str = "config") -> "SeedTokenizerConfig":
-        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
-        return config_io.from_dict(cls, data, where)
 
 
 def _head_sizes(head: str, image_down: tuple[int, ...], qformer: QFormerConfig) -> dict:

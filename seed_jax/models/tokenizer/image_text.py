@@ -1,7 +1,6 @@
 """Image-text model of the tokenizer's stage I: one Q-Former encodes images with queries, and captions (spec A.9)."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import flax.linen as nn
 import flax.struct
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.errors import UserError
-from seed_jax.models import config_io
+from seed_jax.models.config_io import SerializableConfig
 from seed_jax.models.nn.layers import Dense, LayerNorm, param
 from seed_jax.models.tokenizer.qformer import QFormer, QFormerConfig
 from seed_jax.models.tokenizer.vit import Vit, VitConfig
@@ -20,7 +19,7 @@ INITIAL_TEMPERATURE = 0.07
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTextConfig:
+class ImageTextConfig(SerializableConfig):
     """Sizes of the image-text model; the defaults are those with which SEED's tokenizer was trained."""
 
     vit: VitConfig = VitConfig()
@@ -36,15 +35,6 @@ class ImageTextConfig:
                 f"qformer.memory_width is {self.qformer.memory_width}, expected the ViT's width "
                 f"{self.vit.blocks.width}."
             )
-
-    def to_dict(self) -> dict:
-        """Return the sizes as plain values for JSON."""
-        return config_io.to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping, where: str = "config") -> "ImageTextConfig":
-        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
-        return config_io.from_dict(cls, data, where)
 
 
 @flax.struct.dataclass

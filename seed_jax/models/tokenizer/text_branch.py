@@ -1,13 +1,12 @@
 """Predict Stable Diffusion 1's text states from codes: SEED-1's decoder, SEED-2's optional branch (A.8.2, A.10, G)."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
 from seed_jax.errors import UserError
-from seed_jax.models import config_io
+from seed_jax.models.config_io import SerializableConfig
 from seed_jax.models.nn.layers import Dense, param
 from seed_jax.models.tokenizer.qformer import QFormer, QFormerConfig
 from seed_jax.models.tokenizer.vit import BlockConfig, Blocks
@@ -15,7 +14,7 @@ from seed_jax.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
-class TextBranchConfig:
+class TextBranchConfig(SerializableConfig):
     """Sizes of the branch; the defaults are those of the released `seed_quantizer.pt`."""
 
     codes_per_image: int = 32
@@ -30,15 +29,6 @@ class TextBranchConfig:
                 f"The text branch's reverse.width and reverse.memory_width are {reverse.width} and "
                 f"{reverse.memory_width}, expected its decoder's width {width}."
             )
-
-    def to_dict(self) -> dict:
-        """Return the sizes as plain values for JSON."""
-        return config_io.to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping, where: str = "config") -> "TextBranchConfig":
-        """Build from the result of `to_dict`; arguments and errors as in `config_io.from_dict`."""
-        return config_io.from_dict(cls, data, where)
 
 
 class TextBranch(nn.Module):

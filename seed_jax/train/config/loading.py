@@ -42,7 +42,7 @@ def resolve(name: str) -> tuple[Path, str]:
     known = sorted(path.stem for path in config_directory().glob("*.py") if path.stem != "__init__")
     near = difflib.get_close_matches(stem, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"packaged configs are {', '.join(known)}."
-    raise UserError(f"--config {path} is neither a file nor a packaged config; {hint}")
+    raise UserError(f"Config {path} is neither a file nor a packaged config; {hint}")
 
 
 def default_workdir(name: str) -> Path:
@@ -55,7 +55,7 @@ def load_module(file: Path) -> types.ModuleType:
     """Run a config file and return its module."""
     spec = importlib.util.spec_from_file_location(f"seed_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise UserError(f"--config {file} is not a Python file.")
+        raise UserError(f"Config {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -84,7 +84,7 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
     file, variant = resolve(name)
     module = load_module(file)
     if not hasattr(module, "get_config"):
-        raise UserError(f"--config {file} has no get_config function.")
+        raise UserError(f"Config {file} has no get_config function.")
     config = module.get_config(variant) if variant else module.get_config()
     for pair in overrides:
         key, separator, text = pair.partition("=")

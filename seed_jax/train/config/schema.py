@@ -1,6 +1,7 @@
 """Parse nested mappings into frozen dataclasses, collecting every problem instead of stopping at the first."""
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -32,8 +33,8 @@ def base(section: type[Section], **values: Any) -> ml_collections.ConfigDict:
 
 
 def to_dict(section: Section) -> dict[str, Any]:
-    """Return the options as nested dicts of plain values."""
-    return dataclasses.asdict(section)  # pyright: ignore[reportArgumentType]
+    """Return the options as JSON gives them back: nested dicts, and lists in place of tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(section)))  # pyright: ignore[reportArgumentType]
 
 
 def parse(section: type[T], values: Mapping[str, Any] | ml_collections.ConfigDict) -> T:

@@ -109,6 +109,7 @@ class Checkpointer(Hook):
         )
 
     def close(self) -> None:
+        """Wait for the checkpoint that is being written."""
         self.store.close()
 
 

@@ -38,6 +38,3 @@ class Hook:
 
     def after_step(self, result: StepResult) -> None:
         """Run after a step is dispatched, before the next one."""
-
-    def close(self) -> None:
-        """Release resources; runs also when training fails."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath, write_text
@@ -42,6 +41,9 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
+        # Imported late: it imports torch where that is installed, which takes a second.
+        from tensorboardX import SummaryWriter
+
         path = workdir / "metrics.jsonl"
         self._lines = _LocalLines(path, first_step) if isinstance(path, Path) else _BucketLines(path, first_step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step or None)
@@ -64,11 +66,6 @@ class MetricWriter:
             for name, text in texts.items():
                 self._board.add_text(name, text, step)
                 logging.info("%s: %s", name, text)
-
-    def flush(self) -> None:
-        """Flush the TensorBoard files."""
-        if self._active:
-            self._board.flush()
 
     def close(self) -> None:
         """Close all files."""

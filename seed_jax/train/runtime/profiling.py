@@ -29,6 +29,7 @@ class Profiler(Hook):
             self.close()
 
     def close(self) -> None:
+        """Write the trace if one is running."""
         if self._is_running:
             jax.profiler.stop_trace()
             self._is_running = False

@@ -153,9 +153,6 @@ class Progress(Hook):
         self._unreported = dict.fromkeys(self._unreported, 0.0)
         self._reported_step = step
 
-    def close(self) -> None:
-        self._writer.close()
-
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)

@@ -66,15 +66,8 @@ def check_resume(previous: dict[str, Any] | None, config: TrainConfig, last_step
 
 def config_changes(previous: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return dotted option -> (previous, current value) for every option that differs; None where it is missing."""
-    old, new = (flatten_dict(_plain(values), sep=".", keep_empty_nodes=False) for values in (previous, current))
+    old, new = (flatten_dict(values, sep=".") for values in (previous, current))
     return {name: (old.get(name), new.get(name)) for name in sorted({*old, *new}) if old.get(name) != new.get(name)}
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON would give it back: tuples become lists."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _learning_rate_change(previous: dict[str, Any], config: TrainConfig, step: int) -> list[str]:

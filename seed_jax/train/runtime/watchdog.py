@@ -46,6 +46,7 @@ class Watchdog(Hook):
         self._beat_at = time.monotonic()
 
     def close(self) -> None:
+        """Stop watching."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -95,6 +96,7 @@ class HostMonitor(Hook):
             exit_stuck(f"All hosts are alive, but a collective failed after step {self._step}.")
 
     def close(self) -> None:
+        """Stop monitoring, and tell the other hosts that this one is done."""
         self._closed.set()
         if self._client:
             self._send("done")

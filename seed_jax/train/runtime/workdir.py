@@ -57,6 +57,17 @@ def resolve(workdir: epath.PathLike) -> AnyPath:
     return directory
 
 
+def demo_directory(workdir: AnyPath, name: str) -> Path:
+    """Return the directory `name` of a local workdir, where `data.demo` makes its data.
+
+    Raises:
+        UserError: the workdir is in a bucket.
+    """
+    if not isinstance(workdir, Path):
+        raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
+    return workdir / name
+
+
 @contextlib.contextmanager
 def locked(workdir: AnyPath) -> Iterator[None]:
     """Create the workdir and lock it for this run; the lock ends with the process.
@@ -198,7 +209,7 @@ def write_run(workdir: AnyPath, config: TrainConfig, stage: Stage) -> None:
     """Write `run.json`, keeping one that differs, and the model directory without parameters."""
     if jax.process_index() != 0:
         return
-    values = json.loads(json.dumps(to_dict(config)))
+    values = to_dict(config)
     previous = last_config(workdir)
     if previous is not None and previous != values:
         number = 1 + len(list(workdir.glob("run_*.json")))

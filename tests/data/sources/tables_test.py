@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import io
 import json
 import sys
 from collections import Counter
@@ -10,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from seed_jax.data.build.options import SkipLimit
 from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
+from seed_jax.data.sources.image_lookup import is_image_file
 from seed_jax.errors import UserError
 from tests.data.sources.samples import all_samples, png, reasons, records, rendered, shown, write_images
 
@@ -168,8 +171,6 @@ def tfds_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
 
     def examples():
-        import io
-
         for n in range(6):
             captions = [{"id": n, "text": f"caption {n}"}, {"id": n, "text": "again"}][: 2 - n % 2]
             yield n, {"image": io.BytesIO(png(10 * n)), "captions": captions, "number": n, "name": f"n{n}"}
@@ -203,6 +204,14 @@ def test_tfds_without_tensorflow(tfds_folder, tmp_path):
     assert "tensorflow" not in sys.modules
     text = records(open_source("tfds", [tfds_folder], split="test", columns=["name"]), tmp_path / "text")
     assert sorted(each.items for each in text) == [(f"n{n}",) for n in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_image_files_are_told_from_texts(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (6, 5)).save(file, kind)
+    assert is_image_file(file.getvalue())
+    assert not any(map(is_image_file, (b"BMW of 1972, parked beside a lake", b"GIFT shop", b"RIFF raff", b"II", b"")))
 
 
 def test_tfds_bad_input(tfds_folder, tmp_path):

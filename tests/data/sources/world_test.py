@@ -1,4 +1,4 @@
-"""The drawn world as a source: reproducible shards, records that fit their templates, clear errors."""
+"""The synthetic world as a source: reproducible shards, records that fit their templates, clear errors."""
 
 import json
 

@@ -7,6 +7,7 @@ from seed_jax.data import templates
 from seed_jax.data.templates.continuation import MIN_LENGTH, continued
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
+from tests.models.opt import cases as opt_cases
 from tests.support import golden
 
 WORDS = "the quiet dog rests beside a green river under old trees at night".split()  # noqa: SIM905
@@ -163,3 +164,14 @@ def test_bad_settings(vocab):
     sample = whole(vocab, [np.arange(130) % 128, "text"], strict_images=False)
     with pytest.raises(UserError, match="too many codes"):
         continued(sample, vocab, MIN_LENGTH)
+
+
+def test_texts_of_opt_are_split_after_sentences_too():
+    """Its tokens are byte-level: names do not begin with U+2581."""
+    vocab = opt_cases.vocabulary()
+    parts = sentences(np.random.default_rng(0), 40)
+    pieces = samples(vocab, parts, task="text", max_length=MIN_LENGTH)
+    assert len(pieces) > 3
+    texts = [vocab.decode(piece.tokens, skip_special=True) for piece in pieces]
+    assert "".join(texts) == parts
+    assert all(text.endswith(".") for text in texts)

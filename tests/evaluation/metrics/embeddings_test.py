@@ -19,12 +19,6 @@ def test_paired_similarity_by_hand():
     np.testing.assert_allclose(similarity, [1.0, 0.8])
 
 
-def test_class_embeddings_average_normalized_prompts():
-    classes = clip_similarity.class_embeddings(np.array([[[10.0, 0.0], [0.0, 0.1]], [[1.0, 0.0], [1.0, 0.0]]]))
-    np.testing.assert_allclose(classes, [[0.5**0.5, 0.5**0.5], [1, 0]])
-    assert clip_similarity.class_similarity(np.array([[1.0, 0.1]]), classes).argmax() == 1
-
-
 def test_embeddings_of_different_models_are_an_error():
     with pytest.raises(UserError, match=r"768.*512"):
         clip_similarity.paired_similarity(normal(1, 3, 768), normal(1, 3, 512))

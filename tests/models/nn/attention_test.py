@@ -144,4 +144,4 @@ def test_unsupported_inputs_and_names_are_refused():
     with pytest.raises(UserError, match="16-bit dtype"):
         attend(q, q, q, implementation="cudnn")
     with pytest.raises(UserError, match="Unknown attention 'flash'"):
-        attention.check_implementation("flash")
+        attend(q, q, q, implementation="flash")

@@ -13,7 +13,13 @@ from seed_jax import images, sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import Entry
-from seed_jax.convert.tokenizer.key_table import key_table, retrieval_table, text_branch_table, with_path_prefix
+from seed_jax.convert.tokenizer.key_table import (
+    SHARED_MODULES,
+    key_table,
+    retrieval_table,
+    text_branch_table,
+    with_path_prefix,
+)
 from seed_jax.errors import UserError
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
@@ -22,7 +28,7 @@ from seed_jax.train.config import CodebookStageConfig
 from seed_jax.train.config.tokenizer import InitFromConfig
 from seed_jax.train.stage import Batches
 from seed_jax.train.stages import warm_start
-from seed_jax.train.stages.codebook.model import RETRIEVAL, SHARED, CodebookModel, CodebookSizes
+from seed_jax.train.stages.codebook.model import RETRIEVAL, CodebookModel, CodebookSizes
 from seed_jax.typing import Tree
 
 
@@ -90,7 +96,8 @@ def load_weights(init_from: InitFromConfig, sizes: CodebookSizes, variables: Tre
         loaded = warm_start.open_collections(init_from.model, stored["kind"])
         if stored["kind"] == ModelKind.QFORMER:
             params = loaded["params"]
-            loaded = {"params": warm_start.select(params, SHARED), "retrieval": warm_start.select(params, RETRIEVAL)}
+            names = {"params": SHARED_MODULES, "retrieval": RETRIEVAL}
+            loaded = {collection: warm_start.select(params, modules) for collection, modules in names.items()}
         else:
             flat = warm_start.load_extras(folder, _official_table(sizes), _flatten_collections(variables))
             variables = _restore_collections(flat)

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from seed_jax.convert.tokenizer.key_table import SHARED_MODULES
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
 from seed_jax.models.tokenizer.text_branch import TextBranch, TextBranchConfig
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
-SHARED = ("vit", "ln_vision", "qformer")
 RETRIEVAL = ("vision_proj", "text_proj", "temperature")
 
 
@@ -88,4 +88,4 @@ class CodebookModel:
     @staticmethod
     def image_text_params(variables: Tree) -> Tree:
         """Return the parameters of the image-text model within the variables."""
-        return {**{name: variables["params"][name] for name in SHARED}, **variables["retrieval"]}
+        return {**{name: variables["params"][name] for name in SHARED_MODULES}, **variables["retrieval"]}

@@ -1,6 +1,6 @@
 """Stage II of the image tokenizer: the codebook, and the decoder from codes to CLIP's image embedding (spec A.10)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,18 @@ from jaxtyping import Array, Key
 
 from seed_jax import images, sharding
 from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.tokenizer.key_table import SHARED_MODULES
 from seed_jax.data.batches.pairs import PairReader
 from seed_jax.data.text import bert
 from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.errors import UserError
+from seed_jax.evaluation.eval_pairs import EvalPairs
 from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
-from seed_jax.models.tokenizer.image_text import BERT_VOCAB_SIZE
 from seed_jax.precision import Precision
 from seed_jax.train import flops
 from seed_jax.train.config import CodebookStageConfig
-from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
+from seed_jax.train.stage import LossOutput
 from seed_jax.train.stages.codebook import init
 from seed_jax.train.stages.codebook.evaluation import codebook_evaluation
 from seed_jax.train.stages.codebook.model import CodebookModel
@@ -34,30 +35,17 @@ from seed_jax.train.stages.codebook.revival import (
     kmeans,
     update_codebook,
 )
-from seed_jax.train.stages.codebook.teachers import GIVEN, make_teachers
-from seed_jax.train.stages.pair_data import (
-    PairSources,
-    find_pair_sources,
-    image_batches,
-    make_pair_reader,
-    open_held_out,
-    pair_batch_spec,
-)
+from seed_jax.train.stages.codebook.teachers import GIVEN, UNTRAINED, make_teachers
+from seed_jax.train.stages.pair_data import make_pair_reader, pair_batch_spec
+from seed_jax.train.stages.pair_stage import PairStage
 from seed_jax.typing import ParamPath, Tree
 
-_FROZEN = ("vit", "ln_vision", "qformer")
 
-
-class CodebookStage(Stage[CodebookStageConfig]):
+class CodebookStage(PairStage[CodebookStageConfig]):
     """Training of the codebook."""
 
     config_class = CodebookStageConfig
     kind = ModelKind.IMAGE_TOKENIZER
-
-    def __init__(self, config: CodebookStageConfig):
-        super().__init__(config)
-        self._sources: PairSources | None = None
-        self._set_model(BERT_VOCAB_SIZE)
 
     def _set_model(self, vocab_size: int) -> None:
         config = self.config
@@ -71,10 +59,6 @@ class CodebookStage(Stage[CodebookStageConfig]):
             embedding_width=sizes.tokenizer.embedding_width,
             precision=precision,
         )
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.data.batch_size
 
     def abstract_variables(self) -> Tree:
         boxed = self.model.abstract()
@@ -90,7 +74,7 @@ class CodebookStage(Stage[CodebookStageConfig]):
         The codebook's statistics count as trained because they change with every step.
         """
         if path[0] == "params":
-            return path[1] not in _FROZEN
+            return path[1] not in SHARED_MODULES
         return path[0] in ("text_branch", STATS)
 
     def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
@@ -141,7 +125,7 @@ class CodebookStage(Stage[CodebookStageConfig]):
     def _given_embedding_width(self) -> int | None:
         return self.model.sizes.tokenizer.embedding_width if self.config.teacher.vision == GIVEN else None
 
-    def _reader(self, vocabulary: BertVocabulary) -> PairReader:
+    def _make_reader(self, vocabulary: BertVocabulary) -> PairReader:
         return make_pair_reader(
             self.config.data,
             self.model.sizes.tokenizer.image_size,
@@ -149,6 +133,9 @@ class CodebookStage(Stage[CodebookStageConfig]):
             clip_vocabulary=self.teachers.text_vocabulary,
             embedding_width=self._given_embedding_width,
         )
+
+    def _make_evaluation(self, held_out: EvalPairs) -> Callable[[Tree], dict[str, float]]:
+        return codebook_evaluation(self.model, held_out)
 
     def flops_per_unit(self) -> float:
         shapes = sharding.unbox(self.abstract_variables())
@@ -159,25 +146,13 @@ class CodebookStage(Stage[CodebookStageConfig]):
 
         return sum(collection_flops(name) for name in ("params", "text_branch") if name in shapes)
 
-    @property
-    def flops_convention(self) -> str:
-        return flops.TOKENIZER_CONVENTION
-
     def prepare(self, workdir: AnyPath) -> None:
-        config = self.config
         for option in ("vision", "text"):
-            source = getattr(config.teacher, option)
-            wanted = option == "vision" or config.model.text_branch
-            if wanted and source not in (GIVEN, "untrained") and not Path(source).exists():
+            source = getattr(self.config.teacher, option)
+            wanted = option == "vision" or self.config.model.text_branch
+            if wanted and source not in (GIVEN, UNTRAINED) and not Path(source).exists():
                 raise UserError(f"teacher.{option} {source} does not exist: get it with `seed-jax fetch`.")
-        self._sources = find_pair_sources(config.data, config.evaluate, config.init_from, workdir)
-        self._set_model(self._sources.vocabulary.size)
-
-    @property
-    def _prepared(self) -> PairSources:
-        if self._sources is None:
-            raise UserError("The stage has no data: call prepare first.")
-        return self._sources
+        super().prepare(workdir)
 
     def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
         """Return fresh variables, with `init_from` loaded over them and the codebook from k-means where asked."""
@@ -206,21 +181,8 @@ class CodebookStage(Stage[CodebookStageConfig]):
         first = jax.jit(lambda codebook: init_stats(codebook, options), out_shardings=shardings[STATS])
         return {**variables, STATS: first(variables["params"]["codebook"])}
 
-    def batches(self, local_indices: list[int]) -> Batches:
-        sources = self._prepared
-        reader = self._reader(sources.vocabulary)
-        return image_batches(self.config.data, sources.mixture, reader, self.config.seed, local_indices)
-
     def model_config(self) -> dict[str, Any]:
         return self.model.sizes.to_dict()
 
     def model_files(self) -> dict[str, Path]:
         return {bert.FILE: self._prepared.vocabulary_file} if self.model.sizes.joint_width else {}
-
-    def evaluators(self) -> tuple[Evaluator, ...]:
-        config, sources = self.config, self._prepared
-        reader = self._reader(sources.vocabulary)
-        held_out = open_held_out(sources, reader, config.evaluate, config.data.batch_size)
-        if held_out is None:
-            return ()
-        return (Evaluator("eval", config.evaluate.every_steps, codebook_evaluation(self.model, held_out)),)

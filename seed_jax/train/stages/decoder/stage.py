@@ -22,7 +22,6 @@ from seed_jax.data.batches.pairs import ImageReader
 from seed_jax.data.batches.record_stream import MixtureComponent
 from seed_jax.data.build import build
 from seed_jax.data.build.options import BuildOptions
-from seed_jax.data.shards.shards import open_shards
 from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath, write_json
@@ -35,10 +34,11 @@ from seed_jax.train import flops
 from seed_jax.train.config import DecoderConfig
 from seed_jax.train.config.decoder import DecoderModelConfig
 from seed_jax.train.optimizer import EMA, update_ema
+from seed_jax.train.runtime.workdir import demo_directory
 from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages.decoder import init
 from seed_jax.train.stages.decoder.embedding_source import check_exists, make_source
-from seed_jax.train.stages.held_out_loss import held_out_loss
+from seed_jax.train.stages.held_out_loss import held_out_evaluators
 from seed_jax.train.stages.pair_data import as_shapes, image_batches, mixture_components
 from seed_jax.typing import ParamPath, Tree
 
@@ -121,12 +121,10 @@ class DecoderStage(Stage[DecoderConfig]):
                 f"model.init {self.config.model.init} does not exist: get Stable Diffusion 2.1 unCLIP with `seed-jax "
                 f"fetch` and `seed-jax import unclip --from DIR --out {self.config.model.init}`."
             )
-        if not self.config.data.demo:
-            self._mixture = mixture_components(self.config.data)
-        elif isinstance(workdir, Path):
-            self._mixture = (MixtureComponent(_demo_shards(workdir / "demo_world")),)
+        if self.config.data.demo:
+            self._mixture = (MixtureComponent(_demo_shards(demo_directory(workdir, "demo_world"))),)
         else:
-            raise UserError(f"data.demo makes its data below a local --workdir, not in {workdir}.")
+            self._mixture = mixture_components(self.config.data)
 
     def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
         return init.init_variables(self.config.model.init, self.unclip, self.source, key, shardings)
@@ -137,19 +135,15 @@ class DecoderStage(Stage[DecoderConfig]):
     def evaluators(self) -> tuple[Evaluator, ...]:
         """Return the loss on `evaluate.data`, with the same noise and timesteps at every evaluation."""
         config, evaluate = self.config, self.config.evaluate
-        if not evaluate.data or not evaluate.every_steps:
-            return ()
-        mixture = (MixtureComponent(evaluate.data),)
-        reader = dataclasses.replace(self._reader, flip=0.0)
-        samples = len(open_shards(evaluate.data))
-        samples = min(samples, evaluate.max_samples) if evaluate.max_samples else samples
-        run = held_out_loss(
-            lambda variables, batch: self.loss(variables, batch, jax.random.key(0)),
-            lambda indices: image_batches(config.data, mixture, reader, config.seed, indices),
-            batch_size=self.batch_size,
-            num_batches=-(-samples // self.batch_size),
-        )
-        return (Evaluator("eval", evaluate.every_steps, run),)
+
+        def loss(variables: Tree, batch: Mapping[str, Array]) -> LossOutput:
+            return self.loss(variables, batch, jax.random.key(0))
+
+        def make_batches(local_indices: list[int]) -> Batches:
+            reader = dataclasses.replace(self._reader, flip=0.0)
+            return image_batches(config.data, (MixtureComponent(evaluate.data),), reader, config.seed, local_indices)
+
+        return held_out_evaluators(evaluate, loss, make_batches, self.batch_size)
 
     def model_config(self) -> dict[str, Any]:
         return {"sizes": self.unclip.config.to_dict()}
