@@ -35,6 +35,7 @@ CORE = [
     "shtab>=1.7,<2",  # shell completion
     "huggingface_hub>=1.0,<2",  # `seed-jax fetch`
     "httpx>=0.27,<1",
+    "filelock>=3.16,<5",  # JAX bounds the size of its compilation cache with it
 ]
 DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
 EXTRAS = {

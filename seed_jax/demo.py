@@ -258,7 +258,7 @@ def _save_image_tokenizer(out: Path, images_directory: Path, seed: int) -> None:
     model = SeedTokenizer(config)
     paths = sorted(images_directory.glob("*.png"))
     batch = jnp.stack([images.preprocess(images.load(path), config.image_size) for path in paths])
-    variables = sharding.unbox(jax.jit(model.init)(jax.random.key(seed), batch[:1]))
+    variables = sharding.unbox(sharding.jit_init(model.init)(jax.random.key(seed), batch[:1]))
 
     def encode(variables: Any, batch: jax.Array) -> jax.Array:
         output: Any = model.apply(variables, batch, method="encode")

@@ -1,7 +1,7 @@
 """Train: `python -m seed_jax.main --config=configs/pretrain.py[:variant] [--workdir=DIR] [--config.key=value]`.
 
 `--config=pretrain:tiny` names a packaged config from any directory; the workdir is `runs/<config>[_<variant>]` unless
-given.
+given. `--no-cache` compiles everything anew.
 Run the same command again to resume. Exit codes: 0 trained; 2 bad input, one sentence on stderr; 75 stopped by SIGTERM
 after saving; 76 the run hangs or lost a host, start it again.
 """
@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from etils import epath
 from ml_collections import config_flags
 
-from seed_jax import backends, distributed
+from seed_jax import backends, compilation_cache, distributed
 from seed_jax.errors import UserError
 from seed_jax.train.config import loading
 
@@ -74,7 +74,7 @@ def set_up_log() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line and load the config; anything wrong with either becomes one sentence."""
-    argv = _resolve_config(argv)
+    argv = _resolve_config(compilation_cache.configure(argv))
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:

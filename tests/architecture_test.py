@@ -18,6 +18,7 @@ LAYERS = [
     "files",
     "lfs",
     "backends",
+    "compilation_cache",
     "images",
     "video",
     "accelerators",

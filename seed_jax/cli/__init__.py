@@ -12,7 +12,7 @@ import sys
 import shtab
 
 import seed_jax
-from seed_jax import backends
+from seed_jax import backends, compilation_cache
 from seed_jax.errors import UserError
 from seed_jax.terminal import PrintableFormatter, configure_streams, printable
 
@@ -32,6 +32,8 @@ COMMANDS = {
     "plan": ("plan", "plan memory and time of a training step for a pod, without the pod"),
     "doctor": ("doctor", "report versions, devices and missing packages"),
 }
+# They compile nothing, or (plan) are about the compiler itself.
+WITHOUT_CACHE = ("", "fetch", "bundle", "plan")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -46,6 +48,11 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         prog="seed-jax", description="SEED and SEED-LLaMA in JAX: images as discrete tokens for a language model."
     )
     parser.add_argument("--version", action="version", version=f"seed-jax {seed_jax.__version__}")
+    parser.add_argument(
+        compilation_cache.NO_CACHE,
+        action="store_true",
+        help="compile everything anew; allowed after the command too (the cache: ~/.cache/seed_jax)",
+    )
     shtab.add_argument_to(parser, "--print-completion", help="print a shell completion script and exit")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
@@ -74,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
+    if command not in WITHOUT_CACHE:
+        argv = compilation_cache.configure(argv)
     everything = any(word.startswith("--print-completion") for word in argv)
     parser = build_parser(None if everything else command)
     if not argv:

@@ -142,7 +142,7 @@ class TeacherStage(Stage[TeacherStageConfig]):
         del workdir  # the shards are opened by `batches`, and all weights are random
 
     def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
-        return jax.jit(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)(key)
+        return sharding.jit_init(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)(key)
 
     def batches(self, local_indices: list[int]) -> Batches:
         data = self.config.data

@@ -46,7 +46,7 @@ def init_variables(model: DecoderOnly, init: str, merged_dtype: str, key: Key[Ar
         def init_params(key: Key[Array, ""]) -> Tree:
             return sharding.unbox(model.init(key, jnp.zeros((1, 8), jnp.int32))["params"])
 
-        params = jax.jit(init_params, out_shardings=shardings["params"])(key_params)
+        params = sharding.jit_init(init_params, out_shardings=shardings["params"])(key_params)
     spec = model.lora
     if spec is None:
         return {"params": params}

@@ -112,7 +112,7 @@ class QFormerStage(PairStage[QFormerStageConfig]):
             created = self.model.init(key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, 4), jnp.int32))
             return {"params": sharding.unbox(created["params"])}
 
-        params = jax.jit(init, out_shardings=shardings)(key)["params"]
+        params = sharding.jit_init(init, out_shardings=shardings)(key)["params"]
         table = image_text_table(self.model.config)
         init_from = self.config.init_from
         if init_from.model:

@@ -159,7 +159,7 @@ class CodebookStage(PairStage[CodebookStageConfig]):
         config, options, sizes = self.config, self.config.codebook, self.model.sizes
         key_model, key_teacher, key_codes = jax.random.split(key, 3)
         own = {name: shardings[name] for name in self.model.abstract()}
-        init_model = jax.jit(lambda key: sharding.unbox(self.model.init(key)), out_shardings=own)
+        init_model = sharding.jit_init(lambda key: sharding.unbox(self.model.init(key)), out_shardings=own)
         variables = init.load_weights(config.init_from, sizes, init_model(key_model))
         if options.init == "kmeans":
             num_codes = sizes.tokenizer.num_codes

@@ -48,7 +48,7 @@ class Teachers:
         weights = {}
         for name, source in self.sources.items():
             if source == UNTRAINED:
-                init = jax.jit(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)
+                init = sharding.jit_init(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)
                 weights[name] = init(key)[name]
             else:
                 weights[name] = jax.tree.map(jax.device_put, readers[name](source)[1], shardings[name])

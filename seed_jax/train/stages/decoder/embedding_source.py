@@ -59,7 +59,9 @@ class EmbeddingSource:
         """Return weights, read from files or random."""
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
         if self.path == UNTRAINED:
-            init = jax.jit(lambda key: sharding.unbox(self.model.init(key, image)["params"]), out_shardings=shardings)
+            init = sharding.jit_init(
+                lambda key: sharding.unbox(self.model.init(key, image)["params"]), out_shardings=shardings
+            )
             return init(key)
         if isinstance(self.model, Vit):
             return jax.tree.map(jax.device_put, clip.import_vision(self.path)[1], shardings)

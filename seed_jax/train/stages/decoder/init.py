@@ -71,7 +71,7 @@ def init_variables(
         params = jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings["params"])
     else:
         logging.info("model.init is empty: the decoder starts from random weights.")
-        init = jax.jit(lambda key: sharding.unbox(unclip.init(key)), out_shardings=shardings["params"])
+        init = sharding.jit_init(lambda key: sharding.unbox(unclip.init(key)), out_shardings=shardings["params"])
         params = init(key_params)
     trained = [part for part in shardings[EMA] if part != "updates"]
     averages = jax.jit(init_ema, out_shardings=shardings[EMA])({part: params[part] for part in trained})
