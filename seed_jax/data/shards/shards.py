@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-
 from seed_jax.data.shards import manifest as manifests
 from seed_jax.data.shards.manifest import Manifest, ShardFile
 from seed_jax.data.shards.records import Record, decode
@@ -32,6 +30,8 @@ def shard_name(index: int) -> str:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> ShardFile:
     """Write serialized records to a shard atomically; equal records give equal bytes."""
+    from array_record.python.array_record_module import ArrayRecordWriter  # only where shards are read or written
+
     # Unique name: two processes that build the same shard write the same bytes, and the last rename wins.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     count = 0
@@ -198,6 +198,8 @@ def _short(fingerprint: str | None) -> str:
 
 def _count_records(path: Path) -> int | None:
     """Return the number of records of a shard, or None if it cannot be opened: reading it names the problem."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
     try:
         reader = ArrayRecordReader(str(path))
         records = reader.num_records()

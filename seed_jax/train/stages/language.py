@@ -17,7 +17,6 @@ from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
 from seed_jax.data.batches.mixture_config import make_mixture
-from seed_jax.data.batches.packed import packed_batches
 from seed_jax.data.batches.packing import empty_batch
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
@@ -227,6 +226,8 @@ class LanguageStage(Stage[LanguageConfig]):
         return self._packed_batches(self._mixture(), local_indices)
 
     def _packed_batches(self, entries: Sequence[Mapping[str, Any]], local_indices: list[int]) -> Batches:
+        from seed_jax.data.batches.packed import packed_batches  # imports Grain, which a plan does not need
+
         data = self.config.data
         if self._vocabulary is None:
             raise UserError("The stage has no vocabulary: call prepare first.")
