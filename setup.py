@@ -44,6 +44,7 @@ EXTRAS = {
     "demo": ["scikit-image>=0.24,<1"],  # its bundled public-domain photographs feed the :tiny configs
     "decoder": DECODER,
     "torch": ["torch>=2.4,<3"],
+    "gguf": ["gguf>=0.17,<0.20"],  # exports for llama.cpp
     "video": ["av>=13,<20"],
     "wandb": ["wandb>=0.19,<1"],
     "notebooks": ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "transformers>=4.57.1,<6"],
@@ -57,6 +58,7 @@ EXTRAS["test"] = [
     # Exact: an open range makes pip fetch the CUDA build, several gigabytes.
     "torch==2.13.0",
     "transformers>=5,<6",  # exports load with 4.57 too, whose fast text tokenizer splits otherwise
+    *EXTRAS["gguf"],
     "peft>=0.18,<0.22",  # exported adapters are held against it
     "beartype>=0.19",
     "pyright[nodejs]>=1.1.414,<1.2",  # CI checks types; nodejs comes in a wheel

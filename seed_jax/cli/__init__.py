@@ -116,5 +116,5 @@ def _configure_output() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for library in ("absl", "jax"):
+    for library in ("absl", "jax", "gguf"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,25 +1,28 @@
-"""`seed-jax export llama`: a language model as a Hugging Face directory, with its adapters merged or separate."""
+"""`seed-jax export llama`: a language model as a Hugging Face directory or a GGUF file."""
 
 import argparse
 import logging
 
 from seed_jax.cli.conversion_options import (
+    DTYPES,
     WIDEST,
-    add_dtype_argument,
     add_model_argument,
     add_out_argument,
     add_shard_size_argument,
     add_verify_argument,
     save_report,
 )
+from seed_jax.errors import UserError
+
+Q8_0 = "q8_0"
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
     """Add the subcommand `llama`."""
     parser = kinds.add_parser(
         "llama",
-        help="a language model, for transformers and peft",
-        description="Convert a language model to a directory that PyTorch's transformers loads.",
+        help="a language model, for transformers and peft, or llama.cpp",
+        description="Convert a language model to a directory that PyTorch's transformers loads, or to a GGUF file.",
     )
     model = parser.add_argument_group("model")
     add_model_argument(model)
@@ -37,8 +40,13 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     )
     model.add_argument("--base", metavar="NAME", help="base model that the adapter's config names")
     output = parser.add_argument_group("output")
-    add_out_argument(output, "directory")
-    add_dtype_argument(output, WIDEST)
+    add_out_argument(output, "directory, or .gguf file,")
+    output.add_argument(
+        "--format", choices=("huggingface", "gguf"), default="huggingface", help="default: %(default)s"
+    )  # fmt: skip
+    output.add_argument(
+        "--dtype", choices=(*DTYPES, Q8_0), help=f"dtype to store (default: {WIDEST}; gguf: float16; q8_0: gguf only)"
+    )
     add_shard_size_argument(output)
     add_verify_argument(output)
     parser.set_defaults(run=run)
@@ -46,8 +54,18 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the model and verify it on request; return the exit code."""
-    from seed_jax.convert.llama import hf_export, parity  # deferred: --help needs no JAX
+    from seed_jax.convert.llama import gguf_export, hf_export, parity  # deferred: --help needs no JAX
 
+    if args.format == "gguf":
+        if args.form != "merged" or args.verify or args.base:
+            raise UserError(
+                "A GGUF file holds the merged model: leave out --peft, --adapter-only, --base and --verify."
+            )
+        gguf_export.export_gguf(args.model, args.out, dtype=args.dtype or "float16")
+        logging.info("Wrote the language model to %s.", args.out)
+        return 0
+    if args.dtype == Q8_0:
+        raise UserError("--dtype q8_0 is a format of GGUF files: add --format gguf.")
     hf_export.export_llama(
         args.model,
         args.out,
