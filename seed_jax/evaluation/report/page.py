@@ -13,9 +13,8 @@ from PIL import Image
 from seed_jax import images as image_files
 from seed_jax.errors import UserError
 from seed_jax.evaluation.answering import LETTERS
-from seed_jax.evaluation.eval_model import drawn_image_path
 from seed_jax.evaluation.runner import TaskRun
-from seed_jax.evaluation.task import Prediction, Sample
+from seed_jax.evaluation.task import Prediction, Sample, drawn_image_path
 
 CSS = Path(__file__).with_name("page.css")
 EXAMPLES = 12  # of each task
@@ -46,12 +45,12 @@ def _summary(runs: Sequence[TaskRun]) -> str:
         for name in main + [name for name in result["metrics"] if name != result["metric"]]:
             value = result["metrics"][name]
             rows.append(
-                f"<tr{' class=main' if name == result['metric'] else ''}><td>{escape(result['task'])}<td>{escape(name)}"
+                f"<tr{' class=main' if name == result['metric'] else ''}><td>{escape(result['name'])}<td>{escape(name)}"
                 f'<td class="n">{value:.2f}<td class="n">{interval_text(result, name)}<td class="n">{result["scored"]}'
                 f"<td>{escape(paper_numbers(result, name)) or '-'}"
             )
         if not result["metrics"]:
-            rows.append(f'<tr><td>{escape(result["task"])}<td colspan="5">not scored: the split has no answers')
+            rows.append(f'<tr><td>{escape(result["name"])}<td colspan="5">not scored: the split has no answers')
     head = '<tr><th>task<th>metric<th class="n">this run<th class="n">95 % interval<th class="n">samples<th>papers'
     return f'<section><div class="table"><table>{head}{"".join(rows)}</table></div></section>'
 
@@ -60,7 +59,7 @@ def _section(run: TaskRun) -> str:
     result = run.results
     notes = "".join(f"<li>{escape(note)}" for note in caveats(result))
     parts = [
-        f"<h2>{escape(result['task'])}</h2><p>{escape(run.task.summary)}</p>",
+        f"<h2>{escape(result['name'])}</h2><p>{escape(run.task.summary)}</p>",
         f'<ul class="notes">{notes}</ul>' if notes else "",
         _groups(result),
         '<div class="cards">' + "".join(_card(run, index) for index in _chosen(run)) + "</div>",
