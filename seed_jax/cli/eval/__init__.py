@@ -21,7 +21,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         f"       seed-jax eval {{{','.join(COMMANDS)}}} ...\n       seed-jax eval --list",
     )
     run.add_options(parser)  # for --help and shell completion of the short form
-    commands = parser.add_subparsers(title="commands", dest="eval_command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        prog="seed-jax eval", title="commands", dest="eval_command", required=True, metavar="COMMAND"
+    )
     run.add_parser(commands)
     run.add_list_parser(commands)
     for module in (score, compare, report):

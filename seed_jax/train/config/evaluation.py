@@ -1,12 +1,12 @@
 """Options of evaluations: of a run of several tasks (`configs/eval.py`), and of a task that runs while training."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.train.config.common import Problems
-from seed_jax.train.config.schema import Section, negative, not_positive
+from seed_jax.errors import UserError
+from seed_jax.train.config.schema import Problems, Section, negative, not_positive, parse
 
 STAGE = "evaluation"  # `config.stage` of an evaluation
 
@@ -59,19 +59,38 @@ class TrainingTaskConfig(TaskConfig):
     """A task that runs while training.
 
     Attributes:
+        name: prefix of the metrics; "" takes the task's name.
         every_steps: run after every so many steps and after the last; 0 takes `evaluate.every_steps`.
         samples: predictions that are shown in TensorBoard and Weights & Biases.
     """
 
     limit: int = 200
+    name: str = ""
     every_steps: int = 0
     samples: int = 4
 
     def problems(self) -> Problems:
         yield from super().problems()
         yield from negative(self, "every_steps", "samples")
-        if not self.task:
-            yield "task", "is empty, expected the name of a task that `seed-jax eval --list` shows"
+        for key in ("task", "data"):
+            if not getattr(self, key):
+                yield key, "is empty: name a task that `seed-jax eval --list` shows and the directory of its data"
+
+
+def training_tasks(entries: Sequence[Mapping[str, Any]]) -> dict[str, TrainingTaskConfig]:
+    """Parse `evaluate.tasks`; return the tasks by the name of their metrics.
+
+    Raises:
+        UserError: an entry is wrong, or two have one name.
+    """
+    tasks: dict[str, TrainingTaskConfig] = {}
+    for index, entry in enumerate(entries):
+        task = parse(TrainingTaskConfig, entry, f"evaluate.tasks[{index}].")
+        name = task.name or task.task
+        if name in tasks or name == "eval" or Path(name).name != name:
+            raise UserError(f"evaluate.tasks[{index}] is called {name!r}, expected a name of its own: set `name`.")
+        tasks[name] = task
+    return tasks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import ml_collections
 from seed_jax.errors import UserError
 
 T = TypeVar("T", bound="Section")
+Problems = Iterator[tuple[str, str]]
 
 
 class Section:
