@@ -157,9 +157,7 @@ class _OneStep(policies.PreservationPolicy):
     def __init__(self, store: Store):
         self._store = store
 
-    def should_preserve(
-        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
-    ) -> Sequence[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
         kept = self._store.preserved_step
         return [checkpoint.step == kept for checkpoint in checkpoints]

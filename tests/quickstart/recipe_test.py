@@ -69,7 +69,7 @@ def test_every_step_runs_and_is_measured(finished):
     _, workdir = finished
     numbers = json.loads((workdir / "results.json").read_text())
     for name in (
-        *("caption_held_attributes", "answer_held_all", "rebuilt_whole", "drawn_whole", "edited_whole"),
+        *("caption_held_out_attributes", "answer_held_out_all", "rebuilt_whole", "drawn_whole", "edited_whole"),
         *("qformer_t2i_recall@1", "codebook_code_t2i_recall@1", "codebook_codes_used", "free_images_whole"),
         *("caption_known_colour", "caption_held_out_whole", "rebuilt_similarity", "codes_seen"),
     ):

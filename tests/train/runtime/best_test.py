@@ -107,7 +107,7 @@ def test_bad_tasks_are_refused_with_the_config(entry, words):
 
 
 def test_a_stage_without_a_language_model_runs_no_tasks(tmp_path):
-    with pytest.raises(UserError, match="evaluate.tasks needs a language model"):
+    with pytest.raises(UserError, match=r"evaluate\.tasks needs a language model"):
         train(tmp_path, **{"evaluate.tasks": ({"task": "coco_caption", "data": "d"},)})
 
 
