@@ -102,8 +102,8 @@ def write_report(workdir: Path, results: Measurements, times: dict[str, float]) 
         *[loss_curve(name, workdir / name / "metrics.jsonl") for name in times],
         "</div>",
         _times_table(times),
-        "<h2>All results</h2><p>Fractions of 1; similarities are cosines under the teacher's vision tower. Every answer, "
-        "with intervals: <a href=evaluation/report.html>report of the evaluation</a>.</p>",
+        "<h2>All results</h2><p>Fractions of 1; similarities are cosines under the teacher's vision tower. Intervals: "
+        "<a href=evaluation/report.html>report of the evaluation</a>.</p>",
         "<div class=groups>",
         *[_group(prefix, title, numbers) for prefix, title in _GROUPS.items()],
         "</div>",
