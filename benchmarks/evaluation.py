@@ -8,7 +8,7 @@
 `captions` tokenizes 5,000 images with five references each and computes CIDEr, in turn with pycocoevalcap: DIR is where
 `pip install --no-deps --target DIR pycocoevalcap` put it, and it needs Java. `choices` ranks four choices after one
 prompt, and scores one. `fid` accumulates two sets of 50,000 feature rows and computes their distance; its memory is as
-the kernel counts it. `reading` captions photographs of 640 x 480 pixels; the log has the time that the model waited for them.
+the kernel counts it. `reading` captions photographs of 640 x 480 pixels; the log has the time spent waiting for them.
 """
 
 import argparse
