@@ -129,6 +129,7 @@ def _train(
         profiler = stack.enter_context(contextlib.closing(Profiler(config.profile.range, workdir)))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(60.0 * config.watchdog.hung_minutes)))
         evaluators = (*stage.evaluators(), *task_evaluators(config, stage, workdir))
+        best.check([evaluator.name for evaluator in evaluators])
         evaluation = Evaluation(evaluators, progress, best)
         hooks: tuple[Hook, ...] = (progress, profiler, watchdog, hosts, evaluation, checkpointer)
 

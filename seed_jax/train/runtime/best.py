@@ -5,7 +5,7 @@ best.json   the metric, every evaluation of it, and the step of the best; `stopp
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,8 @@ class BestTracker:
         self._path = workdir / BEST
         stored = self._read()
         self._history = [tuple(entry) for entry in stored.get("history", []) if entry[0] <= step]
-        self.stopped_at: int | None = stored.get("stopped_at") if stored.get("stopped_at") == step else None
+        is_stopped = self.has_run_out and stored.get("stopped_at") == step
+        self.stopped_at: int | None = step if is_stopped else None
 
     def _read(self) -> dict[str, Any]:
         if not self._metric or not self._path.exists():
@@ -60,6 +61,14 @@ class BestTracker:
             return False
         steps = [step for step, _ in self._history]
         return len(steps) - 1 - steps.index(self.best_step) >= self._patience
+
+    def check(self, evaluators: Collection[str]) -> None:
+        """Raise UserError if none of the evaluators can measure the metric."""
+        if self._metric and self._metric.split("/")[0] not in evaluators:
+            raise UserError(
+                f"checkpoint.keep_best is {self._metric!r}, and what is evaluated are {', '.join(evaluators) or 'none'}:"
+                " set evaluate.data or evaluate.tasks, or name one of their metrics."
+            )
 
     def update(self, step: int, metrics: Mapping[str, float], expected: bool) -> None:
         """Add the evaluation of a step, if the metric is among its metrics.

@@ -107,7 +107,8 @@ class Checkpointer(Hook):
             with self._progress.saving(result.step):
                 self.save(result)
             if best is not None:
-                self.store.wait() if is_best else None
+                if is_best:
+                    self.store.wait()  # best.json names finished checkpoints only
                 best.write(stopped_at=result.step if is_end and not result.is_last else None)
 
     def save(self, result: StepResult) -> None:

@@ -38,8 +38,12 @@ def task_evaluators(config: TrainConfig, stage: Stage, workdir: AnyPath) -> tupl
     Raises:
         UserError: a task does not exist, its data is unusable, or the stage trains no model that answers.
     """
-    entries = training_tasks(config.evaluate.tasks)
-    if not entries or not config.evaluate.every_steps:
+    entries = {
+        name: entry
+        for name, entry in training_tasks(config.evaluate.tasks).items()
+        if entry.every_steps or config.evaluate.every_steps
+    }
+    if not entries:
         return ()
     if jax.process_count() > 1:
         raise UserError(

@@ -89,6 +89,8 @@ def test_losses_are_better_when_lower(name, mode):
 def test_a_metric_that_nothing_measures_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"keep_best.*eval/score"):
         train(tmp_path, **EVERY_STEP, **{"checkpoint.keep_best": "eval/loss"})
+    with pytest.raises(UserError, match=r"keep_best.*vqav2.*eval"):
+        train(tmp_path / "other", **EVERY_STEP, **{"checkpoint.keep_best": "vqav2/accuracy"})
     with pytest.raises(UserError, match=r"patience.*keep_best"):
         toy_config(**{"evaluate.patience": 2})
 
