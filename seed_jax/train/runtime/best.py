@@ -66,8 +66,8 @@ class BestTracker:
         """Raise UserError if none of the evaluators can measure the metric."""
         if self._metric and self._metric.split("/")[0] not in evaluators:
             raise UserError(
-                f"checkpoint.keep_best is {self._metric!r}, and what is evaluated are {', '.join(evaluators) or 'none'}:"
-                " set evaluate.data or evaluate.tasks, or name one of their metrics."
+                f"checkpoint.keep_best is {self._metric!r}, expected a metric of what is evaluated"
+                f" ({', '.join(evaluators) or 'nothing'}): set evaluate.data or evaluate.tasks, or name another metric."
             )
 
     def update(self, step: int, metrics: Mapping[str, float], expected: bool) -> None:
