@@ -166,6 +166,8 @@ class Task(abc.ABC):
             instruction-tuned models are not zero-shot.
         draws: whether images are drawn, which needs a decoder.
         needs_clip: whether images are compared by CLIP.
+        right_from: value of a sample's main metric from which the report shows it as right; None for metrics that tell
+            no right from wrong.
     """
 
     name: str
@@ -176,6 +178,7 @@ class Task(abc.ABC):
     instruction_tuned_on: bool = False
     draws: bool = False
     needs_clip: bool = False
+    right_from: float | None = 50.0
 
     def configured(self, options: DataOptions) -> "Task":
         """Return the task for a run; tasks whose scorer depends on the options return a copy of themselves."""

@@ -32,6 +32,7 @@ class DrawnImages(Task):
     """Images that are drawn and compared with true ones; they are written to `images` beside the predictions."""
 
     metric = "clip_similarity"
+    right_from = None
     draws = True
     needs_clip = True
 
