@@ -204,6 +204,9 @@ def test_choices_are_ranked_by_every_rule(evaluate, tmp_path):
     circular = results(out / "mmbench")
     assert len(circular["per_sample"]["circular_accuracy"]) == 2
     assert circular["metrics"]["circular_accuracy"] <= 100
+    page = (out / "report.html").read_text()
+    assert "True choice" in page
+    assert "Question: How many dogs?\nAnswer:" in page or "How many dogs?</p>" in page  # the prompt
     out = evaluate("seed_bench_letters", "mmbench_letters", out="letters")
     assert "name no option" in results(out / "seed_bench_letters")["notes"][0]
 
