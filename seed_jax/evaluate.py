@@ -52,7 +52,7 @@ def run(
     out: str | Path,
     *,
     only: Collection[str] = (),
-    shard: str = "1/1",
+    shard: str | None = None,
     show_memory_plan: bool = False,
 ) -> None:
     """Run the tasks of a config, or what remains of them, and write the report.
@@ -61,7 +61,7 @@ def run(
         config: options, see `EvaluationConfig`.
         out: directory of everything that is written.
         only: names of the entries of `tasks` to run; empty runs all.
-        shard: "I/N" predicts every N-th sample only, from the I-th on.
+        shard: "I/N" predicts every N-th sample only, from the I-th on; None: the processes of a job split the samples.
         show_memory_plan: log how much memory the model needs.
 
     Raises:
@@ -77,17 +77,20 @@ def run(
     if not parsed.model.directory:
         raise UserError("model.directory is empty: name the model with --model or --set model.directory=DIR.")
 
+    import jax
+
     from seed_jax.evaluation.runner import RunOptions, Shard
     from seed_jax.evaluation.session import PlannedTask, run_tasks
     from seed_jax.evaluation.task import DataOptions
     from seed_jax.evaluation.tasks import find_task
 
+    part = Shard(jax.process_index() + 1, jax.process_count()) if shard is None else Shard.parse(shard)
     planned = [
         PlannedTask(
             name,
             find_task(task.task or name),
             DataOptions(**task.data_options(Path(parsed.data_root))),
-            RunOptions(task.batch_size, task.limit or None, Shard.parse(shard), task.max_bad, dict(task.decoding)),
+            RunOptions(task.batch_size, task.limit or None, part, task.max_bad, dict(task.decoding)),
         )
         for name, task in chosen.items()
     ]

@@ -55,6 +55,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     if config.get("stage") == EVALUATION:
         from seed_jax import evaluate
 
+        logging.info("Workdir: %s", workdir)
+        distributed.initialize()  # the hosts split the samples
         evaluate.run(config, str(workdir))
         return
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,37 @@ def test_shards_on_several_devices_give_what_one_device_gives(root, whole):
     assert [json.loads(line) for line in lines] == expected
     scores = [json.loads((path / "results.json").read_text()) for path in (directory, root / "whole/vqav2")]
     assert scores[0]["per_sample"] == scores[1]["per_sample"]
+
+
+def test_hosts_of_one_job_split_the_samples(root, whole):
+    """As on a pod: the same command on every host, joined by jax.distributed."""
+    config = root / "job.py"
+    config.write_text(CONFIG)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "seed_jax.main", f"--config={config}", f"--workdir={root / 'job'}"]
+    command += [f"--config.model.directory={root / 'models/llama'}", f"--config.data_root={root}"]
+    joined = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(command, env={**joined, "JAX_PROCESS_ID": str(index), "XLA_FLAGS": xla_flags.flags(2)})
+        for index in range(2)
+    ]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    lines = (root / "job/vqav2/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [json.loads(line) for line in whole.decode().splitlines()]
+    assert (root / "job/report.html").is_file()
+
+
+CONFIG = """
+from seed_jax.train.config import base
+from seed_jax.train.config.evaluation import EvaluationConfig, TaskConfig
+
+def get_config():
+    config = base(EvaluationConfig)
+    config.tasks.vqav2 = base(TaskConfig, data="data", batch_size=2, decoding={"beams": 2, "max_new_tokens": 6})
+    return config
+"""
 
 
 def test_a_killed_process_resumes_to_the_same_bytes(root, whole):

@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--wordnet", type=Path, metavar="DIR", help="WordNet's database files (index.noun, ...), for WUPS"
     )
     data.add_argument("--limit", type=int, metavar="N", help="use the first N samples only")
-    data.add_argument("--shard", default="1/1", metavar="I/N", help="predict every N-th sample only, from the I-th on")
+    data.add_argument("--shard", metavar="I/N", help="predict every N-th sample only, from the I-th on")
     data.add_argument(
         "--max-bad", type=int, metavar="N", help="samples that may be left out as unreadable (default: 0)"
     )
