@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
+from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.train.config.schema import Problems, Section, negative, not_positive, parse
 
 STAGE = "evaluation"  # `config.stage` of an evaluation
+_DECODING = {field.name: getattr(SamplingParams(), field.name) for field in dataclasses.fields(SamplingParams)}
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Return whether a value has the type of an option's default; of optional ones any."""
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return default is None or isinstance(value, type(default))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +61,11 @@ class TaskConfig(Section):
     def problems(self) -> Problems:
         yield from not_positive(self, "batch_size")
         yield from negative(self, "frames", "limit", "max_bad")
+        for name, value in self.decoding.items():
+            if name not in _DECODING:
+                yield "decoding", f"has {name!r}, expected some of {', '.join(_DECODING)}"
+            elif not _fits(value, _DECODING[name]):
+                yield "decoding", f"has {name}={value!r}, expected a value such as {_DECODING[name]!r}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

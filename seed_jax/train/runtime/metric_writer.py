@@ -83,7 +83,7 @@ class MetricWriter:
                 wandb = importlib.import_module("wandb")
                 shown = [wandb.Image(pixels, caption=sample.text) for pixels in sample.images]
                 logged[key] = shown or wandb.Html(f"<pre>{html.escape(sample.text)}</pre>")
-        if logged:
+        if self._wandb and logged:
             self._wandb.log(logged, step=step)
 
     def close(self) -> None:

@@ -101,6 +101,8 @@ def test_a_metric_that_nothing_measures_is_refused(tmp_path):
         ({"task": "coco_caption"}, r"tasks\[0\].data is empty"),
         ({"task": "coco_caption", "data": "d", "limits": 3}, "limits is not an option"),
         ({"task": "coco_caption", "data": "d", "name": "eval"}, "name of its own"),
+        ({"task": "coco_caption", "data": "d", "decoding": {"beam": 2}}, "'beam', expected some of"),
+        ({"task": "coco_caption", "data": "d", "decoding": {"beams": "2"}}, "beams='2', expected a value such as 1"),
     ],
 )
 def test_bad_tasks_are_refused_with_the_config(entry, words):
