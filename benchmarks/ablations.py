@@ -38,8 +38,8 @@ ARMS = {
 _LANGUAGE_STAGES = ("pretrain", "sft")
 METRICS = (
     "rebuilt_attributes",
-    "caption_held_attributes",
-    "answer_held_all",
+    "caption_held_out_attributes",
+    "answer_held_out_all",
     "drawn_attributes",
     "edited_attributes",
     "free_images_whole",

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """Train one stage, or the stages of a recipe.
+    """Train one stage, or the stages of a recipe; run the tasks of an evaluation.
 
     Raises:
         UserError: bad input.
@@ -49,7 +49,16 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     # JAX is imported here, so that errors in flags and configs are reported without waiting for it.
     from seed_jax.quickstart.config import STAGE as RECIPE
     from seed_jax.train import loop
+    from seed_jax.train.config.evaluation import STAGE as EVALUATION
     from seed_jax.train.stages import registry
+
+    if config.get("stage") == EVALUATION:
+        from seed_jax import evaluate
+
+        logging.info("Workdir: %s", workdir)
+        distributed.initialize()  # the hosts split the samples
+        evaluate.run(config, str(workdir))
+        return
 
     if config.get("stage") == RECIPE:
         from seed_jax.quickstart import recipe

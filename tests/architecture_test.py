@@ -36,6 +36,7 @@ LAYERS = [
     "train",
     "plan",
     "quickstart",
+    "evaluate",
     "main",
     "cli",
 ]

@@ -5,7 +5,7 @@
     ...           files of the kind, e.g. a language model's tokenizer.model and added_tokens.json
 
 A training workdir is read as a model directory too: its `model/` holds the same files except `params/`; the parameters
-are those of the newest checkpoint.
+are those of the newest checkpoint, or of the best one where `best.json` names it.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from seed_jax.typing import Tree
 FORMAT = 1
 CONFIG = "config.json"
 PARAMS = "params"
+BEST = "best.json"  # of a workdir: which checkpoint is the best, where `checkpoint.keep_best` asks for one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +138,17 @@ def _kind_config(path: Path) -> dict[str, Any] | None:
 
 
 def params_path(directory: Path) -> Path:
-    """Return the folder with the parameters of a model directory, or of the newest checkpoint of a workdir."""
+    """Return the folder with the parameters of a model directory, or of the best or newest checkpoint of a workdir."""
     if (directory / PARAMS).is_dir():
         return directory / PARAMS
     steps = [path for path in (directory / "checkpoints").glob("*") if path.name.isdigit() and (path / PARAMS).is_dir()]
     if not steps:
         raise UserError(f"{directory} holds no parameters: neither {PARAMS}/ nor a finished step in checkpoints/.")
-    return max(steps, key=lambda path: int(path.name)) / PARAMS
+    best = (
+        read_json(directory / BEST, "delete it to load the newest checkpoint") if (directory / BEST).is_file() else {}
+    )
+    chosen = [path for path in steps if path.name == str(best.get("step"))]
+    return (chosen[0] if chosen else max(steps, key=lambda path: int(path.name))) / PARAMS
 
 
 def load(

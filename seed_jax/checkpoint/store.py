@@ -8,6 +8,7 @@ checkpoints/<step>/meta        the architecture, to refuse a checkpoint of anoth
 
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,22 @@ class Store:
         self.directory = (epath.Path(workdir) if remote else Path(workdir).absolute()) / CHECKPOINTS
         self.directory.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
-        preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
+        self._preserved_step: Callable[[], int | None] = lambda: None
+        preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep_last), _OneStep(self)]
         if keep_every:
             preserved.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(preserved))
         handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ("params", "optimizer")}
         handlers |= {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    def preserve(self, step: Callable[[], int | None]) -> None:
+        """Keep the checkpoint of the step that `step` returns when others are deleted."""
+        self._preserved_step = step
+
+    @property
+    def preserved_step(self) -> int | None:
+        return self._preserved_step()
 
     def _remove_unfinished(self) -> None:
         for path in sorted(self.directory.iterdir()):
@@ -139,6 +149,18 @@ class Store:
         """Finish writing and release the store's resources."""
         self.wait()
         self._manager.close()
+
+
+class _OneStep(policies.PreservationPolicy):
+    """Preserve the step that the store is told to."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        kept = self._store.preserved_step
+        return [checkpoint.step == kept for checkpoint in checkpoints]
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:

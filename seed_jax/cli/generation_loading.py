@@ -1,7 +1,6 @@
 """Loading of models and images for `generate` and `chat`."""
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,13 +49,9 @@ def load_model(
         draws: whether the image decoder will be loaded.
     """
     workload = Workload(prompts, params.beams, params.guided, new_tokens=params.max_new_tokens)
-    planned = dataclasses.replace(config, decoder=config.decoder if draws else None)
-    plan = memory_plan.plan_directories(planned, workload, num_images=num_images)
-    limit = memory_plan.parse_size(args.memory) if args.memory else memory_plan.device_memory()
-    if args.memory_plan or not plan.fits_comfortably(limit):
-        lines = "\n  ".join(plan.lines())
-        logging.info("Memory plan for prompts of up to %d tokens:\n  %s", workload.prompt_length, lines)
-    plan.check(limit)
+    memory_plan.check_directories(
+        config, workload, num_images=num_images, draws=draws, limit=args.memory, show=args.memory_plan
+    )
     logging.info("loading %s ...", config.model)
     return SeedLlama.from_config(config)
 

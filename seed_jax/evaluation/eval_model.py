@@ -10,7 +10,7 @@ from PIL import Image
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.evaluation.clip import ClipModel
-from seed_jax.files import atomic_path
+from seed_jax.evaluation.retrieval import ImageTextEncoder
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt, interleave
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.scoring import Score, Scorer
@@ -26,12 +26,20 @@ class EvalModel:
     Args:
         model: the language model with its image tokenizer and decoder.
         clip: folder of a Hugging Face CLIP model, for tasks that compare images.
-        out: directory where drawn images are written, if they are.
+        tokenizer: directory of the image tokenizer, for retrieval by its embeddings.
+        text_vocabulary: vocab.txt of bert-base-uncased, if that directory has none.
     """
 
-    def __init__(self, model: SeedLlama, clip: Path | None = None, out: Path | None = None):
+    def __init__(
+        self,
+        model: SeedLlama,
+        clip: Path | None = None,
+        tokenizer: Path | None = None,
+        text_vocabulary: Path | None = None,
+    ):
         self.model = model
-        self._clip, self._out = clip, out
+        self._clip = clip
+        self._tokenizer, self._text_vocabulary = tokenizer, text_vocabulary
 
     @property
     def style(self) -> str:
@@ -51,13 +59,11 @@ class EvalModel:
             raise UserError("This task compares images by CLIP: give the folder of a CLIP model with --clip.")
         return ClipModel(self._clip)
 
-    def save(self, image: Image.Image, task: str, sample_id: str) -> None:
-        """Write a drawn image to `TASK/images/ID.png` in the run's directory."""
-        if self._out is not None:
-            path = drawn_image_path(self._out / task, sample_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                image.save(temporary, format="PNG")
+    @functools.cached_property
+    def image_text(self) -> ImageTextEncoder:
+        if self._tokenizer is None:
+            raise UserError("This task compares images with captions by an image tokenizer: give one with --tokenizer.")
+        return ImageTextEncoder(self._tokenizer, self._text_vocabulary)
 
     def encode(self, groups: Sequence[Sequence[Image.Image]]) -> list[list[Codes]]:
         """Return the codes of each sample's images, which are encoded together."""
@@ -85,13 +91,12 @@ class EvalModel:
         ids = [[self.vocabulary.encode(text, plain=True) for text in group] for group in continuations]
         return self.scorer.score(prompts, ids, batch_size=len(prompts))
 
+    def score_images(self, prompts: Sequence[Sequence[int]], images: Sequence[Codes]) -> list[list[Score]]:
+        """Return the log-probabilities of each image's codes after each prompt and `<img>`."""
+        return self.scorer.score_images(prompts, [list(images)] * len(prompts), batch_size=len(prompts))
+
     def draw(self, codes: Sequence[Codes], seed: int = 0) -> list[Image.Image]:
         """Draw an image from each list of codes, all with the same seed, so that batches do not matter."""
         embeddings = self.model.image_tokenizer().embed_codes(np.asarray(codes, np.int32))
         drawn = self.model.drawer.draw(embeddings, [seed] * len(codes), batch_size=1)
         return [Image.fromarray(pixels) for pixels in drawn]
-
-
-def drawn_image_path(directory: Path, sample_id: str) -> Path:
-    """Return where the image that was drawn for a sample is, in the directory of its task."""
-    return directory / "images" / f"{sample_id.replace('/', '_')}.png"

@@ -16,19 +16,29 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 import seed_jax
 from seed_jax.errors import UserError
-from seed_jax.evaluation.eval_model import EvalModel
 from seed_jax.evaluation.metrics.significance import bootstrap_interval
-from seed_jax.evaluation.task import DataOptions, LoadedSample, Prediction, Sample, Scores, Task
-from seed_jax.files import locked, read_json, write_json
+from seed_jax.evaluation.task import (
+    DRAWN,
+    DataOptions,
+    LoadedSample,
+    Prediction,
+    Sample,
+    Scores,
+    Task,
+    drawn_image_path,
+)
+from seed_jax.files import atomic_path, locked, read_json, write_bytes, write_json
 from seed_jax.inference.generation.sampling_params import SamplingParams
 
 RUN, PREDICTIONS, SUBMISSION, RESULTS = "run.json", "predictions.jsonl", "submission.json", "results.json"
@@ -120,7 +130,7 @@ def run_task(
     directory: Path,
     options: RunOptions,
     model_description: dict[str, Any],
-    open_model: Callable[[], EvalModel],
+    open_model: Callable[[], Any],
 ) -> TaskRun | None:
     """Predict what is missing, then score.
 
@@ -130,7 +140,8 @@ def run_task(
         directory: of the task's files; created.
         options: how to run.
         model_description: the model's fingerprint and settings, which a resumed run must share.
-        open_model: loads the model; called only if something is left to predict.
+        open_model: loads the model that `task.predict` takes (for `evaluation/tasks` an `EvalModel`); called only if
+            something is left to predict.
 
     Returns:
         The scored run; None as long as other shards have predictions missing.
@@ -138,10 +149,11 @@ def run_task(
     Raises:
         UserError: the data is unusable, the directory holds another run, or more than `max_bad` samples are bad.
     """
-    samples = task.select(_unique(task.read(data), task)[: options.limit])
+    task = task.configured(data)
+    samples = _select(task, data, options.limit)
     params = dataclasses.replace(task.sampling_params, **options.decoding)
     directory.mkdir(parents=True, exist_ok=True)
-    _check_run(directory, _settings(task, samples, params, options, model_description))
+    _check_run(directory, _settings(task, samples, params, options, model_description), data)
     path = directory / options.shard.file_name()
     with locked(directory / f".{path.name}.lock", str(path)):
         _predict_missing(task, options.shard.part(samples), path, options, params, open_model)
@@ -153,7 +165,43 @@ def run_task(
                          task.name, shard.index, shard.count)  # fmt: skip
             return None
         lines |= {sample.id: line for sample, line in zip(part, predictions, strict=True)}
-    return _finish(task, samples, lines, directory, options)
+    return _finish(task, samples, lines, directory)
+
+
+def load_run(directory: Path, find_task: Callable[[str], Task]) -> TaskRun:
+    """Score a complete run again from its files.
+
+    Args:
+        directory: of a task's files.
+        find_task: name -> task.
+
+    Raises:
+        UserError: the directory holds no complete run, or the data has changed since.
+    """
+    stored = read_json(directory / RUN, "give the directory of a task of `seed-jax eval`")
+    if "data" not in stored:
+        raise UserError(f"{directory / RUN} does not say where the data is: run the task again.")
+    paths = {name: stored["data"].get(name) for name in ("data", "annotations", "questions", "images", "wordnet")}
+    data = DataOptions(
+        **{name: None if value is None else Path(value) for name, value in paths.items()},  # pyright: ignore
+        split=stored["data"].get("split"),
+        frames=stored["data"].get("frames"),
+    )
+    task = find_task(stored["task"]).configured(data)
+    samples = _select(task, data, stored["limit"])
+    if _digest(samples) != stored["samples_sha256"]:
+        raise UserError(f"The data of {directory} has changed since the run ({data.data}): restore it, or run again.")
+    lines: dict[str, Prediction] = {}
+    for shard in Shard(1, stored["shards"]).all():
+        part, predictions = shard.part(samples), _complete_lines(directory / shard.file_name())
+        if len(predictions) != len(part):
+            raise UserError(f"{directory} lacks predictions of shard {shard.index}/{shard.count}: run it to its end.")
+        lines |= {sample.id: line for sample, line in zip(part, predictions, strict=True)}
+    return _finish(task, samples, lines, directory)
+
+
+def _select(task: Task, data: DataOptions, limit: int | None) -> list[Sample]:
+    return task.select(_unique(task.read(data), task)[:limit])
 
 
 def _predict_missing(
@@ -162,7 +210,7 @@ def _predict_missing(
     path: Path,
     options: RunOptions,
     params: SamplingParams,
-    open_model: Callable[[], EvalModel],
+    open_model: Callable[[], Any],
 ) -> None:
     """Append the predictions of the batches that are not in `path`."""
     lines = _complete_lines(path)
@@ -192,9 +240,12 @@ def _predict_missing(
         concurrent.futures.ThreadPoolExecutor(1) as reader,
         tqdm(total=len(samples), initial=len(lines), unit="sample", desc=task.name, disable=None) as progress,
     ):
+        started, waited = time.perf_counter(), 0.0
         upcoming = reader.submit(_load, batches[0])
         for number, batch in enumerate(batches, 1):
+            asked = time.perf_counter()
             loaded, reasons = upcoming.result()
+            waited += time.perf_counter() - asked
             if number < len(batches):  # images are decoded while the model works
                 upcoming = reader.submit(_load, batches[number])
             for reason in reasons.values():
@@ -206,6 +257,9 @@ def _predict_missing(
                     " data, or allow more with --max-bad."
                 )
             predictions = task.predict(loaded, model, params) if loaded else []
+            for one, prediction in zip(loaded, predictions, strict=True):
+                if DRAWN in prediction:
+                    _save_image(prediction.pop(DRAWN), drawn_image_path(path.parent, one.sample.id))
             by_id = {one.sample.id: prediction for one, prediction in zip(loaded, predictions, strict=True)}
             records = [
                 {"id": sample.id, **({_BAD: reasons[sample.id]} if sample.id in reasons else by_id[sample.id])}
@@ -214,6 +268,17 @@ def _predict_missing(
             file.write("".join(map(_line, records)).encode())
             file.flush()
             progress.update(len(batch))
+    seconds = time.perf_counter() - started
+    logging.info(
+        "%s: %d samples in %.1f s, data wait %.1f %%.",
+        task.name, sum(map(len, batches)), seconds, 100 * waited / seconds,
+    )  # fmt: skip
+
+
+def _save_image(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def _load(batch: Sequence[Sample]) -> tuple[list[LoadedSample], dict[str, str]]:
@@ -246,14 +311,11 @@ def _settings(
     task: Task, samples: Sequence[Sample], params: SamplingParams, options: RunOptions, model: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what must be equal in all processes and restarts of a run."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(repr((sample.id, sample.text, sample.choices, sorted(sample.truth.items()))).encode())
     return {
         "task": task.name,
         "model": model,
         "samples": len(samples),
-        "samples_sha256": digest.hexdigest(),
+        "samples_sha256": _digest(samples),
         "decoding": json.loads(json.dumps(dataclasses.asdict(params))),
         "batch_size": options.batch_size,
         "limit": options.limit,
@@ -261,15 +323,28 @@ def _settings(
     }
 
 
-def _check_run(directory: Path, settings: dict[str, Any]) -> None:
+def _digest(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((sample.id, sample.text, sample.choices, sorted(sample.truth.items()))).encode())
+    return digest.hexdigest()
+
+
+def _check_run(directory: Path, settings: dict[str, Any], data: DataOptions) -> None:
+    """Write `run.json`, or compare it with the settings; the data may have been moved since, but not changed."""
     path = directory / RUN
     if not path.exists():
         if any(directory.glob("predictions*.jsonl")):
             raise UserError(f"{directory} holds predictions without {RUN}: choose another --out.")
-        write_json(path, settings)
+        places = {
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(data).items()
+        }
+        write_json(path, {**settings, "data": places})
         return
     stored = read_json(path, "delete the directory, or choose another --out")
-    different = sorted(key for key in settings.keys() | stored.keys() if settings.get(key) != stored.get(key))
+    keys = (settings.keys() | stored.keys()) - {"data"}
+    different = sorted(key for key in keys if settings.get(key) != stored.get(key))
     if different:
         raise UserError(
             f"{directory} holds a run with other settings ({', '.join(different)}): choose another --out, or delete it."
@@ -285,21 +360,21 @@ def _unique(samples: list[Sample], task: Task) -> list[Sample]:
     return samples
 
 
-def _finish(
-    task: Task, samples: list[Sample], lines: dict[str, Prediction], directory: Path, options: RunOptions
-) -> TaskRun:
+def _finish(task: Task, samples: list[Sample], lines: dict[str, Prediction], directory: Path) -> TaskRun:
     """Score complete predictions and write results and submission."""
     scored = [sample for sample in samples if _BAD not in lines[sample.id]]
     predictions = [lines[sample.id] for sample in scored]
     if not scored:
         raise UserError(f"All {len(samples)} samples of {task.name} are unusable: see {directory / PREDICTIONS}.")
-    if options.shard.count > 1:
-        (directory / PREDICTIONS).write_bytes("".join(_line(lines[sample.id]) for sample in samples).encode())
+    settings = read_json(directory / RUN)
+    if settings["shards"] > 1:
+        write_bytes(directory / PREDICTIONS, "".join(_line(lines[sample.id]) for sample in samples).encode())
     scores = task.score(scored, predictions)
     intervals = {name: bootstrap_interval(np.asarray(values)) for name, values in scores.per_sample.items() if values}
     bad = [lines[sample.id][_BAD] for sample in samples if _BAD in lines[sample.id]]
     results = {
-        **read_json(directory / RUN),
+        "name": directory.name,
+        **settings,
         "version": seed_jax.__version__,
         "metric": task.metric,
         "metrics": scores.metrics,

@@ -23,15 +23,19 @@ from seed_jax.evaluation.metrics.frechet import (
     FeatureStatistics,
     frechet_distance,
     load_statistics,
+    save_statistics,
 )
 from seed_jax.evaluation.metrics.ngrams import count_ngrams
 from seed_jax.evaluation.metrics.ptb import count_line_separators, tokenize
 from seed_jax.evaluation.metrics.rouge import rouge_l
 from seed_jax.evaluation.metrics.vqa_accuracy import short_answer, vqa_accuracy
+from seed_jax.evaluation.task import DataOptions
+from seed_jax.evaluation.tasks.video_questions import NextOe
 
 # The files that pytorch-fid takes from a directory, whose subdirectories it leaves out.
 _IMAGE_SUFFIXES = (".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _RESIZER = "pytorch-fid: bilinear to 299 without antialiasing"
+_SCALE = "pytorch-fid (2015 Inception); torchvision's Inception, which the original's scripts use, gives another scale"
 
 
 def score_captions(
@@ -145,6 +149,49 @@ def score_vqa(
     return result
 
 
+def score_wups(
+    predictions: str | Path, annotations: str | Path, wordnet: str | Path, *, per_question: bool = False
+) -> dict[str, Any]:
+    """Score answers to NExT-OE's questions by WUPS.
+
+    Args:
+        predictions: a JSON file {video: {question id: answer}}, as NExT-OE's script takes it.
+        annotations: val.csv or test.csv; second answers are read from `add_reference_answer_test.json` beside test.csv.
+        wordnet: directory of WordNet's database files.
+        per_question: also return `order`, the ids VIDEO_QUESTION, and `per_question`, the scores in this order.
+
+    Returns:
+        `WUPS` and `WUPS_0.9` from 0 to 100, their mean by `per_question_type`, and the number of `questions`.
+
+    Raises:
+        UserError: a file is broken, or the two are not about the same questions; file and record are named.
+    """
+    predictions, annotations = Path(predictions), Path(annotations)
+    options = DataOptions(annotations.parent, annotations, split=annotations.stem, wordnet=Path(wordnet))
+    task = NextOe().configured(options)
+    samples = task.read(options)
+    content = data_files.read_json(predictions)
+    if not isinstance(content, dict) or not all(isinstance(answers, dict) for answers in content.values()):
+        raise UserError(f"{predictions}: expected {{video: {{question id: answer}}}}.")
+    predicted = {f"{video}_{number}": text for video, answers in content.items() for number, text in answers.items()}
+    wrong = next((name for name, text in predicted.items() if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise UserError(f"{predictions}, question {wrong}: expected an answer as text.")
+    order = _common_ids(
+        {sample.id: sample for sample in samples}, predicted, "question", annotations, predictions, False
+    )
+    scores = task.score(samples, [{"prediction": predicted[question]} for question in order])
+    result: dict[str, Any] = {
+        **scores.metrics,
+        "questions": len(order),
+        "per_question_type": scores.groups,
+        "lemmas": scores.notes[0],
+    }
+    if per_question:
+        result |= {"order": order, "per_question": scores.per_sample["WUPS"]}
+    return result
+
+
 def score_fid(
     images: str | Path,
     reference: str | Path,
@@ -153,6 +200,7 @@ def score_fid(
     *,
     batch_size: int = 50,
     max_bad: int = 0,
+    save_to: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Return the Frechet inception distance of the images of two directories, or of a directory and statistics.
@@ -164,6 +212,7 @@ def score_fid(
         inception_name: what to call their file in messages.
         batch_size: images that the network takes at once.
         max_bad: how many unreadable images may be left out of each directory.
+        save_to: an .npz file to write the statistics of `images` to, which later distances take as the reference.
         progress: called with the images done and their number, directory by directory.
 
     Returns:
@@ -182,6 +231,8 @@ def score_fid(
     _list_images(images)
     params = inception.import_inception(inception_tensors, inception_name)
     statistics, bad = inception_statistics(images, params, batch_size=batch_size, max_bad=max_bad, progress=progress)
+    if save_to is not None:
+        save_statistics(Path(save_to), statistics)
     result: dict[str, Any] = {"images": len(_list_images(images)) - len(bad), "reference_images": None}
     if reference_statistics is None:
         reference_statistics, bad_references = inception_statistics(
@@ -192,6 +243,7 @@ def score_fid(
     return {
         "fid": frechet_distance(statistics, reference_statistics),
         **result,
+        "scale": _SCALE,
         "resizer": _RESIZER,
         "weights": inception_name,
         **({"bad": bad} if bad else {}),

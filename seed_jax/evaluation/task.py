@@ -9,20 +9,19 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from seed_jax import images as image_files
 from seed_jax import video
+from seed_jax.errors import UserError
 from seed_jax.inference.generation.sampling_params import SamplingParams
-
-if TYPE_CHECKING:  # imports JAX, which `seed-jax eval --list` need not wait for
-    from seed_jax.evaluation.eval_model import EvalModel
 
 Prediction = dict[str, Any]
 """What a task predicts for one sample, as JSON; the runner adds the sample's id."""
+DRAWN = "drawn"  # key of a prediction: an image, which the runner takes out and writes as a PNG file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Sample:
 
     Attributes:
         id: unique in the task, as official files write it.
-        images: paths, encoded bytes, or videos.
+        images: paths, encoded bytes, decoded images, or videos.
         text: question or caption; what the prompt is made from.
         choices: of a multiple-choice question.
         truth: what the scorer and the submission file need.
@@ -73,7 +72,7 @@ class Sample:
     """
 
     id: str
-    images: tuple[Path | bytes | Frames, ...] = ()
+    images: tuple[Path | bytes | Image.Image | Frames, ...] = ()
     text: str = ""
     choices: tuple[str, ...] = ()
     truth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -89,6 +88,8 @@ class Sample:
         for number, source in enumerate(self.images, 1):
             if isinstance(source, Frames):
                 loaded += source.load()
+            elif isinstance(source, Image.Image):
+                loaded.append(source)
             elif isinstance(source, bytes):
                 loaded.append(image_files.load(source, f"image {number} of sample {self.id}"))
             else:
@@ -115,6 +116,7 @@ class DataOptions:
         images: directory of the images or videos, if it is not `data` itself.
         split: of files that hold several, or whose names tell the split.
         frames: frames per video; None uses the task's number.
+        wordnet: directory of WordNet's database files, for tasks that compare words by meaning.
     """
 
     data: Path
@@ -123,6 +125,11 @@ class DataOptions:
     images: Path | None = None
     split: str | None = None
     frames: int | None = None
+    wordnet: Path | None = None
+
+    def __post_init__(self):
+        if self.frames is not None and self.frames < 1:
+            raise UserError(f"The number of frames is {self.frames}, expected at least 1.")
 
     @property
     def image_root(self) -> Path:
@@ -159,6 +166,8 @@ class Task(abc.ABC):
             instruction-tuned models are not zero-shot.
         draws: whether images are drawn, which needs a decoder.
         needs_clip: whether images are compared by CLIP.
+        right_from: value of a sample's main metric from which the report shows it as right; None for metrics that tell
+            no right from wrong.
     """
 
     name: str
@@ -169,6 +178,12 @@ class Task(abc.ABC):
     instruction_tuned_on: bool = False
     draws: bool = False
     needs_clip: bool = False
+    right_from: float | None = 50.0
+
+    def configured(self, options: DataOptions) -> "Task":
+        """Return the task for a run; tasks whose scorer depends on the options return a copy of themselves."""
+        del options
+        return self
 
     @abc.abstractmethod
     def read(self, options: DataOptions) -> list[Sample]:
@@ -183,8 +198,14 @@ class Task(abc.ABC):
         return samples
 
     @abc.abstractmethod
-    def predict(self, batch: Sequence[LoadedSample], model: "EvalModel", params: SamplingParams) -> list[Prediction]:
-        """Return the prediction of each sample of a batch."""
+    def predict(self, batch: Sequence[LoadedSample], model: Any, params: SamplingParams) -> list[Prediction]:
+        """Return the prediction of each sample of a batch.
+
+        Args:
+            batch: the samples.
+            model: an `EvalModel`, or for tasks of another package what their runs open.
+            params: decoding options.
+        """
 
     @abc.abstractmethod
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Scores:
@@ -197,6 +218,11 @@ class Task(abc.ABC):
     def describe(self, sample: Sample, prediction: Prediction) -> dict[str, str]:
         """Return named texts for the report's example of a sample."""
         return {"prompt": sample.text, "prediction": str(prediction.get("prediction", ""))}
+
+
+def drawn_image_path(directory: Path, sample_id: str) -> Path:
+    """Return where the image that was drawn for a sample is, in the directory of its task."""
+    return directory / "images" / f"{sample_id.replace('/', '_')}.png"
 
 
 def mean(values: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ one time; `benchmarks/generation_memory.py` compares it with the compiler's figu
 """
 
 import dataclasses
+import logging
 import math
 import os
 import re
@@ -176,6 +177,37 @@ def plan_directories(config: LoadConfig, workload: Workload, *, num_images: int 
         num_images=num_images,
         decoder=decoder,
     )
+
+
+def check_directories(
+    config: LoadConfig,
+    workload: Workload,
+    *,
+    num_images: int = 0,
+    draws: bool = False,
+    limit: str | None = None,
+    show: bool = False,
+) -> None:
+    """Check that the models of a `LoadConfig` fit into the memory; log the plan on request or if it is tight.
+
+    Args:
+        config: the models.
+        workload: the largest batch.
+        num_images: images that are encoded at a time.
+        draws: whether the image decoder will be loaded.
+        limit: memory such as "16GiB"; None takes the device's.
+        show: log the plan in any case.
+
+    Raises:
+        UserError: the models need more than the limit.
+    """
+    planned = dataclasses.replace(config, decoder=config.decoder if draws else None)
+    plan = plan_directories(planned, workload, num_images=num_images)
+    size = parse_size(limit) if limit else device_memory()
+    if show or not plan.fits_comfortably(size):
+        lines = "\n  ".join(plan.lines())
+        logging.info("Memory plan for prompts of up to %d tokens:\n  %s", workload.prompt_length, lines)
+    plan.check(size)
 
 
 def _read_sizes(directory: Path, kind: str | Sequence[str]) -> tuple[str, dict[str, Any], str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from seed_jax.errors import UserError
@@ -129,16 +130,21 @@ class SeedLlama:
         return cls.from_config(config)
 
     @classmethod
-    def from_config(cls, config: LoadConfig) -> "SeedLlama":
-        """Load what a `LoadConfig` names."""
+    def from_config(cls, config: LoadConfig, mesh: Mesh | None = None) -> "SeedLlama":
+        """Load what a `LoadConfig` names.
+
+        Args:
+            config: the models.
+            mesh: shards batches and weights of language model and image tokenizer; by default one device has all.
+        """
         config = config.resolve()
         loaded, precision = open_language_model(config.model), config.precision
         generator = Generator(
-            loaded.config, loaded.params, loaded.vocabulary, precision=precision, quantize=config.quantize
+            loaded.config, loaded.params, loaded.vocabulary, precision=precision, quantize=config.quantize, mesh=mesh
         )
 
         def open_tokenizer(batch_size: int) -> ImageTokenizer:
-            return _open_tokenizer(config, loaded.vocabulary.num_codes, batch_size)
+            return open_image_tokenizer(config, loaded.vocabulary.num_codes, batch_size, mesh)
 
         def open_drawer() -> Drawer:
             if config.decoder is None:
@@ -218,11 +224,14 @@ class SeedLlama:
         return [Image.fromarray(pixels) for pixels in drawn]
 
 
-def _open_tokenizer(config: LoadConfig, num_codes: int, batch_size: int) -> ImageTokenizer:
+def open_image_tokenizer(
+    config: LoadConfig, num_codes: int, batch_size: int, mesh: Mesh | None = None
+) -> ImageTokenizer:
+    """Load the image tokenizer of a language model whose vocabulary has `num_codes` codes."""
     if config.tokenizer is None:
         raise UserError(f"{config.model} names no image tokenizer: give one with --tokenizer to use images.")
     logging.info("loading the image tokenizer %s and compiling it ...", config.tokenizer)
-    tokenizer = ImageTokenizer.load(config.tokenizer, batch_size=batch_size, quantize=config.quantize_vit)
+    tokenizer = ImageTokenizer.load(config.tokenizer, batch_size=batch_size, quantize=config.quantize_vit, mesh=mesh)
     if tokenizer.config.num_codes != num_codes:
         raise UserError(
             f"The image tokenizer {config.tokenizer} has {tokenizer.config.num_codes} codes but the vocabulary of "

@@ -14,7 +14,6 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.convert.tokenizer import clip
 from seed_jax.data.templates.phrases import Phrases
-from seed_jax.data.world import Scene, render
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
@@ -26,9 +25,9 @@ from seed_jax.models.tokenizer.vit import Vit
 
 SEED = 1_000_003  # of the measured samples; no training uses it
 _DRAW_OPTIONS = DrawOptions(sampler="dpmpp", steps=12, guidance_scale=2.0)
-_TEXT = SamplingParams(mode="text", max_new_tokens=48)
-_ONE_IMAGE = SamplingParams(num_images=1, max_new_tokens=64)
-_WITHOUT_GRAMMAR = SamplingParams(mode="none", max_new_tokens=64)
+TEXT = SamplingParams(mode="text", max_new_tokens=48)
+ONE_IMAGE = SamplingParams(num_images=1, max_new_tokens=64)
+WITHOUT_GRAMMAR = SamplingParams(mode="none", max_new_tokens=64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +40,7 @@ class Pipeline:
         generator: the language model, or None where the recipe ended before it.
         image_size: height and width in pixels.
         batch_size: of every call; smaller batches are padded, so that each program is compiled once.
+        similarity: of images, under the teacher's vision tower.
     """
 
     tokenizer: ImageTokenizer
@@ -48,44 +48,45 @@ class Pipeline:
     generator: Generator | None
     image_size: int
     batch_size: int
+    similarity: "Similarity"
 
     @classmethod
-    def load(cls, workdir: Path, image_size: int, batch_size: int) -> "Pipeline":
-        """Load the models from a quickstart's workdir."""
+    def load(cls, workdir: Path, image_size: int, batch_size: int, vision: Path) -> "Pipeline":
+        """Load the models from a quickstart's workdir, and a vision tower that compares images."""
         tokenizer = ImageTokenizer.load(workdir / "codebook", batch_size=batch_size)
         generator = Generator.load(workdir / "sft") if (workdir / "sft").is_dir() else None
-        return cls(tokenizer, Drawer.load(workdir / "decoder"), generator, image_size, batch_size)
-
-    def render(self, scene: Scene, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """Render the scene of sample `index`."""
-        return render(scene, self.image_size, np.random.default_rng([SEED, index]))
+        drawer = Drawer.load(workdir / "decoder")
+        return cls(tokenizer, drawer, generator, image_size, batch_size, Similarity(vision))
 
     def tokenize(self, pixels: Sequence[UInt8[np.ndarray, "S S 3"]]) -> Int[np.ndarray, "N Q"]:
         """Return the codes of images."""
         return self.tokenizer.encode([Image.fromarray(image) for image in pixels])
 
-    def draw(self, codes: Int[np.ndarray, "N Q"]) -> UInt8[np.ndarray, "N S S 3"]:
-        """Generate the images of codes with the diffusion decoder."""
+    def draw(self, codes: Int[np.ndarray, "N Q"], seeds: Sequence[int]) -> UInt8[np.ndarray, "N S S 3"]:
+        """Generate the images of codes with the diffusion decoder, each with its seed."""
         indices = self._padded_indices(len(codes))
         embeddings = np.asarray(self.tokenizer.embed_codes(codes))[indices]
-        drawn = self.drawer.draw(embeddings, range(len(indices)), _DRAW_OPTIONS, batch_size=self.batch_size)
+        padded = [seeds[index] for index in indices]
+        drawn = self.drawer.draw(embeddings, padded, _DRAW_OPTIONS, batch_size=self.batch_size)
         return drawn[: len(codes)]
 
-    def generate_texts(self, prompts: Sequence[Sequence[Segment]]) -> list[str]:
+    def generate_texts(self, prompts: Sequence[Sequence[Segment]], params: SamplingParams = TEXT) -> list[str]:
         """Return one text for each prompt."""
-        answers = self._generate(prompts, _TEXT)
+        answers = self._generate(prompts, params)
         return [" ".join(part.text for part in answer if isinstance(part, TextSegment)).strip() for answer in answers]
 
-    def generate_codes(self, prompts: Sequence[Sequence[Segment]]) -> Int[np.ndarray, "N Q"]:
+    def generate_codes(
+        self, prompts: Sequence[Sequence[Segment]], params: SamplingParams = ONE_IMAGE
+    ) -> Int[np.ndarray, "N Q"]:
         """Return the codes of one image for each prompt; the grammar enforces that there is exactly one."""
-        codes, _ = self._codes(self._generate(prompts, _ONE_IMAGE))
+        codes, _ = self._codes(self._generate(prompts, params))
         return codes
 
     def generate_codes_without_grammar(
-        self, prompts: Sequence[Sequence[Segment]]
+        self, prompts: Sequence[Sequence[Segment]], params: SamplingParams = WITHOUT_GRAMMAR
     ) -> tuple[Int[np.ndarray, "N Q"], list[bool]]:
         """Return codes that were generated without the grammar, and which answers have a well-formed image."""
-        return self._codes(self._generate(prompts, _WITHOUT_GRAMMAR))
+        return self._codes(self._generate(prompts, params))
 
     def _codes(self, answers: list[tuple[Segment, ...]]) -> tuple[Int[np.ndarray, "N Q"], list[bool]]:
         """Return the codes of each answer's first image, zeros where it has none, and whether it has one."""
@@ -127,9 +128,11 @@ class Similarity:
 
     directory: Path
 
-    def __call__(self, first: UInt8[np.ndarray, "N S S 3"], second: UInt8[np.ndarray, "N S S 3"]) -> float:
-        """Return the mean cosine similarity of pairs of images."""
-        return float((self._unit_vectors(first) * self._unit_vectors(second)).sum(-1).mean())
+    def __call__(
+        self, first: UInt8[np.ndarray, "N S S 3"], second: UInt8[np.ndarray, "N S S 3"]
+    ) -> Float[np.ndarray, " N"]:
+        """Return the cosine similarity of each pair of images."""
+        return (self._unit_vectors(first) * self._unit_vectors(second)).sum(-1)
 
     def _unit_vectors(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Float[np.ndarray, "N E"]:
         vectors = np.asarray(self._embed(pixels))

@@ -17,15 +17,15 @@ from seed_jax.quickstart.measure import Example, Measurements
 PAGE = "report.html"
 # Result -> title and goal.
 GOALS = {
-    "caption_held_attributes": ("Captions: correct attributes", 0.95),
-    "answer_held_all": ("Questions: correct answers", 0.95),
+    "caption_held_out_attributes": ("Captions: correct attributes", 0.95),
+    "answer_held_out_all": ("Questions: correct answers", 0.95),
     "rebuilt_attributes": ("Images through 32 codes and back: correct attributes", 0.90),
     "drawn_attributes": ("Images from captions: correct attributes", 0.90),
     "edited_attributes": ("Edited images: correct attributes", 0.80),
 }
 # Result -> the fraction of samples without any mistake, a stricter measure.
 _WHOLE = {
-    "caption_held_attributes": "caption_held_whole",
+    "caption_held_out_attributes": "caption_held_out_whole",
     "rebuilt_attributes": "rebuilt_whole",
     "drawn_attributes": "drawn_whole",
     "edited_attributes": "edited_whole",
@@ -102,7 +102,8 @@ def write_report(workdir: Path, results: Measurements, times: dict[str, float]) 
         *[loss_curve(name, workdir / name / "metrics.jsonl") for name in times],
         "</div>",
         _times_table(times),
-        "<h2>All results</h2><p>Fractions of 1; similarities are cosines under the teacher's vision tower.</p>",
+        "<h2>All results</h2><p>Fractions of 1; similarities are cosines under the teacher's vision tower. Intervals: "
+        "<a href=evaluation/report.html>report of the evaluation</a>.</p>",
         "<div class=groups>",
         *[_group(prefix, title, numbers) for prefix, title in _GROUPS.items()],
         "</div>",

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from seed_jax import images, sharding
 from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.data.batches.record_stream import MixtureComponent
 from seed_jax.data.shards.records import Record
 from seed_jax.data.world.labels import (
     ATTRIBUTES,
@@ -33,7 +34,8 @@ from seed_jax.precision import Precision
 from seed_jax.quickstart.attribute_reader import AttributeReader
 from seed_jax.quickstart.config import TeacherStageConfig
 from seed_jax.train import flops
-from seed_jax.train.stage import Batches, LossOutput, Stage
+from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
+from seed_jax.train.stages.held_out_loss import held_out_evaluators
 from seed_jax.train.stages.pair_data import image_batches, mixture_components
 from seed_jax.typing import ParamPath, Tree
 
@@ -148,6 +150,19 @@ class TeacherStage(Stage[TeacherStageConfig]):
         data = self.config.data
         reader = SceneReader(self.architecture.image_size, self.architecture.vit.grid)
         return image_batches(data, mixture_components(data), reader, self.config.seed, local_indices)
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """Return the loss on `evaluate.data`."""
+        data, evaluate = self.config.data, self.config.evaluate
+
+        def make_batches(local_indices: list[int]) -> Batches:
+            reader = SceneReader(self.architecture.image_size, self.architecture.vit.grid)
+            return image_batches(data, (MixtureComponent(evaluate.data),), reader, self.config.seed, local_indices)
+
+        def loss(variables: Tree, batch: Mapping[str, Array]) -> LossOutput:
+            return self.loss(variables, batch, jax.random.key(0))
+
+        return held_out_evaluators(evaluate, loss, make_batches, self.batch_size)
 
     def model_config(self) -> dict[str, Any]:
         vision = dataclasses.replace(self.architecture.vit, projection=self.architecture.embedding_width)

@@ -22,6 +22,7 @@ from seed_jax.train.compiled_step import make_program
 from seed_jax.train.config import TrainConfig
 from seed_jax.train.config.schema import to_dict
 from seed_jax.train.runtime import workdir as workdirs
+from seed_jax.train.runtime.best import BestTracker
 from seed_jax.train.runtime.checkpointing import Checkpointer
 from seed_jax.train.runtime.evaluation import Evaluation
 from seed_jax.train.runtime.goodput import Goodput
@@ -30,6 +31,7 @@ from seed_jax.train.runtime.metric_writer import MetricWriter, check_wandb
 from seed_jax.train.runtime.profiling import Profiler
 from seed_jax.train.runtime.progress import Progress
 from seed_jax.train.runtime.resume import check_resume
+from seed_jax.train.runtime.task_evaluation import task_evaluators
 from seed_jax.train.runtime.watchdog import EXIT_PREEMPTED, HostMonitor, Preemption, Watchdog
 from seed_jax.train.stage import Stage
 from seed_jax.train.stages.registry import make_stage
@@ -101,7 +103,8 @@ def _train(
             overview = parameter_overview.get_parameter_overview(program.abstract.state.trained, include_stats=False)
             logging.info("Trained parameters:\n%s", overview)
         workdirs.write_run(workdir, config, stage)
-        if first_step == config.steps:
+        best = BestTracker(config, workdir, first_step)
+        if first_step == config.steps or best.stopped_at is not None:
             logging.info("All %d steps are done already.", first_step)
             preemption.saving_from_now_on()
             return merge(state.trained, frozen)
@@ -122,9 +125,12 @@ def _train(
         stack.enter_context(contextlib.closing(writer))
         progress = Progress(config, stage, mesh, writer, goodput, restored_step=first_step)
         checkpointer.report_to(progress)
+        checkpointer.keep_best(best)
         profiler = stack.enter_context(contextlib.closing(Profiler(config.profile.range, workdir)))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(60.0 * config.watchdog.hung_minutes)))
-        evaluation = Evaluation(stage.evaluators(), progress)
+        evaluators = (*stage.evaluators(), *task_evaluators(config, stage, workdir))
+        best.check([evaluator.name for evaluator in evaluators])
+        evaluation = Evaluation(evaluators, progress, best)
         hooks: tuple[Hook, ...] = (progress, profiler, watchdog, hosts, evaluation, checkpointer)
 
         batch_sharding = sharding.batch_sharding(mesh)
@@ -144,6 +150,10 @@ def _train(
                 checkpointer.store.wait()
                 logging.warning("SIGTERM: saved step %d; run the same command again to resume.", step)
                 raise SystemExit(EXIT_PREEMPTED)
+            if best.has_run_out:
+                logging.info("%s has not improved since step %s: the run ends early.",
+                             config.checkpoint.keep_best, best.best_step)  # fmt: skip
+                break
         progress.flush()
     return merge(state.trained, frozen)
 

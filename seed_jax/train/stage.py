@@ -5,18 +5,23 @@ The loop in `seed_jax.train.loop` runs any stage; a stage knows nothing of optim
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import flax.struct
 import jax
+import numpy as np
 from jaxtyping import Array, Key
 
+from seed_jax.errors import UserError
 from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.train.config import TrainConfig
 from seed_jax.typing import ParamPath, Tree
+
+if TYPE_CHECKING:  # the inference side, which a stage needs for tasks only
+    from seed_jax.evaluation.eval_model import EvalModel
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -49,6 +54,19 @@ class Batches(Protocol):
     def close(self) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShownSample:
+    """What an evaluation generated for one sample, to look at.
+
+    Attributes:
+        text: request and answer.
+        images: uint8 [H, W, 3] each: of the request, and what was drawn.
+    """
+
+    text: str
+    images: tuple[np.ndarray, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """A measurement taken while training.
@@ -57,11 +75,13 @@ class Evaluator:
         name: prefix of its metrics.
         every_steps: steps between measurements; it also runs after the last step.
         run: variables -> metrics by name.
+        samples: returns what the last `run` generated.
     """
 
     name: str
     every_steps: int
     run: Callable[[Tree], dict[str, float]]
+    samples: Callable[[], Sequence[ShownSample]] = tuple
 
 
 class Stage(abc.ABC, Generic[Config]):
@@ -173,6 +193,17 @@ class Stage(abc.ABC, Generic[Config]):
     def evaluators(self) -> tuple[Evaluator, ...]:
         """Return the measurements to take while training."""
         return ()
+
+    def eval_model(self) -> "Callable[[Tree], EvalModel]":
+        """Return a function from the variables to the model that `evaluate.tasks` answers with.
+
+        Raises:
+            UserError: the stage trains no such model.
+        """
+        raise UserError(
+            f"evaluate.tasks needs a language model, which stage {self.config.stage} does not train: leave it empty,"
+            " and evaluate the finished model with `seed-jax eval`."
+        )
 
     def finish(self, variables: Tree, workdir: AnyPath) -> None:
         """Run after the last step, outside the mesh."""

@@ -1,13 +1,17 @@
 """`seed-jax eval`: the list of tasks, and scoring of files without a model."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from seed_jax import evaluate
 from seed_jax.cli import main
 from seed_jax.evaluation.metrics import inception
+from seed_jax.evaluation.tasks import all_tasks, find_task
+from seed_jax.train.config import load_config
 from tests.evaluation import datasets
 from tests.support import philox
 
@@ -86,6 +90,99 @@ def test_a_task_runs_from_model_directories_and_prints_its_score(tmp_path, capsy
     assert "--clip" in capsys.readouterr().err
 
 
+def test_open_answers_are_scored_with_wordnet(tmp_path, capsys):
+    table = datasets.nextoe(tmp_path, split="test")
+    predictions = write(tmp_path / "p.json", {"4010069381": {"1": "the dog", "2": "two", "3": "sleeping"}})
+    words = ["--annotations", table, "--predictions", predictions, "--wordnet", datasets.wordnet(tmp_path / "wordnet")]
+    assert main(["eval", "score", "wups", *map(str, words)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["questions"] == 3
+    assert found["per_question_type"]["DO"] == 100  # the second answer, a dog
+    assert found["per_question_type"]["DC"] == 100
+    assert 0 <= found["WUPS_0.9"] <= found["WUPS"] <= 100
+    write(tmp_path / "p.json", {"1": {"1": "a"}})
+    assert main(["eval", "score", "wups", *map(str, words)]) == 2
+    assert "another split" in capsys.readouterr().err
+
+
+def test_a_config_runs_tasks_and_the_report_is_written_again(tmp_path, capsys):
+    """Two entries of one task with settings of their own, one directory each; the words of the short form still do."""
+    model = datasets.write_model(tmp_path / "models")
+    datasets.gqa(tmp_path / "data/gqa")
+    config = tmp_path / "mine.py"
+    config.write_text(CONFIG)
+    command = ["eval", "--config", str(config), "--model", str(model), "--out", str(tmp_path / "out")]
+    command += ["--data", str(tmp_path / "data"), "--set", "tasks.long.decoding.max_new_tokens=5"]
+    assert main(command) == 0
+    out = tmp_path / "out"
+    tasks = json.loads((out / "results.json").read_text())["tasks"]
+    assert {name: task["decoding"]["max_new_tokens"] for name, task in tasks.items()} == {"gqa": 4, "long": 5}
+    before = (out / "report.md").read_text()
+    for name in ("report.md", "report.html", "results.json", "gqa/results.json"):
+        (out / name).unlink()
+    assert main(["eval", "report", str(out)]) == 0
+    assert (out / "report.md").read_text() == before
+    assert "long" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert main([*command, "--set", "tasks.long.limits=1"]) == 2
+    assert "did you mean tasks.long.limit" in capsys.readouterr().err
+    assert main(["eval", "vqav2", *command[1:]]) == 2
+    assert "no task vqav2" in capsys.readouterr().err
+    (tmp_path / "data/gqa/testdev_balanced_questions.json").write_text("{}")
+    assert main(["eval", "report", str(out)]) == 2
+    assert "has changed since" in capsys.readouterr().err
+
+
+CONFIG = """
+import ml_collections
+from seed_jax.train.config import base
+from seed_jax.train.config.evaluation import EvaluationConfig, TaskConfig
+
+def get_config():
+    config = base(EvaluationConfig)
+    decoding = {"beams": 1, "max_new_tokens": 4}
+    config.tasks.gqa = base(TaskConfig, data="gqa", decoding=decoding)
+    config.tasks.long = base(TaskConfig, task="gqa", data="gqa", decoding=decoding)
+    return config
+"""
+
+
+def test_the_papers_config_has_the_protocol_of_the_tasks():
+    """Decoding is written out in the config, so that a change of either is noticed."""
+    parsed, tasks = evaluate.parse_config(load_config("eval:paper"))
+    assert parsed.stage == "evaluation"
+    papers = {name for name, task in all_tasks().items() if task.paper}
+    assert {task.task or name for name, task in tasks.items()} == papers
+    for name, task in tasks.items():
+        own = find_task(task.task or name).sampling_params
+        assert dataclasses.replace(own, **task.decoding) == own, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--set", "tasks.coco_caption.decoding={'beam': 5}"], "decoding"),
+        (["--set", "tasks.coco_caption.data="], "tasks.coco_caption.data is empty"),
+        (["--set", "tasks.coco_caption.batch_size=0"], "tasks.coco_caption.batch_size"),
+        (["--annotations", "x.json"], "--annotations belongs to one task"),
+        (["--limit", "0"], "--limit is 0"),
+        (["--shard", "3/2"], "--shard"),
+    ],
+)
+def test_wrong_options_of_a_config_are_one_sentence(changes, message, tmp_path, capsys):
+    command = ["eval", "--config", "eval:captions", "--model", "none", "--out", str(tmp_path / "out")]
+    assert main([*command, *changes]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_configs_of_training_are_no_evaluations(tmp_path, capsys):
+    assert main(["eval", "--config", "pretrain:tiny", "--model", "m", "--out", str(tmp_path / "out")]) == 2
+    assert "does not describe an evaluation" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_frechet_distance_of_equal_directories_is_zero(tmp_path, capsys):
     for folder in ("one", "other"):
@@ -104,3 +201,14 @@ def test_the_frechet_distance_of_equal_directories_is_zero(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["fid"] == pytest.approx(0, abs=1e-3)
     assert found["images"] == found["reference_images"] == 2
+    statistics = tmp_path / "statistics.npz"
+    words[3] = statistics
+    assert main(["eval", "score", "fid", *map(str, words)]) == 2
+    assert "statistics.npz" in capsys.readouterr().err
+    words[3] = tmp_path / "other"
+    assert main(["eval", "score", "fid", *map(str, words), "--save-statistics", str(statistics)]) == 0
+    words[3] = statistics
+    assert main(["eval", "score", "fid", *map(str, words)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["fid"] == pytest.approx(0, abs=1e-3)
+    assert "pytorch-fid" in found["scale"]

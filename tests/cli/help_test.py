@@ -14,7 +14,7 @@ SUBCOMMANDS = {
     "import": ["tokenizer", "llama", "opt", "unclip", "sd"],
     "export": ["tokenizer", "llama", "opt", "unclip"],
     "data": ["build", "show", "sources"],
-    "eval": ["score", "compare"],
+    "eval": ["run", "list", "score", "compare", "report"],
 }
 COMMANDS = [
     [],
@@ -61,6 +61,7 @@ def test_version_and_completion():
         text, code, heavy = run("--print-completion", shell)
         assert (code, heavy) == (0, [])
         assert "--negative-prompt" in text
+        assert "--length-penalty" in text.split("seed_jax_eval_run", 1)[1]
         assert "detokenize" in text
 
 

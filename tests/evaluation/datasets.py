@@ -14,9 +14,12 @@ from PIL import Image
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.convert.llama.key_table import abstract_params as abstract_llama_params
+from seed_jax.data.text import bert
 from seed_jax.models.diffusion import UnclipConfig
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
+from seed_jax.sharding import unbox
+from seed_jax.train.stages.codebook.model import CodebookModel, CodebookSizes
 from tests.models.diffusion.cases import random_decoder
 from tests.models.tokenizer.cases import random_like
 from tests.support import golden, philox
@@ -42,6 +45,16 @@ def write_model(root: Path) -> Path:
     params = philox.params_like(abstract_llama_params(SIZES), seed=0, scale=0.3)
     model_dir.save(root / "llama", "llama", config, params, files=files)
     return root / "llama"
+
+
+def write_text_tokenizer(directory: Path) -> Path:
+    """Write a random image tokenizer with stage I's text side, as training of stage II leaves it."""
+    vocabulary = bert.train_small(["a dog number 0 on a mat", "a cat in a hat", "1 2 3 4 5"], 64)
+    qformer = dataclasses.replace(TOKENIZER.qformer, vocab_size=vocabulary.size)
+    sizes = CodebookSizes(dataclasses.replace(TOKENIZER, qformer=qformer), 16)
+    variables = random_like(unbox(CodebookModel(sizes).abstract()))
+    files = {bert.FILE: vocabulary.save}
+    return model_dir.save(directory, "seed_tokenizer", sizes.to_dict(), variables, files=files)
 
 
 def write_json(path: Path, content: Any) -> Path:
@@ -181,6 +194,45 @@ def nextqa(root: Path) -> Path:
     head = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"
     path.write_text(f"{head}\n4010069381,369,640,480,what does he do,2,6,TN,run,jump,sing,eat,sleep\n")
     return path
+
+
+def nextoe(root: Path, split: str = "val") -> Path:
+    """NExT-OE's table with three questions about a folder of frames."""
+    video_questions(root, "4010069381")
+    path = root / f"{split}.csv"
+    rows = ["what is it,cat,1,DO", "how many dogs are there,two,2,DC", "why did he stop,tired of running,3,CW"]
+    lines = [f"4010069381,369,640,480,{row}" for row in rows]
+    path.write_text("\n".join(["video,frame_count,width,height,question,answer,qid,type", *lines]) + "\n")
+    write_json(root / "add_reference_answer_test.json", {"4010069381": {"1": "dog"}})
+    return path
+
+
+def wordnet(root: Path) -> Path:
+    """A database in WordNet's format: entity > animal > (canine > dog | cat), and the verbs to run and to move.
+
+    Depths are 0, 1, 2, 3 and 2, so that the similarity of dog and cat is 2 * 2 / (2 + 1 + 2 * 2) = 4 / 7.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    licence = "  1 This is the licence.\n"
+    nouns = ["entity", "animal", "canine", "dog", "cat"]
+    parents = {"animal": "entity", "canine": "animal", "dog": "canine", "cat": "animal"}
+
+    def files(name: str, pos: str, words: list[str], parents: dict[str, str], exceptions: str = "") -> None:
+        offset = {word: 100 + number for number, word in enumerate(words)}
+        index = [f"{word} {pos} 1 1 @ 1 0 {offset[word]:08d}" for word in sorted(words)]
+        data = []
+        for word in words:
+            pointers = f"001 @ {offset[parents[word]]:08d} {pos} 0000" if word in parents else "000"
+            data.append(f"{offset[word]:08d} 03 {pos} 01 {word} 0 {pointers} | a {word}")
+        for suffix, lines in (("index", index), ("data", data)):
+            (root / f"{suffix}.{name}").write_text(licence + "".join(f"{line}  \n" for line in lines))
+        (root / f"{name}.exc").write_text(exceptions)
+
+    files("noun", "n", nouns, parents, "kine cow\n")
+    files("verb", "v", ["move", "run", "sleep"], {"run": "move"}, "ran run\n")
+    files("adj", "a", ["big"], {})
+    files("adv", "r", ["slowly"], {})
+    return root
 
 
 def write_clip(directory: Path) -> tuple[transformers.CLIPModel, transformers.CLIPTokenizer]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -24,14 +25,15 @@ def model(tmp_path_factory):
     directory = datasets.write_model(tmp_path_factory.mktemp("models"))
     (directory.parent / "clip").mkdir()
     datasets.write_clip(directory.parent / "clip")
-    return EvalModel(SeedLlama.load(directory), directory.parent / "clip", directory.parent / "drawn")
+    tokenizer = datasets.write_text_tokenizer(directory.parent / "text_tokenizer")
+    return EvalModel(SeedLlama.load(directory), directory.parent / "clip", tokenizer)
 
 
 @pytest.fixture
 def evaluate(model, tmp_path):
     """Run tasks on the data in tmp_path / "data"; return the output directory."""
 
-    def evaluate(*names, out="out", split=None, decoding=None, **options):
+    def evaluate(*names, out="out", split=None, wordnet=None, decoding=None, **options):
         directory = tmp_path / out
         settings = {"batch_size": 2, "decoding": {"beams": 2, "max_new_tokens": 6, **(decoding or {})}, **options}
         runs = []
@@ -39,7 +41,7 @@ def evaluate(model, tmp_path):
             task = find_task(name)
             if "letters" in name:
                 settings["decoding"] = {"max_new_tokens": 6}
-            data = DataOptions(tmp_path / "data", split=split)
+            data = DataOptions(tmp_path / "data", split=split, wordnet=wordnet)
             run = run_task(task, data, directory / name, RunOptions(**settings), {"weights": "random"}, lambda: model)
             runs += [] if run is None else [run]
         if len(runs) == len(names):
@@ -202,6 +204,9 @@ def test_choices_are_ranked_by_every_rule(evaluate, tmp_path):
     circular = results(out / "mmbench")
     assert len(circular["per_sample"]["circular_accuracy"]) == 2
     assert circular["metrics"]["circular_accuracy"] <= 100
+    page = (out / "report.html").read_text()
+    assert "True choice" in page
+    assert "Question: How many dogs?\nAnswer:" in page or "How many dogs?</p>" in page  # the prompt
     out = evaluate("seed_bench_letters", "mmbench_letters", out="letters")
     assert "name no option" in results(out / "seed_bench_letters")["notes"][0]
 
@@ -225,18 +230,47 @@ def test_codes_are_counted_and_generated_images_checked(evaluate, tmp_path):
     assert valid["valid_sampled"] < 100  # random weights rarely stop after 32 codes
 
 
-def test_retrieval_ranks_every_caption_for_every_image(evaluate, tmp_path):
+def test_open_answers_about_videos_are_scored_with_wordnet_only(evaluate, tmp_path):
+    datasets.nextoe(tmp_path / "data")
+    out = evaluate("nextqa_open", out="unscored")
+    assert results(out / "nextqa_open")["metrics"] == {}
+    assert "--wordnet" in results(out / "nextqa_open")["notes"][0]
+    out = evaluate("nextqa_open", wordnet=datasets.wordnet(tmp_path / "wordnet"))
+    found = results(out / "nextqa_open")
+    assert found["metrics"].keys() == {"WUPS", "WUPS_0.9"}
+    assert found["groups"].keys() == {"DO", "DC", "CW"}
+    submission = json.loads((out / "nextqa_open/submission.json").read_text())
+    assert submission["4010069381"].keys() == {"1", "2", "3"}
+
+
+def test_retrieval_by_embeddings_and_by_codes(evaluate, tmp_path):
     datasets.karpathy(tmp_path / "data", count=4)
     out = evaluate("retrieval")
-    (line, *others) = lines(out / "retrieval/predictions.jsonl")
-    assert len(line["log_p"]) == 8
-    assert all(other["log_prior"] == pytest.approx(line["log_prior"], rel=1e-5) for other in others)
+    lists = lines(out / "retrieval/predictions.jsonl")
+    assert [len(line["texts"]) for line in lists] == [2, 2, 2, 2]
     found = results(out / "retrieval")["metrics"]
-    assert found["pmi_i2t_recall@10"] == 100
-    assert 0 <= found["likelihood_t2i_recall@1"] <= 100
+    assert found["embeddings_t2i_recall@5"] == found["codes_i2t_recall@10"] == 100
+    images = np.array([line["code_embedding"] for line in lists])
+    texts = np.array([text for line in lists for text in line["texts"]])
+    best = (texts @ images.T).argmax(1)
+    assert found["codes_t2i_recall@1"] == pytest.approx(100 * (best == np.repeat(np.arange(4), 2)).mean())
 
 
-@pytest.mark.parametrize("name", ["coco_caption", "valid_images", "retrieval", "text_to_image"])
+def test_retrieval_by_likelihood_ranks_every_caption_and_every_image(evaluate, tmp_path):
+    datasets.karpathy(tmp_path / "data", count=4)
+    out = evaluate("retrieval_likelihood")
+    (line, *others) = lines(out / "retrieval_likelihood/predictions.jsonl")
+    assert len(line["log_p"]) == len(line["log_p_image"]) == 8
+    assert all(other["log_prior"] == pytest.approx(line["log_prior"], rel=1e-5) for other in others)
+    found = results(out / "retrieval_likelihood")["metrics"]
+    assert found["pmi_i2t_recall@10"] == found["pmi_t2i_recall@5"] == 100
+    images = np.array([one["log_p_image"] for one in (line, *others)]).T  # captions, images
+    prior = np.array([one["log_prior_image"] for one in (line, *others)])
+    right = (images - prior).argmax(1) == np.repeat(np.arange(4), 2)
+    assert found["pmi_t2i_recall@1"] == pytest.approx(100 * right.mean())
+
+
+@pytest.mark.parametrize("name", ["coco_caption", "valid_images", "retrieval_likelihood", "text_to_image"])
 def test_a_split_without_images_is_named(evaluate, tmp_path, name):
     datasets.karpathy(tmp_path / "data")
     with pytest.raises(UserError, match=r"no image of the split 'dev'"):

@@ -38,6 +38,8 @@ def teacher(tmp_path_factory):
     training = recipe.TeacherTraining(parse(QuickstartConfig, config), workdir)
     assert [step.name for step in training.steps()] == ["images", "reader", "autoencoder", "painter", "pack"]
     training.build_images()
+    reader.evaluate.update(data=str(training.corpus.held_out_images), every_steps=4, max_samples=32)
+    training = recipe.TeacherTraining(parse(QuickstartConfig, config), workdir)
     training.train_reader()
     sizes = UnclipConfig.small()
     shapes = jax.eval_shape(lambda: sharding.unbox(Unclip(sizes).init(jax.random.key(0))))
@@ -53,6 +55,9 @@ def test_the_reader_learns(teacher):
     rows = [json.loads(line) for line in (teacher / "reader/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0]
+    held_out = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    assert len(held_out) == 2
+    assert 0 < held_out[-1] != held_out[0]
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +74,17 @@ def test_every_step_runs_and_is_measured(finished):
     _, workdir = finished
     numbers = json.loads((workdir / "results.json").read_text())
     for name in (
-        *("caption_held_attributes", "answer_held_all", "rebuilt_whole", "drawn_whole", "edited_whole"),
+        *("caption_held_out_attributes", "answer_held_out_all", "rebuilt_whole", "drawn_whole", "edited_whole"),
         *("qformer_t2i_recall@1", "codebook_code_t2i_recall@1", "codebook_codes_used", "free_images_whole"),
         *("caption_known_colour", "caption_held_out_whole", "rebuilt_similarity", "codes_seen"),
     ):
         assert 0 <= numbers[name] <= 1
+    report = json.loads((workdir / "evaluation/results.json").read_text())["tasks"]
+    assert list(report) == [
+        *("rebuilt", "caption_held_out", "caption_known", "answer_held_out", "answer_known", "drawn", "edited", "free")
+    ]
+    assert report["drawn"]["metrics"]["attributes"] == pytest.approx(100 * numbers["drawn_attributes"])
+    assert (workdir / "evaluation/report.html").is_file()
     page = (workdir / "report.html").read_text()
     assert page.count("data:image/png;base64,") > 10
     assert page.count("<polyline") == 5  # a loss curve for each stage

@@ -1,36 +1,39 @@
-"""`seed-jax eval`: run evaluation tasks on a model, score files without one, and compare runs."""
+"""`seed-jax eval`: run evaluation tasks on a model, score files without one, compare runs and write reports."""
 
 import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from seed_jax.cli.eval import compare, score, tasks
+from seed_jax.cli.eval import compare, report, run, score
 
-DESCRIPTION = """Evaluate a model on the benchmarks of the papers. Run the same command again to resume. Further
-commands: `seed-jax eval score KIND` scores files of predictions without a model, `seed-jax eval compare A B` compares
-two runs; each has a --help of its own."""
-COMMANDS = {"score": score, "compare": compare}
+DESCRIPTION = """Evaluate a model on the benchmarks of the papers. `seed-jax eval TASK ...` is short for `seed-jax eval
+run TASK ...`. Run the same command again to resume."""
+COMMANDS = ("run", "list", "score", "compare", "report")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the command; its first word is a task, or one of COMMANDS."""
+    """Add the command and its subcommands; without the name of one, the words are those of `run`."""
     parser = subparsers.add_parser(
         "eval",
         help="evaluate a model on benchmarks, and score predictions",
         description=DESCRIPTION.replace("`", ""),
         usage="seed-jax eval TASK [TASK ...] --model DIR --data DIR --out DIR [options]\n"
-        "       seed-jax eval {score,compare} ...\n       seed-jax eval --list",
+        f"       seed-jax eval {{{','.join(COMMANDS)}}} ...\n       seed-jax eval --list",
     )
-    tasks.add_arguments(parser)
-    parse_tasks = parser.parse_known_args
+    run.add_options(parser)  # for --help and shell completion of the short form
+    commands = parser.add_subparsers(
+        prog="seed-jax eval", title="commands", dest="eval_command", required=True, metavar="COMMAND"
+    )
+    run.add_parser(commands)
+    run.add_list_parser(commands)
+    for module in (score, compare, report):
+        module.add_parser(commands)
+    parse = parser.parse_known_args
 
-    def parse(args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        # Positional task names and nested commands exclude each other in argparse: the first word decides.
-        if args and args[0] in COMMANDS:
-            commands = argparse.ArgumentParser(prog="seed-jax eval")
-            nested = commands.add_subparsers(dest="eval_command", required=True, metavar="COMMAND")
-            COMMANDS[args[0]].add_parser(nested)
-            return commands.parse_known_args(args, namespace)
-        return parse_tasks(args, namespace)
+    def parse_with_default(args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        words = list(args or ())
+        if not words or words[0] not in (*COMMANDS, "-h", "--help"):
+            words.insert(0, "run")
+        return parse(words, namespace)
 
-    parser.parse_known_args = parse
+    parser.parse_known_args = parse_with_default

@@ -16,6 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     _add_caption(kinds)
     _add_vqa(kinds)
+    _add_wups(kinds)
     _add_fid(kinds)
     _add_cmmd(kinds)
 
@@ -56,6 +57,24 @@ def _add_vqa(kinds: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_score_vqa)
 
 
+def _add_wups(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser(
+        "wups",
+        help="WUPS of open-ended NExT-QA",
+        description="Score open answers by WUPS: Wu-Palmer similarity of their words. Similarities equal NLTK's; words "
+        "are reduced to lemmas by WordNet's morphology alone.",
+    )
+    parser.add_argument("--annotations", required=True, type=Path, metavar="FILE", help="NExT-OE's val.csv or test.csv")
+    parser.add_argument(
+        "--predictions", required=True, type=Path, metavar="FILE", help="{video: {question id: answer}}"
+    )
+    parser.add_argument(
+        "--wordnet", required=True, type=Path, metavar="DIR", help="WordNet's database files (index.noun, ...)"
+    )
+    parser.add_argument("--per-question", action="store_true", help="add the score of each question")
+    parser.set_defaults(run=_score_wups)
+
+
 def _add_fid(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "fid",
@@ -72,6 +91,12 @@ def _add_fid(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="images at a time (default: 50)")
     parser.add_argument(
         "--max-bad", type=int, default=0, metavar="N", help="unreadable images that are left out (default: 0)"
+    )
+    parser.add_argument(
+        "--save-statistics",
+        type=Path,
+        metavar="FILE",
+        help="write the statistics of --images, for later as --reference",
     )
     parser.set_defaults(run=_score_fid)
 
@@ -116,11 +141,19 @@ def _score_vqa(args: argparse.Namespace) -> None:
     )
 
 
+def _score_wups(args: argparse.Namespace) -> None:
+    from seed_jax.evaluation.score import score_wups
+
+    _print(score_wups(args.predictions, args.annotations, args.wordnet, per_question=args.per_question))
+
+
 def _score_fid(args: argparse.Namespace) -> None:
     from seed_jax.convert.tensors import open_tensors
     from seed_jax.errors import UserError
     from seed_jax.evaluation.score import score_fid
 
+    if args.save_statistics is not None and args.save_statistics.suffix != ".npz":
+        raise UserError(f"--save-statistics is {args.save_statistics}, expected a name that ends in .npz.")
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}, expected at least 1.")
     tensors = open_tensors(args.inception)
@@ -133,6 +166,7 @@ def _score_fid(args: argparse.Namespace) -> None:
             str(args.inception),
             batch_size=args.batch_size,
             max_bad=args.max_bad,
+            save_to=args.save_statistics,
         )
     )
 

@@ -7,9 +7,8 @@ import numpy as np
 
 from seed_jax.errors import UserError
 from seed_jax.evaluation.metrics.significance import approximate_randomization, mcnemar, paired_bootstrap
+from seed_jax.evaluation.runner import RESULTS
 from seed_jax.files import read_json
-
-_RESULTS = "results.json"
 
 
 def compare_runs(one: Path, other: Path) -> dict[str, Any]:
@@ -60,9 +59,9 @@ def format_comparison(comparison: dict[str, Any]) -> str:
 
 
 def _task_results(directory: Path) -> dict[str, dict[str, Any]]:
-    paths = [directory / _RESULTS, *sorted(directory.glob(f"*/{_RESULTS}"))]
+    paths = [directory / RESULTS, *sorted(directory.glob(f"*/{RESULTS}"))]
     found = [read_json(path, "evaluate again") for path in paths if path.is_file()]
-    tasks = {results["task"]: results for results in found if "per_sample" in results and "task" in results}
+    tasks = {results["name"]: results for results in found if "per_sample" in results and "name" in results}
     if not tasks:
         raise UserError(f"{directory} holds no results of `seed-jax eval`: give the directory of its --out.")
     return tasks
@@ -72,7 +71,7 @@ def _compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     position = {sample: index for index, sample in enumerate(other["order"])}
     pairs = [(index, position[sample]) for index, sample in enumerate(one["order"]) if sample in position]
     if not pairs:
-        raise UserError(f"The two runs of {one['task']} share no sample: compare runs on the same data.")
+        raise UserError(f"The two runs of {one['name']} share no sample: compare runs on the same data.")
     metrics = {}
     for name in one["per_sample"]:
         if name not in other["per_sample"]:

@@ -19,7 +19,7 @@ def write_report(directory: Path, runs: Sequence[TaskRun]) -> Path:
         runs: the finished tasks.
     """
     summary = {
-        run.task.name: {
+        run.results["name"]: {
             key: run.results[key]
             for key in ("metrics", "intervals", "groups", "scored", "bad", "notes", "paper", "decoding", "model")
         }
@@ -42,10 +42,10 @@ def markdown_table(results: Sequence[dict[str, Any]]) -> str:
         for name, value in result["metrics"].items():
             papers = paper_numbers(result, name)
             lines.append(
-                f"| {result['task']} | {name} | {value:.2f} | {interval_text(result, name)} | {result['scored']}"
+                f"| {result['name']} | {name} | {value:.2f} | {interval_text(result, name)} | {result['scored']}"
                 f" | {papers or '-'} |"
             )
     lines.append("")
     for result in results:
-        lines += [f"- {result['task']}: {note}" for note in caveats(result)]
+        lines += [f"- {result['name']}: {note}" for note in caveats(result)]
     return "\n".join(lines).rstrip() + "\n"

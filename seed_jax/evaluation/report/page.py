@@ -12,10 +12,9 @@ from PIL import Image
 
 from seed_jax import images as image_files
 from seed_jax.errors import UserError
-from seed_jax.evaluation.answering import LETTERS
-from seed_jax.evaluation.eval_model import drawn_image_path
+from seed_jax.evaluation.answering import LETTERS, GeneratedText, RankedChoices
 from seed_jax.evaluation.runner import TaskRun
-from seed_jax.evaluation.task import Prediction, Sample
+from seed_jax.evaluation.task import Prediction, Sample, drawn_image_path
 
 CSS = Path(__file__).with_name("page.css")
 EXAMPLES = 12  # of each task
@@ -46,23 +45,29 @@ def _summary(runs: Sequence[TaskRun]) -> str:
         for name in main + [name for name in result["metrics"] if name != result["metric"]]:
             value = result["metrics"][name]
             rows.append(
-                f"<tr{' class=main' if name == result['metric'] else ''}><td>{escape(result['task'])}<td>{escape(name)}"
+                f"<tr{' class=main' if name == result['metric'] else ''}><td>{escape(result['name'])}<td>{escape(name)}"
                 f'<td class="n">{value:.2f}<td class="n">{interval_text(result, name)}<td class="n">{result["scored"]}'
-                f"<td>{escape(paper_numbers(result, name)) or '-'}"
+                f"{_papers(result, name)}"
             )
         if not result["metrics"]:
-            rows.append(f'<tr><td>{escape(result["task"])}<td colspan="5">not scored: the split has no answers')
+            rows.append(f'<tr><td>{escape(result["name"])}<td colspan="5">not scored: the split has no answers')
     head = '<tr><th>task<th>metric<th class="n">this run<th class="n">95 % interval<th class="n">samples<th>papers'
-    return f'<section><div class="table"><table>{head}{"".join(rows)}</table></div></section>'
+    return f'<section><div class="table summary"><table>{head}{"".join(rows)}</table></div></section>'
+
+
+def _papers(result: dict[str, Any], metric: str) -> str:
+    papers = paper_numbers(result, metric)
+    return f"<td>{escape(papers)}" if papers else '<td class="none">-'
 
 
 def _section(run: TaskRun) -> str:
     result = run.results
     notes = "".join(f"<li>{escape(note)}" for note in caveats(result))
     parts = [
-        f"<h2>{escape(result['task'])}</h2><p>{escape(run.task.summary)}</p>",
+        f"<h2>{escape(result['name'])}</h2><p>{escape(run.task.summary)}</p>",
         f'<ul class="notes">{notes}</ul>' if notes else "",
         _groups(result),
+        _confusion(run),
         '<div class="cards">' + "".join(_card(run, index) for index in _chosen(run)) + "</div>",
         f"<details><summary>Settings</summary><dl>{_definitions(result['decoding'])}</dl></details>",
     ]
@@ -78,6 +83,33 @@ def _groups(result: dict[str, Any]) -> str:
         for name, value in sorted(result["groups"].items(), key=lambda item: -item[1])[:60]
     )
     return f'<h3>{escape(result["metric"])} by group</h3><div class="bars">{rows}</div>'
+
+
+def _confusion(run: TaskRun) -> str:
+    """Return how often each choice was taken for each true one, of multiple-choice tasks."""
+    pairs = [
+        (sample.truth.get("answer"), prediction.get("prediction"))
+        for sample, prediction in zip(run.samples, run.predictions, strict=True)
+        if sample.choices and sample.truth.get("answer") in tuple(LETTERS)
+    ]
+    if not pairs:
+        return ""
+    count = max(len(sample.choices) for sample in run.samples)
+    columns = [*LETTERS[:count], ""]
+    if not any(chosen == "" for _, chosen in pairs):
+        columns.pop()
+    head = "".join(f'<th class="n">{letter or "none"}' for letter in columns)
+    rows = "".join(
+        f"<tr><th>{truth}"
+        + "".join(
+            f'<td class="n{" hit" if chosen == truth else ""}">{pairs.count((truth, chosen))}' for chosen in columns
+        )
+        for truth in LETTERS[:count]
+    )
+    return (
+        "<h3>True choice (rows) and answer (columns)</h3>"
+        f'<div class="table confusion"><table><tr><th>{head}{rows}</table></div>'
+    )
 
 
 def _chosen(run: TaskRun) -> list[int]:
@@ -97,7 +129,8 @@ def _card(run: TaskRun, index: int) -> str:
     sample, prediction = run.samples[index], run.predictions[index]
     values = run.scores.per_sample.get(run.task.metric)
     value = values[index] if values is not None and len(values) == len(run.samples) else None
-    verdict = "" if value is None else (" good" if value >= 50 else " bad")
+    threshold = run.task.right_from
+    verdict = "" if value is None or threshold is None else (" good" if value >= threshold else " bad")
     shown = "" if value is None else f'<span class="score">{escape(run.task.metric)} {value:.1f}</span>'
     texts = "".join(
         f"<dt>{escape(name)}<dd>{escape(text[:600])}"
@@ -106,8 +139,16 @@ def _card(run: TaskRun, index: int) -> str:
     )
     return (
         f'<article class="card{verdict}"><div class="id">{escape(sample.id)}{shown}</div>{_images(run, sample)}'
-        f"<dl>{texts}</dl>{_tokens(prediction)}</article>"
+        f"<dl>{texts}</dl>{_prompt(run, sample)}{_tokens(prediction)}</article>"
     )
+
+
+def _prompt(run: TaskRun, sample: Sample) -> str:
+    """Return the text of the user's message, which images precede, as it was given to the model."""
+    if not isinstance(run.task, GeneratedText | RankedChoices):
+        return ""
+    text = run.task.prompt(sample, run.results["model"].get("style", ""))
+    return f'<details><summary>prompt</summary><p class="prompt">{escape(text) or "none"}</p></details>'
 
 
 def _images(run: TaskRun, sample: Sample) -> str:
@@ -148,7 +189,9 @@ def _tokens(prediction: Prediction) -> str:
 
 
 def _definitions(values: dict[str, Any]) -> str:
-    return "".join(f"<dt>{escape(str(name))}<dd>{escape(str(value))}" for name, value in values.items())
+    return "".join(
+        f"<dt>{escape(str(name))}<dd>{escape(str(value))}" for name, value in values.items() if value is not None
+    )
 
 
 def paper_numbers(result: dict[str, Any], metric: str) -> str:

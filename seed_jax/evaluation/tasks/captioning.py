@@ -28,6 +28,7 @@ class Captioning(GeneratedText):
     """
 
     metric = "CIDEr"
+    right_from = None
     sampling_params = SamplingParams(64, mode="text", beams=5, length_penalty_on="sequence")
 
     def __init__(

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from seed_jax.evaluation.metrics.clip_similarity import paired_similarity
-from seed_jax.evaluation.task import DataOptions, LoadedSample, PaperNumber, Prediction, Sample, Scores, Task, mean
+from seed_jax.evaluation.task import (
+    DRAWN,
+    DataOptions,
+    LoadedSample,
+    PaperNumber,
+    Prediction,
+    Sample,
+    Scores,
+    Task,
+    mean,
+)
 from seed_jax.evaluation.tasks.captioning import read_captions
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.sampling_params import SamplingParams
@@ -22,6 +32,7 @@ class DrawnImages(Task):
     """Images that are drawn and compared with true ones; they are written to `images` beside the predictions."""
 
     metric = "clip_similarity"
+    right_from = None
     draws = True
     needs_clip = True
 
@@ -63,8 +74,8 @@ class DrawnImages(Task):
             texts = paired_similarity(embeddings, model.clip.embed_texts([loaded.sample.text for loaded in batch]))
             for prediction, similarity in zip(predictions, texts, strict=True):
                 prediction["clip_text_score"] = float(similarity)
-        for loaded, image in zip(batch, drawn, strict=True):
-            model.save(image, self.name, loaded.sample.id)
+        for prediction, image in zip(predictions, drawn, strict=True):
+            prediction[DRAWN] = image
         return predictions
 
 

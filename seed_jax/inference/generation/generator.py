@@ -138,6 +138,11 @@ class Generator:
         loaded = open_language_model(directory)
         return cls(loaded.config, loaded.params, loaded.vocabulary, **options)
 
+    def replace_params(self, params: Tree) -> None:
+        """Answer with other parameters of the same shapes from now on; compiled programs are kept."""
+        model_dir.check_tree(params, sharding.unbox(self._abstract_params(scan_layers=True)), "the language model")
+        self.params = self._load_params(params, None, self.sharder.mesh)
+
     def generate(
         self,
         prompts: Sequence[Sequence[int] | Request],

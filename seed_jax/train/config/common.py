@@ -2,16 +2,17 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive, not_ratio
+from seed_jax.errors import UserError
+from seed_jax.train.config.evaluation import training_tasks
+from seed_jax.train.config.schema import Problems, Section, negative, not_one_of, not_positive, not_ratio
 
 DTYPES = ("float32", "bfloat16")
 # bfloat16 resolves steps of 1/256: with a larger b2 the update of the second moment would be rounded away.
 MAX_BFLOAT16_B2 = 0.99
-
-Problems = Iterator[tuple[str, str]]
+# Parts of the names of metrics that are better when they are lower.
+_LOWER_IS_BETTER = ("loss", "distance", "fid", "cmmd", "dead")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +112,28 @@ class CheckpointConfig(Section):
         every_minutes: save also when so much time has passed since the last save; 0 does not.
         keep_last: newest checkpoints to keep.
         keep_every: keep checkpoints of every so many steps for good; 0 keeps none.
+        keep_best: metric of an evaluation, such as "eval/loss" or "coco_caption/CIDEr": the checkpoint of its best
+            value is saved and kept, and is the one that other commands load; "" keeps none.
+        best_mode: "min", "max", or "auto", which is "min" for losses and distances.
     """
 
     every_steps: int = 1000
     every_minutes: float = 0.0
     keep_last: int = 3
     keep_every: int = 0
+    keep_best: str = ""
+    best_mode: str = "auto"
+
+    @property
+    def mode(self) -> str:
+        """`best_mode` with "auto" resolved."""
+        if self.best_mode != "auto":
+            return self.best_mode
+        last = self.keep_best.rsplit("/", 1)[-1].lower()
+        return "min" if any(part in last for part in _LOWER_IS_BETTER) else "max"
 
     def problems(self) -> Problems:
+        yield from not_one_of(self, best_mode=("auto", "min", "max"))
         yield from not_positive(self, "every_steps", "keep_last")
         yield from negative(self, "every_minutes", "keep_every")
 
@@ -196,14 +211,29 @@ class EvaluateConfig(Section):
         data: directory of shards that are not trained on; "" evaluates nothing.
         every_steps: evaluate after every so many steps and after the last; 0 never does.
         max_samples: evaluate on at most so many samples; 0 takes all.
+        patience: end the run after so many evaluations of `checkpoint.keep_best` without a better one; 0 never does.
+        tasks: tasks of `seed-jax eval` to run as well, each with options of `TrainingTaskConfig`, such as
+            {"task": "coco_caption", "data": "data/coco", "limit": 200, "every_steps": 500}.
+        image_tokenizer: directory of the image tokenizer that tasks use; "" takes the demo's.
+        decoder: directory of the image decoder, for tasks that draw.
+        clip: folder of a Hugging Face CLIP model, for tasks that compare images.
     """
 
     data: str = ""
     every_steps: int = 1000
     max_samples: int = 5000
+    patience: int = 0
+    tasks: tuple[dict[str, Any], ...] = ()
+    image_tokenizer: str = ""
+    decoder: str = ""
+    clip: str = ""
 
     def problems(self) -> Problems:
-        yield from negative(self, "every_steps", "max_samples")
+        yield from negative(self, "every_steps", "max_samples", "patience")
+        try:
+            training_tasks(self.tasks)
+        except UserError as error:
+            yield "tasks", f"cannot be run: {error}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +302,8 @@ class TrainConfig(Section):
 
     def problems(self) -> Problems:
         yield from not_positive(self, "steps", "log_every")
+        if self.evaluate.patience and not self.checkpoint.keep_best:
+            yield "evaluate.patience", "needs a metric: name it in checkpoint.keep_best, such as eval/loss"
         if any("=" not in pair for pair in self.compiler.split(",") if pair):
             yield "compiler", f"is {self.compiler!r}, expected name=value pairs separated by commas"
         last = self.profile.range.stop - 1

@@ -12,6 +12,7 @@ import ml_collections
 from seed_jax.errors import UserError
 
 T = TypeVar("T", bound="Section")
+Problems = Iterator[tuple[str, str]]
 
 
 class Section:
@@ -37,18 +38,23 @@ def to_dict(section: Section) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(section)))  # pyright: ignore[reportArgumentType]
 
 
-def parse(section: type[T], values: Mapping[str, Any] | ml_collections.ConfigDict) -> T:
+def parse(section: type[T], values: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> T:
     """Turn a mapping into the dataclass.
 
     Missing options take their defaults.
+
+    Args:
+        section: the dataclass.
+        values: options by name.
+        prefix: of the options' names in messages, such as "tasks.vqav2.".
 
     Raises:
         UserError: one message that lists every unknown option, value of a wrong type and value that cannot work.
     """
     plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
     problems: list[str] = []
-    parsed = _parse(section, plain, "", problems)
-    problems += _semantic_problems(parsed, "", {problem.split(" ", 1)[0] for problem in problems})
+    parsed = _parse(section, plain, prefix, problems)
+    problems += _semantic_problems(parsed, prefix, {problem.split(" ", 1)[0] for problem in problems})
     if problems:
         raise UserError(f"The config cannot be run: {'; '.join(problems)}.")
     return parsed

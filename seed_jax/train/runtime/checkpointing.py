@@ -13,6 +13,7 @@ from seed_jax.data.batches.resume_state import merge_states
 from seed_jax.files import AnyPath
 from seed_jax.train.compiled_step import TrainProgram
 from seed_jax.train.config import TrainConfig
+from seed_jax.train.runtime.best import BestTracker
 from seed_jax.train.runtime.hooks import Hook, StepResult
 from seed_jax.train.runtime.progress import Progress
 from seed_jax.train.stage import Batches, Stage
@@ -64,6 +65,7 @@ class Checkpointer(Hook):
         self._meta = {"kind": stage.kind, "architecture": stage.model_config()}
         self._batches: Batches | None = None
         self._progress: Progress | None = None
+        self._best: BestTracker | None = None
 
     @property
     def last_step(self) -> int | None:
@@ -90,12 +92,24 @@ class Checkpointer(Hook):
         """Account for the time of saving in `progress`."""
         self._progress = progress
 
+    def keep_best(self, best: BestTracker) -> None:
+        """Also save the best evaluations and the end of a run without improvement, and keep the best."""
+        self._best = best
+        self.store.preserve(lambda: best.best_step)
+
     def after_step(self, result: StepResult) -> None:
-        if self._schedule.is_due(result.step) or result.is_stopping:
+        best = self._best
+        is_best = best is not None and best.best_step == result.step
+        is_end = best is not None and best.has_run_out
+        if self._schedule.is_due(result.step) or result.is_stopping or is_best or is_end:
             assert self._progress is not None
             self._progress.flush()  # a run resumed from here will not report this step again
             with self._progress.saving(result.step):
                 self.save(result)
+            if best is not None:
+                if is_best:
+                    self.store.wait()  # best.json names finished checkpoints only
+                best.write(stopped_at=result.step if is_end and not result.is_last else None)
 
     def save(self, result: StepResult) -> None:
         """Start writing a checkpoint."""

@@ -3,6 +3,7 @@
 The interface is that of `clu.metric_writers`, which itself imports TensorFlow.
 """
 
+import html
 import importlib
 import importlib.util
 import json
@@ -10,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from etils import epath
 
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath, write_text
+from seed_jax.train.stage import ShownSample
 
 
 class MetricWriter:
@@ -64,6 +66,23 @@ class MetricWriter:
             for name, text in texts.items():
                 self._board.add_text(name, text, step)
                 logging.info("%s: %s", name, text)
+
+    def write_samples(self, step: int, name: str, samples: Sequence[ShownSample]) -> None:
+        """Write what an evaluation generated to TensorBoard and to Weights & Biases."""
+        if not self._active:
+            return
+        logged: dict[str, Any] = {}
+        for number, sample in enumerate(samples, 1):
+            key = f"{name}/sample_{number}"
+            self._board.add_text(key, sample.text, step)
+            for index, pixels in enumerate(sample.images, 1):
+                self._board.add_image(f"{key}/image_{index}", pixels, step, dataformats="HWC")
+            if self._wandb:
+                wandb = importlib.import_module("wandb")
+                shown = [wandb.Image(pixels, caption=sample.text) for pixels in sample.images]
+                logged[key] = shown or wandb.Html(f"<pre>{html.escape(sample.text)}</pre>")
+        if self._wandb and logged:
+            self._wandb.log(logged, step=step)
 
     def close(self) -> None:
         """Close all files."""

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +15,7 @@ from seed_jax.train.config import TrainConfig
 from seed_jax.train.runtime.goodput import Goodput
 from seed_jax.train.runtime.hooks import Hook, StepResult
 from seed_jax.train.runtime.metric_writer import MetricWriter
-from seed_jax.train.stage import Stage
+from seed_jax.train.stage import ShownSample, Stage
 
 _TIMED = ("data_wait", "checkpoint", "evaluate")
 
@@ -115,6 +115,10 @@ class Progress(Hook):
         """Write further metrics of a step."""
         self.flush()
         self._writer.write_scalars(step, values)
+
+    def write_samples(self, step: int, name: str, samples: Sequence[ShownSample]) -> None:
+        """Write what an evaluation generated."""
+        self._writer.write_samples(step, name, samples)
 
     def _account(self) -> None:
         """Pass the seconds since the last call on to the goodput."""

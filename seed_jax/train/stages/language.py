@@ -6,7 +6,7 @@ everything but the embedding table (spec D.6: freezing it is more stable); "all"
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages import language_init
 from seed_jax.train.stages.held_out_loss import held_out_evaluators
 from seed_jax.typing import ParamPath, Tree
+
+if TYPE_CHECKING:
+    from seed_jax.evaluation.eval_model import EvalModel
 
 TINY_VOCABULARY = 530  # tokens of the vocabulary that the demo makes
 
@@ -252,6 +255,19 @@ class LanguageStage(Stage[LanguageConfig]):
             return self._packed_batches([{**template, "path": evaluate.data, "weight": 1.0}], local_indices)
 
         return held_out_evaluators(evaluate, self._loss, make_batches, self.batch_size)
+
+    def eval_model(self) -> Callable[[Tree], "EvalModel"]:
+        from seed_jax.train.stages.language_eval import eval_model  # the inference side, which only tasks need
+
+        evaluate = self.config.evaluate
+        tokenizer = Path(evaluate.image_tokenizer) if evaluate.image_tokenizer else None
+        if tokenizer is None and self._demo:
+            tokenizer = self._demo.image_tokenizer
+        if self._vocabulary is None:
+            raise UserError("The stage has no vocabulary: call prepare first.")
+        return eval_model(
+            self.model, self._vocabulary, self._prompt_style(), self.config.precision.compute, evaluate, tokenizer
+        )
 
     def model_config(self) -> dict[str, Any]:
         spec = self.model.lora

@@ -1,10 +1,14 @@
 """What both stages of the image tokenizer share: images with captions as training data and as held-out set."""
 
 import abc
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from jaxtyping import Array
+
 from seed_jax.data.batches.pairs import PairReader
+from seed_jax.data.batches.record_stream import MixtureComponent
 from seed_jax.data.text.bert import BertVocabulary
 from seed_jax.errors import UserError
 from seed_jax.evaluation.eval_pairs import EvalPairs
@@ -12,7 +16,8 @@ from seed_jax.files import AnyPath
 from seed_jax.models.tokenizer.image_text import BERT_VOCAB_SIZE
 from seed_jax.train import flops
 from seed_jax.train.config import CodebookStageConfig, QFormerStageConfig
-from seed_jax.train.stage import Batches, Evaluator, Stage
+from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
+from seed_jax.train.stages.held_out_loss import held_out_loss
 from seed_jax.train.stages.pair_data import PairSources, find_pair_sources, image_batches, open_held_out
 from seed_jax.typing import Tree
 
@@ -34,6 +39,10 @@ class PairStage(Stage[Config]):
     @abc.abstractmethod
     def _make_reader(self, vocabulary: BertVocabulary) -> PairReader:
         """Return the reader of training rows."""
+
+    @abc.abstractmethod
+    def held_out_loss(self, variables: Tree, batch: Mapping[str, Array]) -> LossOutput:
+        """Compute the loss of a batch without dropout."""
 
     @abc.abstractmethod
     def _make_evaluation(self, held_out: EvalPairs) -> Callable[[Tree], dict[str, float]]:
@@ -69,4 +78,19 @@ class PairStage(Stage[Config]):
         held_out = open_held_out(sources, reader, config.evaluate, config.data.batch_size)
         if held_out is None:
             return ()
-        return (Evaluator("eval", config.evaluate.every_steps, self._make_evaluation(held_out)),)
+        plain = dataclasses.replace(reader, augmentation=None)
+
+        def make_batches(local_indices: list[int]) -> Batches:
+            component = MixtureComponent(str(sources.held_out))
+            return image_batches(config.data, (component,), plain, config.seed, local_indices)
+
+        loss = held_out_loss(
+            self.held_out_loss,
+            make_batches,
+            batch_size=self.batch_size,
+            num_batches=-(-held_out.num_images // self.batch_size),
+        )
+        measure = self._make_evaluation(held_out)
+        return (
+            Evaluator("eval", config.evaluate.every_steps, lambda variables: {**loss(variables), **measure(variables)}),
+        )

@@ -73,13 +73,19 @@ class QFormerStage(PairStage[QFormerStageConfig]):
 
     def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
         """Compute the contrastive loss over the global batch."""
+        return self._loss(variables, batch, {"dropout": key})
+
+    def held_out_loss(self, variables: Tree, batch: Mapping[str, Array]) -> LossOutput:
+        return self._loss(variables, batch, None)
+
+    def _loss(self, variables: Tree, batch: Mapping[str, Array], rngs: dict[str, Array] | None) -> LossOutput:
         features: Any = self.model.apply(
             variables,
             images.normalize(batch["image"]),
             batch["text"],
             batch["text_mask"],
-            deterministic=False,
-            rngs={"dropout": key},
+            deterministic=rngs is None,
+            rngs=rngs,
         )
         through_gather = self.config.model.itc_gradient == "through_gather"
         output = contrastive_loss(features.image, features.text, features.temperature, through_gather=through_gather)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from seed_jax import cli
 from seed_jax.checkpoint import model_dir
 from seed_jax.data.shards.records import Record
 from seed_jax.data.text.vocabulary import Vocabulary
@@ -18,6 +19,7 @@ from seed_jax.inference.language_model import load_language_model
 from seed_jax.train import loop
 from seed_jax.train.stages.language_init import extend_rows
 from tests.data.batches import mixtures
+from tests.evaluation import datasets
 from tests.support import configs, golden
 
 STEPS = 6
@@ -148,6 +150,27 @@ def test_the_held_out_loss_is_that_of_training_without_dropout(shards, tmp_path)
     (evaluated,) = [row for row in rows if "eval/loss" in row]
     assert evaluated["eval/loss"] == pytest.approx(losses(tmp_path)[1], abs=1e-5)
     assert evaluated["eval/loss_image"] > 0
+
+
+@pytest.mark.slow
+def test_tasks_answer_while_training_as_they_do_afterwards(shards, tmp_path):
+    """The best by the task's metric is kept, and its predictions are those of `seed-jax eval` on the workdir."""
+    data = datasets.gqa(tmp_path / "data").parent
+    datasets.write_model(tmp_path / "models")
+    tokenizer = tmp_path / "models/tokenizer"
+    entry = {"task": "gqa", "data": str(data), "decoding": {"beams": 1, "max_new_tokens": 8}, "samples": 1}
+    tasks = {"evaluate.tasks": (entry,), "evaluate.image_tokenizer": str(tokenizer), "evaluate.every_steps": 2}
+    workdir = tmp_path / "run"
+    loop.train(config_for(shards, steps=3, **tasks, **{"checkpoint.keep_best": "gqa/accuracy"}), workdir)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "gqa/accuracy" in row] == [2, 3]
+    assert json.loads((workdir / "best.json").read_text())["metric"] == "gqa/accuracy"
+    (workdir / "best.json").unlink()  # the files are those of the last evaluation
+    words = ["--tokenizer", tokenizer, "--data", data, "--out", tmp_path / "out", "--beams", 1, "--max-new-tokens", 8]
+    assert cli.main(["eval", "gqa", "--model", str(workdir), *map(str, words)]) == 0
+    files = [workdir / "evaluations/gqa/predictions.jsonl", tmp_path / "out/gqa/predictions.jsonl"]
+    first, second = (json.loads(path.read_text()) for path in files)
+    assert first == second
 
 
 def test_a_vocabulary_without_image_tokens_grows():

@@ -60,6 +60,8 @@ def stage_two(stage_one, tmp_path_factory):
 def test_stage_one_learns_to_match(stage_one):
     losses = values(stage_one, "loss")
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
+    held_out = values(stage_one, "eval/loss")
+    assert held_out[-1] < held_out[0]
     found = rows(stage_one, "eval/i2t_recall@1")
     assert [row["step"] for row in found] == [STEPS // 2, STEPS]
     for way in ("i2t", "t2i"):  # chance is 1 of 12
@@ -87,6 +89,9 @@ def test_stage_two_starts_from_stage_one_and_rebuilds_its_embeddings(stage_one, 
     losses = values(stage_two, "loss")
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
     first, last = rows(stage_two, "eval/codes_used")
+    assert last["eval/loss"] < first["eval/loss"]
+    terms = [last[f"eval/loss_{name}"] for name in ("embed", "reconstruction", "image")]
+    assert last["eval/loss"] == pytest.approx(sum(terms), rel=1e-5)
     assert last["eval/reconstruction_distance"] < first["eval/reconstruction_distance"]
     # Stage I's embeddings retrieve as they did; codes only begin to.
     assert last["eval/embedding_t2i_recall@1"] == values(stage_one, "eval/t2i_recall@1")[-1]

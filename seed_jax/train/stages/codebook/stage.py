@@ -79,8 +79,24 @@ class CodebookStage(PairStage[CodebookStageConfig]):
 
     def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
         """Compute the weighted sum of all terms, each term, and the use of the codes."""
-        options, weights = self.config.codebook, variables.get("teacher", {})
         dropout_key, restart_key = jax.random.split(key)
+        return self._loss(variables, batch, {"dropout": dropout_key}, restart_key)
+
+    def held_out_loss(self, variables: Tree, batch: Mapping[str, Array]) -> LossOutput:
+        """Compute the terms alone: the use of the codes is measured over all held-out images, not batch by batch."""
+        output = self._loss(variables, batch, None, jax.random.key(0))
+        return LossOutput(
+            output.total, {name: value for name, value in output.metrics.items() if name.startswith("loss_")}
+        )
+
+    def _loss(
+        self,
+        variables: Tree,
+        batch: Mapping[str, Array],
+        rngs: dict[str, Array] | None,
+        restart_key: Key[Array, ""],
+    ) -> LossOutput:
+        options, weights = self.config.codebook, variables.get("teacher", {})
         image = images.normalize(batch["image"])
         terms = loss_terms(
             self.config.objective,
@@ -91,7 +107,7 @@ class CodebookStage(PairStage[CodebookStageConfig]):
             branch=self.model.branch,
             text_target=self.teachers.text_target(weights, batch),
             codebook_gradient=not options.ema_decay,
-            rngs={"dropout": dropout_key},
+            rngs=rngs,
         )
         codes, num_codes = terms.encoded.codes, self.model.sizes.tokenizer.num_codes
         usage = code_usage(codes, num_codes)
