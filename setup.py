@@ -35,6 +35,7 @@ CORE = [
     "shtab>=1.7,<2",  # shell completion
     "huggingface_hub>=1.0,<2",  # `seed-jax fetch`
     "httpx>=0.27,<1",
+    "packaging>=24",  # `seed-jax doctor` compares what is installed with these bounds
 ]
 DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
 EXTRAS = {
@@ -93,6 +94,7 @@ setup(
         "seed_jax.data.inspect": ["page.css"],
         "seed_jax.evaluation.report": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
+        "seed_jax.doctor": ["goldens.safetensors", "vocabulary/*"],
         "seed_jax.hub": ["manifest.toml"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],
     },
