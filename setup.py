@@ -94,6 +94,7 @@ setup(
         "seed_jax.data.inspect": ["page.css"],
         "seed_jax.evaluation.report": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
+        "seed_jax.convert.model_card": ["*.py.txt"],
         "seed_jax.doctor": ["goldens.safetensors", "vocabulary/*"],
         "seed_jax.hub": ["manifest.toml"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],

@@ -93,7 +93,7 @@ def machine() -> dict[str, Any]:
     """Describe the operating system, the processor, the memory and the disk of the working directory."""
     disk = shutil.disk_usage(Path.cwd())
     return {
-        "python": platform.pythonversion(),
+        "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

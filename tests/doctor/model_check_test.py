@@ -65,9 +65,9 @@ def test_damaged_parameters_are_named(copy):
 
 def test_values_that_are_not_finite_are_named(tmp_path):
     params = cases.tokenizer_params()
-    params["query_tokens"] = np.full_like(params["query_tokens"], np.nan)
+    params["ln_vision"]["bias"] = np.full_like(params["ln_vision"]["bias"], np.nan)
     model_dir.save(tmp_path / "model", "seed_tokenizer", {"sizes": cases.TOKENIZER.to_dict()}, params)
-    assert "query_tokens holds NaN" in findings(tmp_path / "model")
+    assert "ln_vision/bias holds NaN" in findings(tmp_path / "model")
 
 
 def test_pointers_and_foreign_vocabularies_are_named(copy):
