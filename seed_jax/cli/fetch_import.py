@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from seed_jax.errors import UserError
@@ -22,6 +23,7 @@ ROLES = {"model": "language_model", "tokenizer": "image_tokenizer", "decoder": "
 DOWNLOADS = "downloads"
 STAGING = ".importing"
 LOCK = ".import.lock"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # read by PyTorch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,7 @@ def _fetch(manifest: Manifest, parts: list[Part], args: argparse.Namespace) -> N
     if not parts:
         return
     artefacts = manifest.resolve([part.artefact.name for part in parts])
+    _check_packages(parts, artefacts)
     downloads = args.to / DOWNLOADS
     imported = sum(_imported_size(part.artefact) for part in parts)
     files = [
@@ -125,6 +128,18 @@ def _fetch(manifest: Manifest, parts: list[Part], args: argparse.Namespace) -> N
     print(
         f"{downloads}: {len(fetched)} files complete and checked, {sum(f.downloaded for f in fetched)} downloaded now"
     )
+
+
+def _check_packages(parts: list[Part], artefacts: list[Artefact]) -> None:
+    """Refuse before gigabytes are fetched where a package is missing that the import needs."""
+    pickles = any(file.path.endswith(_PICKLES) for artefact in artefacts for file in artefact.selected_files())
+    draws = any((part.artefact.import_command or ("", ""))[1] in ("unclip", "sd") for part in parts)
+    needed = {"torch": pickles, "diffusers": draws}
+    extras = {"torch": "torch", "diffusers": "decoder"}
+    if missing := [extras[name] for name, wanted in needed.items() if wanted and find_spec(name) is None]:
+        raise UserError(
+            f"The import needs the extra {' and '.join(missing)}: pip install 'seed-jax[{','.join(missing)}]'."
+        )
 
 
 def _imported_size(artefact: Artefact) -> int:

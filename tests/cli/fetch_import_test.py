@@ -122,6 +122,13 @@ def test_what_cannot_be_imported_is_named(hub, tmp_path, capsys, names, words):
     assert not hub.requests
 
 
+def test_a_missing_package_is_named_before_anything_is_fetched(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("seed_jax.cli.fetch_import.find_spec", lambda _: None)
+    assert run(tmp_path) == 2
+    assert "pip install 'seed-jax[torch,decoder]'" in capsys.readouterr().err
+    assert not hub.requests
+
+
 def test_the_disk_must_hold_downloads_and_models(hub, tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=5_000_000))

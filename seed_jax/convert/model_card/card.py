@@ -151,8 +151,8 @@ def _summary(facts: Sequence[ModelFacts]) -> str:
 def _licences(names: Sequence[str]) -> str:
     if not names:
         return (
-            "No base model is recorded: either everything was trained from scratch, or the files were not downloaded by "
-            "`seed-jax fetch`. In the second case their licences hold for this model too."
+            "No base model is recorded: either everything was trained from scratch, or the files were not downloaded "
+            "by `seed-jax fetch`. In the second case their licences hold for this model too."
         )
     lines = ["The licences of the base models hold for everything that is derived from them.", ""]
     lines += ["| base model | from | licence | stated |", "|---|---|---|---|"]
