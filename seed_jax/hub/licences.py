@@ -43,7 +43,9 @@ def unconfirmed(artefact: Artefact) -> list[str]:
     if artefact.gated == UNKNOWN:
         facts.append("gate")
     facts += [
-        f"source {source.where} ({source.confidence})" for source in artefact.sources if source.confidence != "confirmed"
+        f"source {source.where} ({source.confidence})"
+        for source in artefact.sources
+        if source.confidence != "confirmed"
     ]
     files = artefact.files
     groups = {

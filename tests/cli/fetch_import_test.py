@@ -67,8 +67,16 @@ def test_one_command_makes_a_model_that_sees_and_draws(hub, tmp_path, capsys):
     for role in ("language_model", "image_tokenizer", "decoder"):
         assert json.loads((out / role / "parity.json").read_text())["passed"]
 
-    shutil.move(out, tmp_path / "moved")  # downloads are not needed any more
-    shutil.rmtree(tmp_path / "moved/downloads")
+    shutil.move(out, tmp_path / "moved")
+    report = tmp_path / "report.md"
+    assert main(["verify", "official", "--model", str(tmp_path / "moved"), "--out", str(report)]) == 0
+    text = report.read_text()
+    assert "Import of a language model: passed" in text
+    assert "| quantizer/seed_quantizer.pt | `" in text  # found beside the moved model, with its recorded hash
+    shutil.rmtree(tmp_path / "moved/downloads")  # not needed any more
+    assert main(["doctor", str(tmp_path / "moved"), "--no-fit"]) == 0
+    card = (tmp_path / "moved/README.md").read_text()
+    assert "seed-jax chat --model" in card
     model = SeedLlama.load(tmp_path / "moved", dtype="float32")
     answer = model.ask("Draw a cat.", [np.zeros((40, 40, 3), np.uint8)], mode="image", max_new_tokens=40)
     (drawn,) = model.draw(answer.segments, options=DrawOptions("ddim", 2))
