@@ -55,7 +55,9 @@ def fetch_and_import(manifest: Manifest, args: argparse.Namespace) -> int:
     from seed_jax.files import locked  # deferred: --help needs no etils
 
     bundle, parts = _parts(manifest, args.names, args.to)
-    if bundle is not None and (args.to / "config.json").is_file():
+    if (args.to / "config.json").is_file():
+        if bundle is None or not all(part.complete for part in parts):
+            raise UserError(f"{args.to} holds another model: choose another --to.")
         print(f"{args.to}: complete")
         return _finish(args.to, bundle)
     try:

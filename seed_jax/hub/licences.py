@@ -56,7 +56,7 @@ def unconfirmed(artefact: Artefact) -> list[str]:
     }
     for what, concerned in groups.items():
         if concerned:
-            facts.append(f"{what}: {', '.join(f'`{file.path}`' for file in concerned)}")
+            facts.append(f"{what}: {', '.join(file.path for file in concerned)}")
     return facts
 
 

@@ -130,6 +130,14 @@ def test_what_cannot_be_imported_is_named(hub, tmp_path, capsys, names, words):
     assert not hub.requests
 
 
+def test_another_model_is_not_overwritten(hub, tmp_path, capsys):
+    (tmp_path / "models/8b").mkdir(parents=True)
+    (tmp_path / "models/8b/config.json").write_text('{"kind": "llama"}')
+    assert run(tmp_path) == 2
+    assert "holds another model" in capsys.readouterr().err
+    assert not hub.requests
+
+
 def test_a_missing_package_is_named_before_anything_is_fetched(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("seed_jax.cli.fetch_import.find_spec", lambda _: None)
     assert run(tmp_path) == 2
