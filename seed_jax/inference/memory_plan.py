@@ -272,8 +272,13 @@ def _llama_shapes(config: LanguageModelConfig) -> Tree:
 def tokenizer_weights(config: SeedTokenizerConfig, quantize: str | None) -> Tree:
     """Return the abstract parameters as `ImageTokenizer` holds them in float32."""
     return weight_loading.abstract(
-        abstract_params(config), weight_loading.stored_dtype, weight_loading.vit_schemes(quantize)
+        _tokenizer_shapes(config), weight_loading.stored_dtype, weight_loading.vit_schemes(quantize)
     )
+
+
+@functools.cache
+def _tokenizer_shapes(config: SeedTokenizerConfig) -> Tree:
+    return abstract_params(config)
 
 
 def decoder_weights(config: DecoderConfig, precision: Precision) -> Tree:
