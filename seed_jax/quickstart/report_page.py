@@ -17,15 +17,15 @@ from seed_jax.quickstart.measure import Example, Measurements
 PAGE = "report.html"
 # Result -> title and goal.
 GOALS = {
-    "caption_held_attributes": ("Captions: correct attributes", 0.95),
-    "answer_held_all": ("Questions: correct answers", 0.95),
+    "caption_held_out_attributes": ("Captions: correct attributes", 0.95),
+    "answer_held_out_all": ("Questions: correct answers", 0.95),
     "rebuilt_attributes": ("Images through 32 codes and back: correct attributes", 0.90),
     "drawn_attributes": ("Images from captions: correct attributes", 0.90),
     "edited_attributes": ("Edited images: correct attributes", 0.80),
 }
 # Result -> the fraction of samples without any mistake, a stricter measure.
 _WHOLE = {
-    "caption_held_attributes": "caption_held_whole",
+    "caption_held_out_attributes": "caption_held_out_whole",
     "rebuilt_attributes": "rebuilt_whole",
     "drawn_attributes": "drawn_whole",
     "edited_attributes": "edited_whole",
