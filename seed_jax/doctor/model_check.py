@@ -19,7 +19,7 @@ from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.language_model import read_references
 from seed_jax.lfs import lfs_pointer
-from seed_jax.models.diffusion import DECODERS
+from seed_jax.models.diffusion import DECODERS, StableDiffusionConfig, UnclipConfig
 from seed_jax.models.language_models import read_sizes
 from seed_jax.models.tokenizer import seed_tokenizer
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
@@ -89,7 +89,8 @@ def _check_one(directory: Path) -> ModelCheck:
         if expected is not None:
             model_dir.check_tree(opened.variables["params"], expected, str(directory))
         # Every value is read: this finds files that are missing, cut short or unreadable.
-        for name, leaf in flatten_dict(opened.params, sep="/").items():
+        leaves: dict[str, Any] = flatten_dict(opened.params, sep="/")
+        for name, leaf in leaves.items():
             tensors, size = tensors + 1, size + leaf.dtype.itemsize * int(np.prod(leaf.shape))
             findings += _check_tensor(f"{model_dir.params_path(directory)}", name, leaf)
     except UserError as error:
@@ -144,7 +145,7 @@ def _abstract_params(opened: model_dir.ModelDir) -> Tree | None:
         config = read_sizes(opened.kind, sizes, where)
         return (llama if opened.kind == ModelKind.LLAMA else opt).abstract_params(config)  # type: ignore[arg-type]
     if opened.kind in DECODERS:
-        config_class, _ = DECODERS[opened.kind]
-        module = diffusers_import if opened.kind == ModelKind.UNCLIP else stable_diffusion
-        return module.abstract_params(config_class.from_dict(sizes, where))
+        if opened.kind == ModelKind.UNCLIP:
+            return diffusers_import.abstract_params(UnclipConfig.from_dict(sizes, where))
+        return stable_diffusion.abstract_params(StableDiffusionConfig.from_dict(sizes, where))
     return None
