@@ -36,6 +36,7 @@ CORE = [
     "huggingface_hub>=1.0,<2",  # `seed-jax fetch`
     "httpx>=0.27,<1",
     "filelock>=3.16,<5",  # JAX bounds the size of its compilation cache with it
+    "packaging>=24",  # `seed-jax doctor` compares what is installed with these bounds
 ]
 DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
 EXTRAS = {
@@ -96,6 +97,8 @@ setup(
         "seed_jax.data.inspect": ["page.css"],
         "seed_jax.evaluation.report": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
+        "seed_jax.convert.model_card": ["*.py.txt"],
+        "seed_jax.doctor": ["goldens.safetensors", "vocabulary/*"],
         "seed_jax.hub": ["manifest.toml"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],
     },

@@ -37,6 +37,7 @@ LAYERS = [
     "plan",
     "quickstart",
     "evaluate",
+    "doctor",
     "main",
     "cli",
 ]

@@ -21,6 +21,7 @@ COMMANDS = {
     "fetch": ("fetch", "download official weights and check them"),
     "import": ("import_", "convert official files to a model directory"),
     "export": ("export", "convert a model directory to the PyTorch formats"),
+    "verify": ("verify", "compare an imported official model with PyTorch"),
     "bundle": ("bundle", "join a language model, an image tokenizer and a decoder in one directory"),
     "tokenize": ("tokenize", "encode images as codes"),
     "detokenize": ("detokenize", "draw images from codes"),
@@ -30,7 +31,7 @@ COMMANDS = {
     "eval": ("eval", "evaluate a model on benchmarks, and score predictions"),
     "train": ("train", "train a stage, or a recipe of several"),
     "plan": ("plan", "plan memory and time of a training step for a pod, without the pod"),
-    "doctor": ("doctor", "report versions, devices and missing packages"),
+    "doctor": ("doctor", "examine this machine, a model directory, and what this device computes"),
 }
 # They compile nothing, or (plan) are about the compiler itself.
 WITHOUT_CACHE = ("", "fetch", "bundle", "plan")

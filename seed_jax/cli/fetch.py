@@ -13,7 +13,8 @@ from seed_jax.hub.manifest import Artefact, File, Manifest, format_size, load_ma
 
 DESCRIPTION = """Download official weights, tokenizers and encoders into DIR/NAME. Every file is checked by size and
 SHA-256; an interrupted download continues when the same command is run again. The hub's settings are honoured:
-HF_TOKEN for gated repositories, HF_ENDPOINT for a mirror, HF_HUB_OFFLINE for the local cache only."""
+HF_TOKEN for gated repositories, HF_ENDPOINT for a mirror, HF_HUB_OFFLINE for the local cache only. With --import, DIR
+becomes a model directory that `seed-jax chat --model DIR` reads."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -28,6 +29,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--accept-licence", action="store_true", help="allow ungated copies of gated repositories")
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE", help="a manifest of your own, in the form of hub/manifest.toml"
+    )
+    importing = parser.add_argument_group("importing")
+    importing.add_argument(
+        "--import",
+        dest="importing",
+        action="store_true",
+        help="make --to a model directory: fetch one NAME, import and verify every part, join them in a bundle",
+    )
+    importing.add_argument(
+        "--verify",
+        choices=("tensors", "full", "none"),
+        default="tensors",
+        help="with --import: compare every tensor with the files and, with full, the outputs of both models, which "
+        "needs PyTorch and the memory of the model in float32 (default: %(default)s)",
     )
     listing = parser.add_argument_group("listing")
     listing.add_argument("--list", action="store_true", help="list what can be fetched, or all that is known of NAMEs")
@@ -65,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("Nothing to fetch: name an artefact or bundle; `seed-jax fetch --list` names all.")
     if args.to is None:
         raise UserError("--to is missing: name the directory to write to.")
+    if args.importing:
+        from seed_jax.cli.fetch_import import fetch_and_import
+
+        return fetch_and_import(manifest, args)
     _fetch(manifest, args)
     return 0
 

@@ -85,14 +85,17 @@ class ParityReport:
     def save(self, directory: str | Path) -> Path:
         """Write `parity.md` and `parity.json`; return the path of the former."""
         path = Path(directory) / f"{STEM}.md"
-        versions = {name: version for name in _PACKAGES if (version := _version(name))}
         write_json(
             path.with_suffix(".json"),
-            {**dataclasses.asdict(self), "versions": versions, "passed": self.passed},
+            {**dataclasses.asdict(self), "versions": _versions(), "passed": self.passed},
             indent=1,
         )
-        write_text(path, _markdown(self, versions))
+        write_text(path, self.markdown())
         return path
+
+    def markdown(self) -> str:
+        """Return the report as a page."""
+        return _markdown(self, _versions())
 
 
 def make_report(
@@ -171,6 +174,10 @@ def _row(pattern: str, group: list[TensorDifference]) -> str:
 
 def _verdict(passed: bool) -> str:
     return "passed" if passed else "FAILED"
+
+
+def _versions() -> dict[str, str]:
+    return {name: version for name in _PACKAGES if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:

@@ -89,6 +89,7 @@ class Artefact:
         needs: names of other artefacts without which this one cannot be imported; fetched with it.
         import_command: arguments of `seed-jax`, with placeholders; None where a config or an option takes the files.
         used_by: which command or config takes the files, where there is no import command.
+        imported_size: bytes of the imported model where they differ from those of the files.
         unavailable: why it cannot be fetched; None where it can.
         notes: what is unconfirmed or easily mistaken, a sentence each.
     """
@@ -105,6 +106,7 @@ class Artefact:
     needs: tuple[str, ...] = ()
     import_command: tuple[str, ...] | None = None
     used_by: str | None = None
+    imported_size: int | None = None
     unavailable: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -301,6 +303,7 @@ def _artefact(table: _Table) -> Artefact:
         needs=table.texts("needs"),
         import_command=command or None,
         used_by=table.take("used_by", str, None),
+        imported_size=_printed_size(table, "imported_size"),
         unavailable=table.take("unavailable", str, None),
         notes=table.texts("notes"),
     )
@@ -319,6 +322,14 @@ def _artefact(table: _Table) -> Artefact:
         if unknown := set(source.paths) - set(paths):
             raise table.error(f"a source renames {sorted(unknown)}, which are no files of it")
     return artefact
+
+
+def _printed_size(table: _Table, key: str) -> int | None:
+    text = table.take(key, str, None)
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise table.error(str(error)) from None
 
 
 def _file(table: _Table) -> File:

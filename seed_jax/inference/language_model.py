@@ -22,6 +22,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import DECODERS, LANGUAGE_MODELS, ModelKind
 from seed_jax.checkpoint.lazy import LazyArray
 from seed_jax.convert.merging import merge_lora
+from seed_jax.convert.model_card.card import write_bundle_card
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import write_json
@@ -117,6 +118,14 @@ def write_bundle(
         config[PROMPT_STYLE] = prompt_style
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / model_dir.CONFIG, config)
+    update_bundle_card(directory)
+
+
+def update_bundle_card(directory: str | Path) -> None:
+    """Write the model card of a bundle again, such as after an evaluation."""
+    references = read_references(directory)
+    parts = (references.language_model, references.image_tokenizer, references.decoder)
+    write_bundle_card(Path(directory), [part for part in parts if part is not None])
 
 
 @dataclasses.dataclass(frozen=True)

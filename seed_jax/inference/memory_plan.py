@@ -5,6 +5,7 @@ one time; `benchmarks/generation_memory.py` compares it with the compiler's figu
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -290,25 +291,38 @@ def tree_bytes(tree: Tree) -> int:
 
 def llama_weights(config: LanguageModelConfig, precision: Precision, quantize: str | None) -> Tree:
     """Return the abstract parameters as `Generator` holds them."""
-    model = model_class(config)(config, scan_layers=False)
-    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
     dtype_of = weight_loading.matrix_dtype(precision.compute_dtype)
-    return weight_loading.abstract(shapes, dtype_of, weight_loading.llama_schemes(quantize))
+    return weight_loading.abstract(_llama_shapes(config), dtype_of, weight_loading.llama_schemes(quantize))
+
+
+@functools.cache  # tracing the released sizes takes seconds, and plans of several dtypes share the shapes
+def _llama_shapes(config: LanguageModelConfig) -> Tree:
+    model = model_class(config)(config, scan_layers=False)
+    return unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
 
 
 def tokenizer_weights(config: SeedTokenizerConfig, quantize: str | None) -> Tree:
     """Return the abstract parameters as `ImageTokenizer` holds them in float32."""
     return weight_loading.abstract(
-        abstract_params(config), weight_loading.stored_dtype, weight_loading.vit_schemes(quantize)
+        _tokenizer_shapes(config), weight_loading.stored_dtype, weight_loading.vit_schemes(quantize)
     )
+
+
+@functools.cache
+def _tokenizer_shapes(config: SeedTokenizerConfig) -> Tree:
+    return abstract_params(config)
 
 
 def decoder_weights(config: DecoderConfig, precision: Precision) -> Tree:
     """Return the abstract parameters as `Drawer` holds them, with the autoencoder in float32."""
-    shapes = unbox(jax.eval_shape(decoder_class(config)(config, precision).init, jax.random.key(0)))
     dtypes = {"unet": precision.compute_dtype, "text": precision.compute_dtype}
 
     def with_dtype(tree: Tree, dtype: Any) -> Tree:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
 
-    return {name: with_dtype(tree, dtypes.get(name, jnp.float32)) for name, tree in shapes.items()}
+    return {name: with_dtype(tree, dtypes.get(name, jnp.float32)) for name, tree in _decoder_shapes(config).items()}
+
+
+@functools.cache
+def _decoder_shapes(config: DecoderConfig) -> Tree:
+    return unbox(jax.eval_shape(decoder_class(config)(config).init, jax.random.key(0)))

@@ -198,7 +198,8 @@ class Quickstart(Recipe):
         )
 
     def evaluate(self) -> None:
-        # Imported late: training needs neither.
+        # Imported late: training needs none of them.
+        from seed_jax.inference.language_model import update_bundle_card
         from seed_jax.quickstart.measure import measure
         from seed_jax.quickstart.report_page import write_report
 
@@ -206,6 +207,7 @@ class Quickstart(Recipe):
         write_json(self.workdir / "results.json", results.numbers)
         if (self.workdir / "sft").is_dir():
             write_report(self.workdir, results, self.times())
+            update_bundle_card(self.workdir)  # with the results
         for name, value in results.numbers.items():
             logging.info("%-40s %.3f", name, value)
 

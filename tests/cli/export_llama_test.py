@@ -146,7 +146,7 @@ def test_an_adapter_alone_fits_the_original_base(trained, source, tmp_path):
     peft = pytest.importorskip("peft")
     assert export(trained, tmp_path / "out", "--adapter-only", "--base", "lmsys/vicuna", "--verify", "tensors") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "parity.json", "parity.md",
+        "adapter_config.json", "adapter_model.safetensors", "parity.json", "parity.md", "README.md",
     }  # fmt: skip
     base = transformers.LlamaForCausalLM.from_pretrained(source)
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "out")

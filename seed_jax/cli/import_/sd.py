@@ -31,6 +31,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert the decoder; return the exit code."""
     from seed_jax.convert.diffusion import compvis, stable_diffusion  # deferred: --help needs no JAX
+    from seed_jax.convert.model_card.facts import ARTEFACTS, origins
     from seed_jax.files import check_vacant
 
     check_vacant(args.out)  # before minutes of reading
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         decoder = compvis.open_checkpoint(args.source, dtype=args.dtype)
     else:
         decoder = stable_diffusion.open_stable_diffusion(args.source, variant=args.variant, dtype=args.dtype)
-    stable_diffusion.save_model_dir(decoder, args.out, {"from": str(args.source), "variant": args.variant})
+    provenance = {"from": str(args.source), "variant": args.variant, ARTEFACTS: origins(args.source)}
+    stable_diffusion.save_model_dir(decoder, args.out, provenance)
     config = decoder.config
     print(f"{args.out}: Stable Diffusion decoder for {config.image_size} pixels, sampler {config.sampler}")
     return 0

@@ -10,6 +10,7 @@ from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.diffusion import folder_config
 from seed_jax.convert.diffusion.diffusers_import import IMAGE_SIDE, WEIGHT_FOLDERS, to_diffusers_tensors
 from seed_jax.convert.key_table import promoted_dtype
+from seed_jax.convert.model_card.card import write_export_card
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
@@ -56,7 +57,9 @@ def export_unclip(
             f"{model} has no image encoder, without which the PyTorch pipeline cannot run: give a diffusers folder or "
             "an imported decoder that has one with --image-encoder."
         )
-    write_unclip(config, decoder.params, vocabulary, out, dtype=dtype, image_side=image_side or decoder.directory)
+    write_unclip(
+        config, decoder.params, vocabulary, out, dtype=dtype, image_side=image_side or decoder.directory, model=model
+    )
 
 
 def write_unclip(
@@ -67,11 +70,13 @@ def write_unclip(
     *,
     image_side: str | Path,
     dtype: str | None = None,
+    model: str | Path | None = None,
 ) -> None:
     """Write a diffusers folder from parameters in memory or lazy arrays; see `export_unclip`.
 
     Args:
         params: part -> tree of arrays or lazy arrays.
+        model: the directory that the parameters are from, for the model card; without it there is none.
     """
     copied = [Path(image_side) / name for name in IMAGE_SIDE]
     for source in copied:
@@ -90,6 +95,15 @@ def write_unclip(
         for source in copied:
             shutil.copytree(source, folder / source.name)
         write_json(folder / "model_index.json", _model_index(config))
+        if model is not None:
+            write_export_card(
+                folder,
+                model,
+                title="SEED's unCLIP decoder",
+                library="diffusers",
+                pipeline="image-to-image",
+                load=f'from diffusers import {PIPELINE}\n\npipeline = {PIPELINE}.from_pretrained(".")',
+            )
 
 
 def folder_files(config: UnclipConfig) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from seed_jax.convert.key_table import (
     promoted_dtype,
     to_torch_tensors,
 )
+from seed_jax.convert.model_card.facts import ARTEFACTS, origins
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors
 from seed_jax.data.text.clip import ClipVocabulary
@@ -93,7 +94,7 @@ def import_to_model_dir(
     """
     check_vacant(Path(out))
     unclip = open_unclip(folder, variant=variant, dtype=dtype)
-    provenance = {"from": str(folder), "variant": variant}
+    provenance = {"from": str(folder), "variant": variant, ARTEFACTS: origins(folder)}
     keys = {"sizes": unclip.config.to_dict()}
     with tempfile.TemporaryDirectory() as temporary:
         files = {path.name: path for path in unclip.vocabulary.save(temporary)} | _image_side_files(

@@ -14,6 +14,7 @@ from seed_jax.convert.llama.key_table import key_table
 from seed_jax.convert.llama.peft import write_adapter
 from seed_jax.convert.llama.source import LlamaSource
 from seed_jax.convert.llama.text_tokenizer import write_text_tokenizer
+from seed_jax.convert.model_card.card import write_export_card
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import TensorDict, natural_sort_key
 from seed_jax.errors import UserError
@@ -23,6 +24,14 @@ from seed_jax.precision import as_dtype
 
 Form = Literal["merged", "peft", "adapter"]
 BASE, ADAPTER = "base", "adapter"  # subfolders of the form "peft"
+_LOAD = {
+    "merged": "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")',
+    "peft": "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+    'base = AutoModelForCausalLM.from_pretrained("base")\nmodel = PeftModel.from_pretrained(base, "adapter")',
+    "adapter": "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+    'base = AutoModelForCausalLM.from_pretrained("BASE_MODEL")\nmodel = PeftModel.from_pretrained(base, ".")',
+}
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = 5 * 10**9
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -68,6 +77,15 @@ def export_llama(
             write_adapter(folder, source, target, base)
         else:
             write_llama(folder, source, source.merged_params(), target, max_shard_size)
+        write_export_card(
+            folder,
+            model,
+            title="SEED-LLaMA language model",
+            library="transformers" if form == "merged" else "peft",
+            pipeline="text-generation",
+            load=_LOAD[form],
+            script=form == "merged",
+        )
     if not source.files:
         logging.warning("%s has no text tokenizer: copy its files into %s.", model, out)
 

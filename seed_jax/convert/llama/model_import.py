@@ -10,6 +10,7 @@ from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.llama.hf_import import open_llama
 from seed_jax.convert.llama.peft import import_adapter
 from seed_jax.convert.merging import cast_params
+from seed_jax.convert.model_card.facts import ARTEFACTS, origins
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
@@ -61,7 +62,7 @@ def import_to_model_dir(
     llama = open_llama(source, None if adapter else dtype)
     config, params = llama.config, llama.params
     keys: dict[str, Any] = {}
-    provenance = {"from": str(source)}
+    provenance: dict[str, Any] = {"from": str(source), ARTEFACTS: origins(source, vocabulary, adapter)}
     if adapter is not None:
         lora = import_adapter(adapter, config)
         config = lora.config

@@ -14,6 +14,7 @@ from seed_jax.convert.key_table import promoted_dtype, to_torch_tensors
 from seed_jax.convert.llama.hf_export import MAX_SHARD_SIZE, write_weights
 from seed_jax.convert.llama.source import read_adapters
 from seed_jax.convert.merging import merge_lora
+from seed_jax.convert.model_card.card import write_export_card
 from seed_jax.convert.opt.hf_import import ARCHITECTURE, CONFIG_KEYS, REQUIRED_VALUES, TOKEN_IDS
 from seed_jax.convert.opt.key_table import abstract_params, key_table
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
@@ -54,6 +55,15 @@ def export_opt(
         write_json(folder / "generation_config.json", dict(TOKEN_IDS))
         for name, path in files.items():
             shutil.copyfile(path, folder / name)
+        write_export_card(
+            folder,
+            model,
+            title="SEED-OPT language model",
+            library="transformers",
+            pipeline="text-generation",
+            load='from transformers import OPTForCausalLM\n\nmodel = OPTForCausalLM.from_pretrained(".")',
+            script=False,
+        )
     if not files:
         logging.warning("%s has no text tokenizer: copy its files into %s.", model, out)
 

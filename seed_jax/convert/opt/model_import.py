@@ -5,6 +5,7 @@ from pathlib import Path
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.llama.model_import import component_paths, vocabulary_files
+from seed_jax.convert.model_card.facts import ARTEFACTS, origins
 from seed_jax.convert.opt.hf_import import ImportedOpt, open_opt
 from seed_jax.files import check_vacant
 
@@ -41,5 +42,7 @@ def import_to_model_dir(
     opt = open_opt(source, dtype)
     keys = {"sizes": opt.config.to_dict(), **component_paths(out, image_tokenizer, decoder)}
     files = vocabulary_files(Path(vocabulary or source), opt.config)
-    model_dir.save(out, ModelKind.OPT, keys, opt.params, files=files, provenance={"from": str(source)})
+    model_dir.save(
+        out, ModelKind.OPT, keys, opt.params, files=files, provenance={"from": str(source), ARTEFACTS: origins(source)}
+    )
     return opt

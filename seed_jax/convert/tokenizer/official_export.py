@@ -14,6 +14,7 @@ import numpy as np
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.key_table import Entry, to_torch_tensors
+from seed_jax.convert.model_card.card import TOKENIZER_MODULE, copy_script, write_export_card
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import LazyTensor, TensorDict, open_tensors, write_torch
 from seed_jax.convert.tokenizer.key_table import (
@@ -27,7 +28,7 @@ from seed_jax.convert.tokenizer.key_table import (
 )
 from seed_jax.convert.tokenizer.official_import import EXTRAS, with_vit
 from seed_jax.errors import UserError
-from seed_jax.files import new_directory
+from seed_jax.files import new_directory, write_json
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.models.tokenizer.text_branch import TextBranchConfig
@@ -35,6 +36,7 @@ from seed_jax.precision import as_dtype
 from seed_jax.typing import Tree
 
 VitPlace = Literal["inside", "beside", "none"]
+SIZES = "seed_tokenizer.json"  # for the PyTorch implementation
 VIT_FILE, STAGE1_FILE, STAGE2_FILE = "eva_vit_g", "causal_qformer", "seed_tokenizer"
 # The tensors of SEED-1's stage I file; all others belong to stage II.
 _STAGE1_NAMES = re.compile(r"(Qformer|ln_vision|vision_proj|text_proj|itm_head)\..*|query_tokens|temp")
@@ -87,7 +89,37 @@ def export_tokenizer(
     official = open_official(model)
     with new_directory(out) as folder:
         written = _write_files(folder, official, as_dtype(dtype), vit, formats)
+        _write_card(folder, model, official, with_vit_and_safetensors=vit != "none" and "safetensors" in formats)
     return {name: [Path(out) / path.name for path in paths] for name, paths in written.items()}
+
+
+def _write_card(
+    folder: Path, model: str | Path, official: OfficialTokenizer, *, with_vit_and_safetensors: bool
+) -> None:
+    """Write the sizes, the model card and, for a tokenizer of SEED-2's form, its PyTorch implementation."""
+    files = sorted(path.name for path in folder.iterdir())
+    load = 'import torch\n\nstate = torch.load("%s", weights_only=True)  # for the original code'
+    config, script = official.config, False
+    if config is not None:
+        write_json(folder / SIZES, config.to_dict())
+        script = with_vit_and_safetensors and config.head == "mlp" and not config.predicts_text
+    if script:
+        copy_script(folder, TOKENIZER_MODULE)
+    module = TOKENIZER_MODULE.removesuffix(".py")
+    pickles = [name for name in files if name.endswith((".pt", ".pth"))]
+    write_export_card(
+        folder,
+        model,
+        title="SEED image tokenizer",
+        library="seed-jax",
+        pipeline="image-feature-extraction",
+        load=f'from {module} import Tokenizer\n\ntokenizer = Tokenizer(".")'
+        if script
+        else load % pickles[0]
+        if pickles
+        else f'from safetensors.torch import load_file\n\nstate = load_file("{files[0]}")',
+        script=script,
+    )
 
 
 def open_exported(paths: Sequence[Path]) -> TensorDict:

@@ -18,6 +18,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.key_table import assemble_lazily, expected_shapes
+from seed_jax.convert.model_card.facts import ARTEFACTS, origins
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import LazyTensor, Shape, TensorDict, check_tensors, format_names, open_tensors
 from seed_jax.convert.tokenizer.key_table import QFORMER, REVERSE, VIT, key_table, position_buffers
@@ -139,7 +140,7 @@ def import_seed1_to_model_dir(
 
 
 def _save(imported: ImportedTokenizer, out: str | Path, files_read: dict[str, str | None]) -> None:
-    provenance = {**files_read, "unknown": imported.unknown}
+    provenance = {**files_read, "unknown": imported.unknown, ARTEFACTS: origins(*files_read.values())}
     keys = {"sizes": imported.config.to_dict()}
     files: dict[str, Callable[[Path], Any]] = {}
     if imported.extras:
