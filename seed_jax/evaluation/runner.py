@@ -28,7 +28,7 @@ from seed_jax.errors import UserError
 from seed_jax.evaluation.eval_model import EvalModel
 from seed_jax.evaluation.metrics.significance import bootstrap_interval
 from seed_jax.evaluation.task import DataOptions, LoadedSample, Prediction, Sample, Scores, Task
-from seed_jax.files import locked, read_json, write_json
+from seed_jax.files import locked, parse_json, read_json, write_json
 from seed_jax.inference.generation.sampling_params import SamplingParams
 
 RUN, PREDICTIONS, SUBMISSION, RESULTS = "run.json", "predictions.jsonl", "submission.json", "results.json"
@@ -237,7 +237,7 @@ def _complete_lines(path: Path) -> list[Prediction]:
         return []
     text = path.read_bytes()
     try:
-        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+        return [parse_json(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and run again.") from error
 

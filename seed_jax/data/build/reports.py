@@ -11,7 +11,7 @@ from seed_jax.data.build.plan import BuildPlan
 from seed_jax.data.shards import manifest as manifests
 from seed_jax.data.shards.manifest import Manifest, ShardFile, to_json, total
 from seed_jax.data.sources import SkippedSample
-from seed_jax.files import locked, write_bytes, write_text
+from seed_jax.files import locked, parse_json, read_text, write_bytes, write_text
 
 SKIPPED_LOG = "bad.jsonl"
 STATE_DIRECTORY = "build"
@@ -99,7 +99,7 @@ def _path(out: Path, shard: int) -> Path:
 def _load(path: Path) -> ShardReport | None:
     """Return a report, or None if it is missing, damaged or of another version."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(read_text(path))
         file = ShardFile(**content.pop("file"))
         skipped = tuple(SkippedSample(**sample) for sample in content.pop("skipped"))
         return ShardReport(file=file, skipped=skipped, **content)

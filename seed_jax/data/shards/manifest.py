@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
-from seed_jax.files import write_bytes
+from seed_jax.files import parse_json, read_text, write_bytes
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -79,7 +79,7 @@ def load(directory: Path) -> Manifest:
             f"{directory} is not a shard directory: it has no {MANIFEST}; make one with `seed-jax data build`."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         schema = content.pop("schema")
         if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema}, expected {SCHEMA}: build the shards again.")

@@ -31,6 +31,7 @@ from seed_jax.data.sources.samples import (
     to_storable,
 )
 from seed_jax.errors import UserError
+from seed_jax.files import parse_json
 
 LAYOUTS = (
     ("source_img", "target_img", "instruction"),  # MagicBrush
@@ -192,7 +193,7 @@ def _is_conversation(value: Any) -> bool:
 def _declared_images(schema: pa.Schema) -> set[str]:
     """Return the columns that the datasets library declares as images."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name for name, feature in features.items() if '"Image"' in json.dumps(feature)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return set()

@@ -1,13 +1,13 @@
 """Index of the files in tar archives, by name or by the URL they were downloaded from."""
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from seed_jax.data.sources.samples import FileSlice
 from seed_jax.errors import UserError
+from seed_jax.files import MAX_TEXT_BYTES, parse_json
 from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
 _DAMAGE = (tarfile.TarError, EOFError, ValueError)
@@ -98,9 +98,11 @@ def plain_files(tar: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _url(tar: Path, member: tarfile.TarInfo) -> str | None:
+    if member.size > MAX_TEXT_BYTES:
+        return None
     try:
-        content = json.loads(FileSlice(tar, member.offset_data, member.size).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(FileSlice(tar, member.offset_data, member.size).read_bytes())
+    except (OSError, ValueError):
         return None
     url = content.get("url") if isinstance(content, dict) else None
     return url if isinstance(url, str) else None

@@ -9,7 +9,6 @@ sample shows attribute combinations that all other samples lack; `num_objects` f
 
 import dataclasses
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 from seed_jax.data.sources.samples import InputFile, RawSample, find_files, name_files
 from seed_jax.data.world import TASKS, Scene, make_sample, render
 from seed_jax.errors import UserError
+from seed_jax.files import parse_json, read_text
 
 SIDE = 64
 
@@ -69,7 +69,7 @@ class WorldSource:
 def read_description(path: Path) -> WorldDescription:
     """Read and validate a description file."""
     try:
-        description = WorldDescription(**json.loads(path.read_text(encoding="utf-8")))
+        description = WorldDescription(**parse_json(read_text(path)))
     except (OSError, ValueError, TypeError) as error:
         keys = ", ".join(field.name for field in dataclasses.fields(WorldDescription))
         raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from seed_jax.data.text.byte_symbols import byte_symbols
 from seed_jax.errors import UserError
-from seed_jax.files import write_text
+from seed_jax.files import read_json, read_text, write_text
 
 WORD_END = "</w>"
 _ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -49,7 +49,7 @@ class ClipVocabulary:
         settings = {**_json(directory / "special_tokens_map.json"), **_json(directory / "tokenizer_config.json")}
         if all((directory / name).is_file() for name in _MAIN_FILES):
             ids = _json(directory / "vocab.json")
-            lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
+            lines = read_text(directory / "merges.txt").splitlines()
             pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
         elif (directory / "tokenizer.json").is_file():
             model = _json(directory / "tokenizer.json").get("model", {})
@@ -124,12 +124,7 @@ class ClipVocabulary:
 
 
 def _json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download it again.") from error
+    return read_json(path, "download it again") if path.is_file() else {}
 
 
 def _content(symbol: str | dict) -> str:
