@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from seed_jax.files import MAX_TEXT_BYTES
+
 CHUNK = 1 << 20  # characters per read
-MAX_VALUE_LENGTH = 1 << 28  # characters of one value; nothing larger is an entry of a dataset
+# Characters of one value; nothing larger is an entry of a dataset, and parsed JSON takes up to twenty times its memory.
+MAX_VALUE_LENGTH = MAX_TEXT_BYTES
 
 
 class DamagedError(Exception):

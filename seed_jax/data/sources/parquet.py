@@ -31,7 +31,7 @@ from seed_jax.data.sources.samples import (
     to_storable,
 )
 from seed_jax.errors import UserError
-from seed_jax.files import parse_json
+from seed_jax.files import check_regular, parse_json
 
 LAYOUTS = (
     ("source_img", "target_img", "instruction"),  # MagicBrush
@@ -57,6 +57,7 @@ TEXT_COLUMNS = {
 }
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError)  # raised by pyarrow for damaged files
 _ROWS_PER_BATCH = 16  # in memory at once: each row may hold several images
+_BATCH_BYTES = 256 * 2**20
 
 
 class ParquetSource:
@@ -144,6 +145,7 @@ class ParquetSource:
 
 def parquet_file(path: Path) -> pq.ParquetFile:
     """Open a parquet file; UserError if it is not one or is truncated."""
+    check_regular(path)
     try:
         file = pq.ParquetFile(path)
         _ = file.schema_arrow.names  # the schema is parsed lazily
@@ -174,7 +176,8 @@ def rows(
         if low >= high:
             continue
         try:
-            for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=list(columns)):
+            size = _rows_per_batch(file.metadata.row_group(group), columns)
+            for batch in file.iter_batches(size, row_groups=[group], columns=list(columns)):
                 wanted = batch.slice(max(low - number, 0), max(high - max(low, number), 0)) if number < high else None
                 yield from enumerate(wanted.to_pylist() if wanted else (), max(low, number))
                 number += batch.num_rows
@@ -183,6 +186,15 @@ def rows(
             problem = str(error).splitlines()[0]
         for missing in range(max(number, low), high):
             yield missing, SkippedSample(f"{path.name}:{missing + 1}", "damaged row group", problem)
+
+
+def _rows_per_batch(group: Any, columns: Sequence[str]) -> int:
+    """Return how many rows to decode at once: each could be a repetition of the largest value of its columns."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    largest = sum(
+        chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns
+    )
+    return max(1, min(_ROWS_PER_BATCH, _BATCH_BYTES // max(largest, 1)))
 
 
 def _is_conversation(value: Any) -> bool:
