@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +146,9 @@ def load_statistics(path: Path, width: int | None = None) -> FeatureStatistics:
         arrays = _read_arrays(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give an .npz file of reference statistics.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # NumPy's reader raises errors of many types on malformed headers
         raise UserError(f"{path} is not an .npz file of statistics ({error}): compute it again.") from error
     missing = {"mu", "sigma"} - arrays.keys()
     if missing:
@@ -177,4 +178,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if sum(entry.file_size for entry in archive.infolist()) > _MAX_STATISTICS_BYTES:
             raise ValueError(f"it holds more than {_MAX_STATISTICS_BYTES:,} bytes")
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in ("mu", "sigma") if name in file.files}
+        arrays = {name: file[name] for name in ("mu", "sigma") if name in file.files}
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # NumPy returns bytes of other files
+        raise ValueError("a member is not a NumPy array")
+    return arrays
