@@ -117,7 +117,7 @@ def read_bytes(path: AnyPath, max_bytes: int = MAX_TEXT_BYTES, name: str | None 
         raise UserError(f"Refusing to read {name or path}: {size:,} bytes, more than {max_bytes:,}; it is not the "
                         "expected file.")  # fmt: skip
     with local.open("rb") as file:
-        return file.read(max_bytes)  # files in /proc have the size 0
+        return file.read(size or max_bytes)  # files in /proc have the size 0
 
 
 def read_text(path: AnyPath, max_bytes: int = MAX_TEXT_BYTES) -> str:

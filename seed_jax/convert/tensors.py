@@ -121,10 +121,10 @@ def indexed_files(index: Path) -> list[Path]:
         UserError: the index has no valid `weight_map`, or names a file outside its directory.
     """
     weight_map = read_json(index, "download it again").get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else {None}
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UserError(f"{index} has no 'weight_map' of tensor names to file names: download it again.")
-    return [index.parent / name for name in sorted(map(str, names))]
+    return [index.parent / name for name in sorted(set(names))]
 
 
 def _open_file(path: Path) -> TensorDict:

@@ -45,7 +45,7 @@ def read_source(kind: str, path: Path, images_from: str | None = None, others: t
     source = open_source(kind, paths, **options)
     encoder, filters = Reds(), ImageFilters(**ORIGINAL_FILTERS)
     for file in source.files:
-        count = source.count(file)
+        count = min(source.count(file), 100)  # a description of scenes may ask for a billion
         number = 0
         for sample in source.read(file, 0, count):
             number += 1

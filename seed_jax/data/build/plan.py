@@ -110,7 +110,11 @@ def load(directory: Path) -> BuildPlan | None:
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         files = {name: (size, count) for name, (size, count) in content.pop("files").items()}
-        return BuildPlan(files=files, **content)
+        plan = BuildPlan(files=files, **content)
+        numbers = [plan.shard_size, *(number for pair in files.values() for number in pair)]
+        if not all(type(number) is int and number >= 0 for number in numbers) or not plan.shard_size:
+            raise ValueError("a size or count is not a positive number")
+        return plan
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is not a build plan ({error}): delete {directory.parent} and run the command again."

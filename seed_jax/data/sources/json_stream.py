@@ -22,7 +22,7 @@ class DamagedError(Exception):
 
 
 # What reading may raise in the middle of a file.
-DAMAGE = (DamagedError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+DAMAGE = (DamagedError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, RecursionError)
 
 
 @contextlib.contextmanager
@@ -173,7 +173,7 @@ class _Reader:
                 truncated = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - 20
                 if not truncated or not self._read_more():
                     raise DamagedError(f"not valid JSON: {error.msg}") from None
-            except (RecursionError, ValueError) as error:
+            except ValueError as error:
                 raise DamagedError(f"a value cannot be parsed: {error}") from None
 
     def peek(self) -> str:

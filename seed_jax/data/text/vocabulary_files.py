@@ -50,8 +50,8 @@ def read_model(model: bytes, origin: str) -> sentencepiece.SentencePieceProcesso
     """Parse a SentencePiece model and check that `<unk>`, `<s>`, `</s>` have the ids 0, 1, 2."""
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        names = [processor.id_to_piece(index) for index in range(3)]
-    except (RuntimeError, IndexError) as error:
+        names = processor.id_to_piece(list(range(len(processor))))[:3]
+    except (RuntimeError, IndexError, UnicodeDecodeError) as error:
         raise UserError(f"{TOKENIZER_MODEL} of {origin} is not a SentencePiece model: download it again.") from error
     if names != list(_CONTROL_TOKENS.values()):
         raise UserError(f"{TOKENIZER_MODEL} of {origin} begins with {names}, expected <unk>, <s>, </s> as in LLaMA.")
