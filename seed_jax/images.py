@@ -51,6 +51,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _PNG_MAX_TEXT = 1024**2  # of a text after decompression; Pillow refuses images with longer ones
 _RESIZE_BYTES = 256 * 1024**2  # of the intermediate image of a resize
+_MAX_SIDE = 2**20  # in pixels, up to which images are resized as a whole
 _MAX_EXACT_RATIO = 64  # of the sides, up to which `keep_ratio` resizes the whole image
 
 
@@ -310,6 +311,10 @@ def resize(
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"Unknown interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}.")
     method = INTERPOLATIONS[interpolation]
+    if (
+        max(image.size) > _MAX_SIDE
+    ):  # Pillow's filter coefficients take 32 bytes per pixel; the result differs by rounding
+        image = image.reduce((-(-image.width // _MAX_SIDE), -(-image.height // _MAX_SIDE)))
     width, height = image.size
     if not keep_ratio:
         if 4 * size * height > _RESIZE_BYTES:  # Pillow would resize the rows first; the result differs by rounding

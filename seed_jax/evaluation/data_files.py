@@ -73,7 +73,7 @@ def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> list[dict[
     try:
         check_regular(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
+            reader = csv.DictReader(file, delimiter=delimiter, restval="")
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table ({error}): repair the file.") from error
@@ -115,7 +115,14 @@ def identifier(record: dict[str, Any], key: str, where: str) -> int | str:
 def existing(root: Path, candidates: Iterable[str]) -> Path:
     """Return the first candidate that exists under `root`, else the first one, which is reported when it is read."""
     paths = [root / candidate for candidate in candidates]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if _is_file(path)), paths[0])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def kind(value: Any) -> str:

@@ -32,7 +32,8 @@ from typing import Any
 
 LIMIT_SECONDS = 10  # of processor time for one input
 LIMIT_BYTES = 2**30  # of address space for one input, beyond that of the process which has read all seeds
-_ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "tests.fuzz.harness"]  # starts a child process
+ROOT = Path(__file__).parents[2]
 _WAIT_SECONDS = 120  # for an input that uses no processor time, such as one that waits for another process
 
 
@@ -132,13 +133,13 @@ def _run_child(todo: Sequence[tuple[str, int]], stop: int) -> tuple[list[list[An
     """Return the messages of a child process and its exit code."""
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "PYTHONPATH": str(_ROOT),
+        "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
         log, errors = Path(folder, "log"), Path(folder, "errors")
-        command = [sys.executable, "-m", "tests.fuzz.harness", "--child", folder, json.dumps(todo), str(stop)]
+        command = [*COMMAND, "--child", folder, json.dumps(todo), str(stop)]
         with errors.open("w") as stderr:
-            process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=stderr, stderr=stderr)
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stderr, stderr=stderr)
             size, since = -1, time.monotonic()
             while process.poll() is None:
                 time.sleep(0.2)

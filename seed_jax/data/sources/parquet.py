@@ -176,7 +176,9 @@ def rows(
         if low >= high:
             continue
         try:
-            size = _rows_per_batch(file.metadata.row_group(group), columns)
+            # With a dictionary, each row can be a repetition of the largest value of the row group.
+            largest = max(1, file.metadata.row_group(group).total_byte_size)
+            size = max(1, min(_ROWS_PER_BATCH, _BATCH_BYTES // largest))
             for batch in file.iter_batches(size, row_groups=[group], columns=list(columns)):
                 wanted = batch.slice(max(low - number, 0), max(high - max(low, number), 0)) if number < high else None
                 yield from enumerate(wanted.to_pylist() if wanted else (), max(low, number))
@@ -186,15 +188,6 @@ def rows(
             problem = str(error).splitlines()[0]
         for missing in range(max(number, low), high):
             yield missing, SkippedSample(f"{path.name}:{missing + 1}", "damaged row group", problem)
-
-
-def _rows_per_batch(group: Any, columns: Sequence[str]) -> int:
-    """Return how many rows to decode at once: each could be a repetition of the largest value of its columns."""
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    largest = sum(
-        chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns
-    )
-    return max(1, min(_ROWS_PER_BATCH, _BATCH_BYTES // max(largest, 1)))
 
 
 def _is_conversation(value: Any) -> bool:

@@ -69,7 +69,7 @@ class BytePairModel:
             raise UserError(
                 f"{directory} has no {VOCAB} and {MERGES}: expected the text tokenizer of an OPT."
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"The text tokenizer in {directory} cannot be read ({error}): download it again."
             ) from error

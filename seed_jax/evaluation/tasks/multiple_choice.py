@@ -252,7 +252,7 @@ def _mmbench_sample(row: dict[str, str], where: str) -> Sample:
         raise UserError(
             f"{where}: expected at least two options and the letter of one as the answer, found {answer!r}."
         )
-    if not row["index"].isdigit():
+    if not row["index"].isdecimal():
         raise UserError(f"{where}: the index is {row['index']!r}, expected a number.")
     try:
         image = base64.b64decode(row["image"], validate=True)
