@@ -90,8 +90,7 @@ def test_small_files_that_expand_take_less_than_a_gibibyte(name, tmp_path):
         assert process.returncode == 0, process.stderr[-2000:]
         results.append(process.stdout)
     taken, seconds, said = json.loads(results[1].splitlines()[-1])
-    print(
-        f"{name}: {(tmp_path / name).stat().st_size:,} bytes on disk, {taken / 2**20:.0f} MiB, {seconds:.1f} s: {said[:100]}"
-    )
+    size = (tmp_path / name).stat().st_size
+    print(f"{name}: {size:,} bytes on disk, {taken / 2**20:.0f} MiB, {seconds:.1f} s: {said[:100]}")
     assert taken < 2**30
     assert seconds < 60
