@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from seed_jax import images, video
 from seed_jax.data.build.encoding import PreparedSample
 from seed_jax.data.build.filters import ORIGINAL_FILTERS, FilteredSample, ImageFilters
 from seed_jax.data.build.preprocess import prepare
-from seed_jax.data.sources import RawSample, SkippedSample, open_source
+from seed_jax.data.sources import RawSample, SkippedSample, Source, open_source
 from tests.data.sources.samples import Reds, png
 from tests.fuzz import corpus, mutators
 from tests.fuzz.mutators import Mutator
@@ -35,14 +36,18 @@ class Reader:
     mutate: Mutator = mutators.mutate_json
 
 
-def read_source(kind: str, path: Path, images_from: str | None = None, others: tuple[str, ...] = ()) -> None:
-    """Read all samples of a source: exactly as many as it counts, each usable or with a reason."""
+def open_at(kind: str, path: Path, images_from: str | None = None, others: tuple[str, ...] = ()) -> Source:
+    """Open a source with a seed at `path`; `others` names all its files where there are several."""
     folder = path.parent
     if not (folder / "a.png").exists():
         (folder / "a.png").write_bytes(png(3))
     options = {"images": folder / images_from} if images_from else {}
-    paths = [folder / name for name in others] or [path]
-    source = open_source(kind, paths, **options)
+    return open_source(kind, [folder / name for name in others] or [path], **options)
+
+
+def read_source(kind: str, path: Path, **options: Any) -> None:
+    """Read all samples of a source: exactly as many as it counts, each usable or with a reason."""
+    source = open_at(kind, path, **options)
     encoder, filters = Reds(), ImageFilters(**ORIGINAL_FILTERS)
     for file in source.files:
         count = min(source.count(file), 100)  # a description of scenes may ask for a billion

@@ -58,6 +58,7 @@ TEXT_COLUMNS = {
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError)  # raised by pyarrow for damaged files
 _ROWS_PER_BATCH = 16  # in memory at once: each row may hold several images
 _BATCH_BYTES = 256 * 2**20
+_MAX_DENSE_ROWS = 10**6  # that may take less than a byte each
 
 
 class ParquetSource:
@@ -145,10 +146,14 @@ class ParquetSource:
 
 def parquet_file(path: Path) -> pq.ParquetFile:
     """Open a parquet file; UserError if it is not one or is truncated."""
-    check_regular(path)
+    size = check_regular(path)
     try:
         file = pq.ParquetFile(path)
         _ = file.schema_arrow.names  # the schema is parsed lazily
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        # Each unreadable row is counted: a damaged number of rows must not become billions of them.
+        if min(counts, default=0) < 0 or sum(counts) > max(_MAX_DENSE_ROWS, size):
+            raise ValueError(f"it claims to have {sum(counts)} rows in {size} bytes")
         return file
     except _DAMAGE as error:
         reason = str(error).splitlines()[0]

@@ -16,8 +16,8 @@ from seed_jax.files import MAX_TEXT_BYTES
 from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
 # Of the members whose names agree up to the first dot, which are in memory at the same time.
-_MAX_MEMBERS = 10_000
-_MAX_CONTENT_BYTES = 512 * 2**20
+MAX_MEMBERS = 10_000
+MAX_CONTENT_BYTES = 512 * 2**20
 
 
 @dataclasses.dataclass
@@ -94,7 +94,7 @@ def groups(path: Path, start: int, stop: int, kinds: Mapping[str, str]) -> Itera
                 # An upper bound of the number of this member's group, which is known when `members` is complete.
                 last = number + len(stems) - 1
                 if member.last_extension in kinds and number < stop and last >= start:
-                    _read(member, archive, info, _MAX_CONTENT_BYTES - size)
+                    _read(member, archive, info, MAX_CONTENT_BYTES - size)
                     size += len(member.content or b"")
     except TAR_DAMAGE as error:
         yield from _grouped(members, kinds)
@@ -105,7 +105,7 @@ def groups(path: Path, start: int, stop: int, kinds: Mapping[str, str]) -> Itera
 
 def _is_full(members: list[_Member], following: _Member) -> bool:
     """Whether so many names agree up to the first dot that they are grouped before the last of them is read."""
-    return len(members) >= _MAX_MEMBERS and (following.stem != members[-1].stem or len(members) >= 2 * _MAX_MEMBERS)
+    return len(members) >= MAX_MEMBERS and (following.stem != members[-1].stem or len(members) >= 2 * MAX_MEMBERS)
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
