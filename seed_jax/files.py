@@ -1,15 +1,18 @@
-"""Atomic writes, new directories, file locks: the one place where files are created, so that a kill loses nothing.
+"""Atomic writes, new directories, file locks, and reading of limited size: the one place for each.
 
-Paths may be local (`pathlib.Path`) or in a bucket (`etils.epath.Path`, such as `gs://...`). Locks, new directories and
-`atomic_path` exist for local paths only.
+A kill loses nothing that was written, and a FIFO, a device or a file of any size that is given instead of the expected
+one becomes a UserError before it is opened. Paths may be local (`pathlib.Path`) or in a bucket (`etils.epath.Path`,
+such as `gs://...`). Locks, new directories and `atomic_path` exist for local paths only.
 """
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,11 @@ from etils import epath
 from seed_jax.errors import UserError
 
 AnyPath = Path | epath.Path
+
+# Of a file that is read as a whole. Parsed JSON takes up to twenty times the memory of its text.
+MAX_TEXT_BYTES = 32 * 2**20
+# Of a list of records that is read as a whole and parsed record by record.
+MAX_LIST_BYTES = 2**30
 
 
 @contextlib.contextmanager
@@ -68,6 +76,63 @@ def write_json(path: AnyPath, value: Any, *, indent: int = 2, sort_keys: bool = 
     write_text(path, json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n")
 
 
+def check_regular(path: Path, name: str | None = None) -> int:
+    """Check that an existing path is a regular file, or a link to one, without opening it, and return its size.
+
+    Opening a FIFO waits for a writer, and a device such as /dev/zero never ends.
+
+    Args:
+        path: a local path.
+        name: name of the file in the message, by default its path.
+
+    Raises:
+        UserError: it is a directory, FIFO, socket or device.
+        OSError: it does not exist or cannot be accessed.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"Cannot read {name or path}: it is a directory; give a file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"Cannot read {name or path}: it is not a regular file; copy its content into one.")
+    return status.st_size
+
+
+def read_bytes(path: AnyPath, max_bytes: int = MAX_TEXT_BYTES, name: str | None = None) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: the file.
+        max_bytes: largest size that is read.
+        name: name of the file in messages, by default its path.
+
+    Raises:
+        UserError: it is larger, or a directory, FIFO, socket or device.
+        OSError: it does not exist or cannot be read.
+    """
+    if "://" in str(path):
+        return path.read_bytes()
+    local = Path(path)
+    size = check_regular(local, name)
+    if size > max_bytes:
+        raise UserError(f"Refusing to read {name or path}: {size:,} bytes, more than {max_bytes:,}; it is not the "
+                        "expected file.")  # fmt: skip
+    with local.open("rb") as file:
+        return file.read(size or max_bytes)  # files in /proc have the size 0
+
+
+def read_text(path: AnyPath, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the content of a UTF-8 file with line ends unified; errors as in `read_bytes`, and UnicodeDecodeError."""
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path, max_bytes)), "utf-8").read()
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Parse JSON like `json.loads`, with ValueError as the only error: also for text that is nested too deeply."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_json(path: AnyPath, remedy: str = "restore the file") -> dict[str, Any]:
     """Read a JSON object from a UTF-8 file.
 
@@ -75,13 +140,13 @@ def read_json(path: AnyPath, remedy: str = "restore the file") -> dict[str, Any]
         remedy: ends the error message: what to do about a missing or damaged file.
 
     Raises:
-        UserError: the file is missing, not JSON, or does not hold an object.
+        UserError: the file is missing, not regular, not JSON, or does not hold an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {remedy}.") from None
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not JSON
+    except ValueError as error:  # not UTF-8, or not JSON
         raise UserError(f"{path} is not valid JSON ({error}): {remedy}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, expected an object: {remedy}.")

@@ -7,7 +7,6 @@ orientation is applied, transparent images are composited over white, grey of mo
 import functools
 import io
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from seed_jax.errors import UserError
+from seed_jax.files import check_regular, read_bytes
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -51,6 +51,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _PNG_MAX_TEXT = 1024**2  # of a text after decompression; Pillow refuses images with longer ones
 _RESIZE_BYTES = 256 * 1024**2  # of the intermediate image of a resize
+_MAX_SIDE = 2**20  # in pixels, up to which images are resized as a whole
 _MAX_EXACT_RATIO = 64  # of the sides, up to which `keep_ratio` resizes the whole image
 
 
@@ -182,15 +183,8 @@ def read_file(path: Path, name: str | None = None) -> bytes:
         UserError: the file is larger, or a directory, FIFO or device.
         OSError: it cannot be read.
     """
-    name = name or str(path)
-    status = path.stat()  # before opening, which waits on a FIFO and may have effects on a device
-    if stat.S_ISDIR(status.st_mode):
-        raise UserError(f"Cannot read {name}: it is a directory; give an image file.")
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"Cannot read {name}: it is not a regular file; copy the image into one.")
-    check_file_size(status.st_size, name)
-    with path.open("rb") as file:
-        return file.read(MAX_FILE_BYTES)
+    check_file_size(check_regular(path, name), name or str(path))
+    return read_bytes(path, MAX_FILE_BYTES, name)
 
 
 @functools.cache
@@ -317,6 +311,10 @@ def resize(
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"Unknown interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}.")
     method = INTERPOLATIONS[interpolation]
+    if (
+        max(image.size) > _MAX_SIDE
+    ):  # Pillow's filter coefficients take 32 bytes per pixel; the result differs by rounding
+        image = image.reduce((-(-image.width // _MAX_SIDE), -(-image.height // _MAX_SIDE)))
     width, height = image.size
     if not keep_ratio:
         if 4 * size * height > _RESIZE_BYTES:  # Pillow would resize the rows first; the result differs by rounding

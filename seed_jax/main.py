@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from seed_jax import backends, compilation_cache, distributed
 from seed_jax.errors import UserError
+from seed_jax.terminal import PrintableFormatter, error_line, escaped_stdout
 from seed_jax.train.config import loading
 
 EXIT_BAD_INPUT = 2
@@ -75,7 +76,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 def set_up_log() -> None:
     """Show our own messages with the time of day; of libraries, warnings only."""
-    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    absl_logging.get_absl_handler().setFormatter(PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.captureWarnings(True)
     logging.getLogger().setLevel(logging.INFO)
     for library in ("absl", "jax"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -130,9 +132,10 @@ def cli() -> None:
     """Run `main`, with one sentence and exit code 2 for bad input."""
     backends.skip_absent_tpus()
     try:
-        app.run(main, flags_parser=parse_flags)
+        with escaped_stdout():
+            app.run(main, flags_parser=parse_flags)
     except UserError as error:
-        print(f"seed_jax: {error}", file=sys.stderr)
+        print(error_line("seed_jax", error), file=sys.stderr)
         distributed.exit_process(EXIT_BAD_INPUT)
 
 

@@ -1,11 +1,21 @@
-"""Text for terminals: control characters, and characters that the terminal's encoding lacks, are escaped."""
+"""Text for terminals: control characters, and characters that the terminal's encoding lacks, are escaped.
 
+What reaches a terminal may come from data, file names, models or servers. It is escaped at the edges, so that no caller
+has to think of it: `escaped_stdout` for everything that is printed, `PrintableFormatter` for log messages and warnings,
+`EscapedParser` for errors of the command line, `error_line` for the sentence that ends a command.
+"""
+
+import argparse
+import contextlib
 import logging
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from io import TextIOBase
+from typing import Any
 
 # C0 controls except tab and newline, DEL, C1 controls, bidirectional overrides and isolates, lone surrogates.
+_MAX_ERROR_LENGTH = 10_000  # characters
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -20,8 +30,50 @@ def printable(text: object) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
+    # JSON that is printed stays the same JSON: in its strings only characters from U+007F on are not escaped already.
     code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x7F else f"\\u{code:04x}"
+
+
+def error_line(program: str, error: object) -> str:
+    """Return the line that reports an error, escaped and of limited length."""
+    text = printable(error)
+    if len(text) > _MAX_ERROR_LENGTH:
+        text = f"{text[:_MAX_ERROR_LENGTH]}... ({len(text) - _MAX_ERROR_LENGTH:,} more characters)"
+    return f"{program}: {text}"
+
+
+class EscapedParser(argparse.ArgumentParser):
+    """A parser whose error messages, which repeat arguments such as file names, are escaped."""
+
+    def error(self, message: str) -> Any:
+        """Print usage and message to stderr and exit with code 2."""
+        super().error(printable(message))
+
+
+class _EscapedStream:
+    """A text stream that escapes what is written; all else is done by the stream that it wraps."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def escaped_stdout() -> Iterator[None]:
+    """Escape everything that is printed within the block."""
+    with contextlib.redirect_stdout(_EscapedStream(sys.stdout)):  # pyright: ignore[reportArgumentType]
+        yield
 
 
 class PrintableFormatter(logging.Formatter):

@@ -1,6 +1,5 @@
 """Frames of videos, read with PyAV: the middle frame of each of N equal segments (spec D.5)."""
 
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from seed_jax.errors import UserError
+from seed_jax.files import check_regular
 from seed_jax.images import MAX_PIXELS
 
 # Containers that hold their own streams. Playlists and other formats that name further files or addresses are refused.
@@ -27,8 +27,7 @@ def frames(path: Path, count: int) -> list[Image.Image]:
     import av
 
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise UserError(f"Cannot read {path}: it is not a regular file; copy the video into one.")
+        check_regular(Path(path))
         # The prefix keeps FFmpeg from taking a name such as "concat:a" for an address.
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         with av.open(f"file:{path}", options=options) as container:

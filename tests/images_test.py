@@ -323,7 +323,8 @@ MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I", "I;16", "YCbCr", "HSV"
 def test_pillow_images_of_any_mode_equal_their_file(mode):
     image = Image.fromarray(np.full((24, 40), 30000, np.uint16)) if mode == "I;16" else rgb().convert(mode)
     kind = "PNG" if mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16") else "TIFF"
-    stored = image.convert("RGB") if mode == "HSV" else image  # no format stores HSV
+    # No format stores HSV; Pillow 12.3 cannot read the TIFF that it writes of YCbCr.
+    stored = image.convert("RGB") if mode in ("HSV", "YCbCr") else image
     expected = images.load(encoded(stored, kind))
     before = image.tobytes()
     loaded = images.load(image)

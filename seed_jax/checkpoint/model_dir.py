@@ -116,8 +116,10 @@ def read_config(directory: str | Path, kind: str | Sequence[str] | None = None) 
             f"{directory} is neither a model directory nor a training workdir: it has no {CONFIG} with a 'kind'; "
             "make one with `seed-jax import`."
         )
-    if config["format"] != FORMAT:
-        raise UserError(f"{folder / CONFIG} has format {config['format']}, expected {FORMAT}: import the model again.")
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / CONFIG} has format {config.get('format')}, expected {FORMAT}: import the model again."
+        )
     kinds = [kind] if isinstance(kind, str) else kind
     if kinds is not None and config["kind"] not in kinds:
         expected = " or ".join(map(_describe, kinds))
@@ -134,7 +136,7 @@ def _kind_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     config = read_json(path, "restore it or import the model again")
-    return config if "kind" in config else None
+    return config if isinstance(config.get("kind"), str) else None
 
 
 def params_path(directory: Path) -> Path:

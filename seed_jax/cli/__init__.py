@@ -14,7 +14,7 @@ import shtab
 import seed_jax
 from seed_jax import backends, compilation_cache
 from seed_jax.errors import UserError
-from seed_jax.terminal import PrintableFormatter, configure_streams, printable
+from seed_jax.terminal import EscapedParser, PrintableFormatter, configure_streams, error_line, escaped_stdout
 
 # Command -> (module, summary). A module is imported only when the command line names its command.
 COMMANDS = {
@@ -45,7 +45,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     Args:
         command: the only command whose arguments are added; None adds those of every command.
     """
-    parser = argparse.ArgumentParser(
+    parser = EscapedParser(
         prog="seed-jax", description="SEED and SEED-LLaMA in JAX: images as discrete tokens for a language model."
     )
     parser.add_argument("--version", action="version", version=f"seed-jax {seed_jax.__version__}")
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     _configure_output()
     try:
-        code = _run(argv)
+        with escaped_stdout():
+            code = _run(argv)
         sys.stdout.flush()  # a closed pipe shows here, not while Python exits
         return code
     except BrokenPipeError:  # the reader, such as `head`, has read enough
@@ -104,7 +105,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _fail(sentence: str) -> int:
-    print(f"seed-jax: {printable(sentence)}", file=sys.stderr)
+    print(error_line("seed-jax", sentence), file=sys.stderr)
     return EXIT_BAD_INPUT
 
 
@@ -117,5 +118,6 @@ def _configure_output() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(True)
     for library in ("absl", "jax", "gguf"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -3,12 +3,11 @@
 import argparse
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed_jax.errors import UserError
-from seed_jax.files import atomic_path, read_json, write_json
+from seed_jax.files import MAX_LIST_BYTES, atomic_path, parse_json, read_bytes, read_json, write_json
 
 if TYPE_CHECKING:  # imports JAX, which --help must not wait for
     from PIL import Image
@@ -127,7 +126,8 @@ def read_codes(path: Path) -> list[CodesLine]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the JSON lines that `seed-jax tokenize` wrote.")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Split before decoding: bytes end at CR and LF only, a text also at U+2028 and others that JSON allows.
+    for number, text in enumerate(read_bytes(path, MAX_LIST_BYTES).splitlines(), 1):
         if text.strip():
             lines.append(_parse_line(f"{path}, line {number}", number, text))
     if not lines:
@@ -135,9 +135,9 @@ def read_codes(path: Path) -> list[CodesLine]:
     return lines
 
 
-def _parse_line(place: str, number: int, text: str) -> CodesLine:
+def _parse_line(place: str, number: int, text: bytes) -> CodesLine:
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except ValueError as error:
         raise UserError(f"{place} is not valid JSON ({error}).") from error
     codes = record.get("codes") if isinstance(record, dict) else None
@@ -150,7 +150,7 @@ def _parse_line(place: str, number: int, text: str) -> CodesLine:
 def _check_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that determine the images; refuse a folder with images of other settings."""
     settings = {"model": str(args.model), "unclip": str(args.unclip)}
-    settings["codes"] = hashlib.sha256(args.codes.read_bytes()).hexdigest()
+    settings["codes"] = hashlib.sha256(read_bytes(args.codes, MAX_LIST_BYTES)).hexdigest()
     settings |= {name: getattr(args, name) for name in _DRAWING_OPTIONS}
     path = args.out / SETTINGS
     stored = read_json(path, "choose another --out") if path.exists() else settings

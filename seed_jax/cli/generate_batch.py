@@ -23,7 +23,7 @@ from seed_jax.cli.generation_loading import (
     requires_images,
 )
 from seed_jax.errors import UserError
-from seed_jax.files import locked, read_json, write_json
+from seed_jax.files import MAX_LIST_BYTES, locked, parse_json, read_bytes, read_json, write_json
 from seed_jax.inference.answers import json_line, log_image_validity, save_images, to_dict
 from seed_jax.inference.chat.prompts import check_placeholders
 from seed_jax.inference.generation.batching import Request
@@ -122,7 +122,7 @@ def read_records(path: Path, defaults: SamplingParams, negative_prompt: str | No
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a file of JSON lines.")
     # Split before decoding: bytes end at CR and LF only, a text also at U+2028, U+0085 and others that JSON allows.
-    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    lines = read_bytes(path, MAX_LIST_BYTES).removeprefix(codecs.BOM_UTF8).splitlines()
     records = [
         _parse(path, number, line, defaults, negative_prompt) for number, line in enumerate(lines, 1) if line.strip()
     ]
@@ -134,10 +134,10 @@ def read_records(path: Path, defaults: SamplingParams, negative_prompt: str | No
 def _parse(path: Path, number: int, line: bytes, defaults: SamplingParams, negative_prompt: str | None) -> PromptRecord:
     where = f"{path}, line {number}"
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 ({error.reason}): convert the file to UTF-8.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if b"\0" in line:  # raw NUL bytes occur in UTF-16 and UTF-32, never in JSON
             raise UserError(f"{where} contains NUL bytes, as UTF-16 has: convert the file to UTF-8.") from error
         raise UserError(f"{where} is not valid JSON ({error}): correct the line.") from error
@@ -191,7 +191,7 @@ def _resume(args: argparse.Namespace, config: LoadConfig, defaults: SamplingPara
     Raises:
         UserError: the answers or images were made with another file, model or decoding options, or are damaged.
     """
-    settings: dict[str, Any] = {"batch": hashlib.sha256(args.batch.read_bytes()).hexdigest()}
+    settings: dict[str, Any] = {"batch": hashlib.sha256(read_bytes(args.batch, MAX_LIST_BYTES)).hexdigest()}
     settings |= {name: None if value is None else str(value) for name, value in dataclasses.asdict(config).items()}
     settings |= json.loads(json.dumps(dataclasses.asdict(defaults)))
     if args.negative_prompt is not None:
@@ -217,8 +217,8 @@ def _resume(args: argparse.Namespace, config: LoadConfig, defaults: SamplingPara
 def _answered_line(answers: Path, number: int, text: bytes, num_lines: int) -> int:
     """Return which line of the batch file a line of answers.jsonl belongs to."""
     try:
-        line = json.loads(text)["line"]
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        line = parse_json(text)["line"]
+    except (ValueError, TypeError, KeyError, IndexError):
         line = None
     if type(line) is not int or not 1 <= line <= num_lines:
         raise UserError(f"{answers}, line {number} is damaged: remove the line to answer it again, or {REMEDY}.")

@@ -19,7 +19,6 @@ from seed_jax.inference.answers import format_segments, log_image_validity, save
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt, check_placeholders, interleave
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.sampling_params import SamplingParams
-from seed_jax.terminal import printable
 
 
 def run(args: argparse.Namespace, params: SamplingParams) -> None:
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace, params: SamplingParams) -> None:
     if args.json:
         print(json.dumps(to_dict(answer, paths), ensure_ascii=False))
     else:
-        print(printable("\n".join(format_segments(answer.segments, paths))))
+        print("\n".join(format_segments(answer.segments, paths)))
     if contains_images([answer]) and not draws and not requires_images(params):
         log_decoder_hint(config)
     if answer.finish_reason == "interrupted":

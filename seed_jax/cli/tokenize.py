@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from seed_jax.cli.tokenizer_options import add_encoding_options, load_tokenizer
 from seed_jax.errors import UserError
-from seed_jax.files import locked, walk_files, write_json
+from seed_jax.files import MAX_LIST_BYTES, locked, parse_json, read_bytes, read_text, walk_files, write_json
 
 if TYPE_CHECKING:  # imports JAX, which --help must not wait for
     from seed_jax.inference.image_tokenizer import EncodedImage
@@ -122,7 +122,7 @@ def resume(out: Path, fingerprint: str) -> set[str]:
 
 def _check_sidecar(out: Path, sidecar: Path, fingerprint: str) -> None:
     try:
-        stored = json.loads(sidecar.read_text(encoding="utf-8"))["fingerprint"]
+        stored = parse_json(read_text(sidecar))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{out} is not empty and {sidecar.name} does not name the tokenizer that wrote it: choose another --out."
@@ -135,7 +135,7 @@ def _check_sidecar(out: Path, sidecar: Path, fingerprint: str) -> None:
 
 
 def _finished_paths(out: Path) -> set[str]:
-    data = out.read_bytes()
+    data = read_bytes(out, MAX_LIST_BYTES)
     complete = data.rfind(b"\n") + 1
     if complete < len(data):
         logging.info("Removed the last line of %s, which an interruption had truncated.", out)
@@ -143,7 +143,7 @@ def _finished_paths(out: Path) -> set[str]:
     finished = set()
     for number, line in enumerate(data[:complete].splitlines(), 1):
         try:
-            finished.add(json.loads(line)["path"])
+            finished.add(parse_json(line)["path"])
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f'{out} line {number} is not a JSON object with "path" and "codes": repair or remove the file.'

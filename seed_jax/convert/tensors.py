@@ -5,7 +5,6 @@ Tensors are read when they are asked for, so that a model is converted in little
 
 import dataclasses
 import functools
-import json
 import re
 import struct
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 import safetensors
 
 from seed_jax.errors import UserError
-from seed_jax.files import atomic_path, read_json
+from seed_jax.files import MAX_TEXT_BYTES, atomic_path, parse_json, read_json
 from seed_jax.lfs import check_not_pointer
 
 # The safetensors library reads bfloat16 into NumPy in its newest releases only; the format is a header and plain bytes.
@@ -122,10 +121,10 @@ def indexed_files(index: Path) -> list[Path]:
         UserError: the index has no valid `weight_map`, or names a file outside its directory.
     """
     weight_map = read_json(index, "download it again").get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else {None}
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UserError(f"{index} has no 'weight_map' of tensor names to file names: download it again.")
-    return [index.parent / name for name in sorted(map(str, names))]
+    return [index.parent / name for name in sorted(set(names))]
 
 
 def _open_file(path: Path) -> TensorDict:
@@ -205,11 +204,13 @@ def natural_sort_key(name: str) -> list[int | str]:
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """Validate the file with the safetensors library, then read its header."""
     try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass  # refuses gaps, overlaps, offsets beyond the file, shapes that do not match their bytes
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length), object_pairs_hook=_unique_keys)
+            if length > MAX_TEXT_BYTES:  # a model has thousands of tensors of a hundred bytes each
+                raise ValueError(f"its header has {length:,} bytes, more than {MAX_TEXT_BYTES:,}")
+            header = parse_json(file.read(length), object_pairs_hook=_unique_keys)
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # refuses gaps, overlaps, offsets beyond the file, shapes that do not match their bytes
         header.pop("__metadata__", None)
         return {name: _safetensor(path, 8 + length, entry) for name, entry in header.items()}
     except (safetensors.SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -221,8 +222,8 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"its header names {twice!r} twice")
     return content
 

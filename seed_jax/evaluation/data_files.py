@@ -1,13 +1,13 @@
 """Finding and reading the official files of benchmarks, strictly: what is wrong is named by file and record."""
 
 import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
+from seed_jax.files import MAX_LIST_BYTES, check_regular, parse_json, read_text
 
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
 
@@ -49,17 +49,17 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing, not UTF-8 or not JSON, or an object has a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MAX_LIST_BYTES).removeprefix("\ufeff")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a JSON file.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {path} ({error}): give a JSON file in UTF-8.") from error
     try:
         if path.suffix == ".jsonl":
             # Not splitlines(): strings may hold other line separators, such as U+2028.
-            return [json.loads(line, object_pairs_hook=_unique_keys) for line in text.split("\n") if line.strip()]
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
+            return [parse_json(line, object_pairs_hook=_unique_keys) for line in text.split("\n") if line.strip()]
+        return parse_json(text, object_pairs_hook=_unique_keys)
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): repair the file.") from error
 
 
@@ -71,10 +71,11 @@ def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> list[dict[
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # MMBench holds images as base64
     try:
+        check_regular(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
+            reader = csv.DictReader(file, delimiter=delimiter, restval="")
             rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table ({error}): repair the file.") from error
     missing = [column for column in columns if column not in (reader.fieldnames or [])]
     if missing:
@@ -114,7 +115,14 @@ def identifier(record: dict[str, Any], key: str, where: str) -> int | str:
 def existing(root: Path, candidates: Iterable[str]) -> Path:
     """Return the first candidate that exists under `root`, else the first one, which is reported when it is read."""
     paths = [root / candidate for candidate in candidates]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if _is_file(path)), paths[0])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def kind(value: Any) -> str:

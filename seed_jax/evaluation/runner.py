@@ -38,7 +38,7 @@ from seed_jax.evaluation.task import (
     Task,
     drawn_image_path,
 )
-from seed_jax.files import atomic_path, locked, read_json, write_bytes, write_json
+from seed_jax.files import atomic_path, locked, parse_json, read_json, write_bytes, write_json
 from seed_jax.inference.generation.sampling_params import SamplingParams
 
 RUN, PREDICTIONS, SUBMISSION, RESULTS = "run.json", "predictions.jsonl", "submission.json", "results.json"
@@ -302,7 +302,7 @@ def _complete_lines(path: Path) -> list[Prediction]:
         return []
     text = path.read_bytes()
     try:
-        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+        return [parse_json(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and run again.") from error
 

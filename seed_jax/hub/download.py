@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import errno
 import hashlib
-import json
 import logging
 import shutil
 import threading
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
-from seed_jax.files import locked, write_json
+from seed_jax.files import locked, parse_json, read_text, write_json
 from seed_jax.hub.manifest import Artefact, File, Source, format_size
 from seed_jax.hub.sources import Locator, Remote, SourceError, describe
 from seed_jax.hub.transfer import Progress, Stopped, Transfer
@@ -311,10 +310,10 @@ def read_record(directory: Path) -> dict[str, Any]:
     """
     path = directory / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_text(path))
     except FileNotFoundError:
         return {"files": {}}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         record = None
     files = record.get("files") if isinstance(record, dict) else None
     whole = isinstance(files, dict) and all(

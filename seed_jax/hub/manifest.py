@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from seed_jax.errors import UserError
+from seed_jax.files import read_text
 
 FILE = Path(__file__).with_name("manifest.toml")
 UNKNOWN = "unknown"
@@ -192,9 +193,8 @@ def load_manifest(path: Path = FILE) -> Manifest:
         UserError: the file is not valid; the message names the entry and the key.
     """
     try:
-        with path.open("rb") as file:
-            table = _Table(tomllib.load(file), str(path))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = _Table(tomllib.loads(read_text(path)), str(path))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not TOML
         raise UserError(f"Cannot read the manifest {path}: {error}.") from None
     artefacts = [_artefact(entry) for entry in table.tables("artefact", "name")]
     bundles = [_bundle(entry) for entry in table.tables("bundle", "name")]

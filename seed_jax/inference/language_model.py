@@ -29,7 +29,6 @@ from seed_jax.files import write_json
 from seed_jax.models.language_models import read_sizes
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.decoder_only import LanguageModelConfig
-from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.typing import Tree
 
 PROMPT_STYLE = "prompt_style"
@@ -185,7 +184,7 @@ def _merged_params(tree: Tree, spec: dict[str, Any] | None, where: str) -> Tree:
     if not spec:
         raise UserError(f"{where} has no 'lora', which gives the scale of the checkpoint's adapters: restore it.")
     merge = merge_lora if any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(tree["params"])) else lora.merge
-    return merge(tree["params"], adapters, LoraSpec(**spec))
+    return merge(tree["params"], adapters, lora.read_spec(spec, where))
 
 
 def _path(folder: Path, config: dict[str, Any], key: str, where: str) -> Path | None:

@@ -11,6 +11,18 @@ from seed_jax.errors import UserError
 
 Config = TypeVar("Config")
 
+# Sizes beyond these limits are refused before anything of that size is made: a damaged or hostile file could otherwise
+# ask for a million layers, which take minutes to trace, or for more memory than there is.
+MAX_SIZE = 2**20
+MAX_ENTRIES = 16  # of a list: levels of a UNet, layers of an MLP
+_MAX_SIZES = {
+    **dict.fromkeys(("num_layers", "depth"), 1024),
+    **dict.fromkeys(("layers_per_block", "transformer_layers"), 32),
+    "num_train_timesteps": 100_000,
+}
+# Integers that are no sizes; all others are at least 1.
+_FROM_ZERO = {"vocab_size", "steps_offset", "bos", "eos", "pad"}
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Turn a (nested) dataclass into dictionaries, lists, numbers and strings."""
@@ -27,7 +39,7 @@ def from_dict(cls: type[Config], data: Mapping, where: str = "config") -> Config
         where: origin of the data in error messages, for instance a file name.
 
     Raises:
-        UserError: lists every unknown, missing and wrongly typed key.
+        UserError: lists every unknown, missing and wrongly typed key, and every size that no model has.
     """
     problems: list[str] = []
     config = _build(cls, data, "", problems)
@@ -58,7 +70,7 @@ def _to_plain(value: Any) -> Any:
 def _build(cls: type[Config], data: Any, prefix: str, problems: list[str]) -> Config | None:
     """Build a dataclass, or append to `problems` and return None."""
     if not isinstance(data, Mapping):
-        problems.append(f"key {prefix.rstrip('.')!r} should hold a dictionary, found {data!r}")
+        problems.append(f"key {prefix.rstrip('.')!r} should hold a dictionary, found {_shorten(data)}")
         return None
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
@@ -77,13 +89,40 @@ def _parse(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
         hint = next(choice for choice in typing.get_args(hint) if choice is not type(None))
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, f"{key}.", problems)
-    if typing.get_origin(hint) is tuple:
-        hint, value = tuple, tuple(value) if isinstance(value, (list, tuple)) else value
-    if hint is float and type(value) is int:
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return _parse_tuple(typing.get_args(hint)[0], value, key, problems)
+    hint = typing.get_origin(hint) or hint
+    if hint is float and type(value) is int and value.bit_length() < 1000:
         value = float(value)
     # `type`, not isinstance: True would pass for the number 1.
     if type(value) is not hint:
-        problems.append(f"key {key!r} should hold a {hint.__name__}, found {value!r}")
-    elif hint is float and not math.isfinite(value):  # JSON files may say NaN and Infinity
-        problems.append(f"key {key!r} should hold a finite number, found {value!r}")
+        problems.append(f"key {key!r} should hold a {hint.__name__}, found {_shorten(value)}")
+    elif problem := _range_problem(key.rpartition(".")[2], value):
+        problems.append(f"key {key!r} should hold {problem}, found {_shorten(value)}")
     return value
+
+
+def _parse_tuple(hint: Any, values: Any, key: str, problems: list[str]) -> Any:
+    """Parse the elements of a list, which all have the type `hint`."""
+    if len(values) > MAX_ENTRIES:
+        problems.append(f"key {key!r} should hold at most {MAX_ENTRIES} entries, found {len(values)}")
+        return ()
+    return tuple(_parse(hint, value, key, problems) for value in values)
+
+
+def _range_problem(name: str, value: Any) -> str | None:
+    """Return what was expected instead of a number that no model has, or None."""
+    if isinstance(value, float) and not math.isfinite(value):  # JSON files may say NaN and Infinity
+        return "a finite number"
+    if isinstance(value, float) and value < 0:
+        return "a number of at least 0"
+    if type(value) is int:
+        low, high = 0 if name in _FROM_ZERO else 1, _MAX_SIZES.get(name, MAX_SIZE)
+        if not low <= value <= high:
+            return f"an integer from {low} to {high}"
+    return None
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -11,7 +11,6 @@ from seed_jax.cli.tokenizer_options import add_encoding_options, load_tokenizer
 from seed_jax.data.build.filters import ORIGINAL_FILTERS, ImageFilters
 from seed_jax.data.build.options import BuildOptions, Share, SkipLimit
 from seed_jax.errors import UserError
-from seed_jax.terminal import printable
 
 if TYPE_CHECKING:
     from seed_jax.data.build.encoding import ImageEncoder
@@ -122,7 +121,7 @@ def run_build(args: argparse.Namespace) -> int:
     if manifest is None:
         print(f"Share {args.share} of {args.out} is complete; run the other shares to finish.")
         return 0
-    print(printable("\n".join(summary(args.out, manifest))))
+    print("\n".join(summary(args.out, manifest)))
     if (args.out / SKIPPED_LOG).stat().st_size:
         print(f"unusable samples are listed in {args.out / SKIPPED_LOG}")
     return 0

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed_jax.errors import UserError
-from seed_jax.terminal import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,18 +91,18 @@ def run_show(args: argparse.Namespace) -> int:
     for shards in report.directories:
         if args.verify:
             open_shards(shards.directory, verify=True)
-        print(printable("\n".join(summary(shards.directory, shards.manifest))))
+        print("\n".join(summary(shards.directory, shards.manifest)))
         if args.codes:
             print("\n".join(shard_code_stats(shards.directory, args.codes).lines()))
     numbers = _record_numbers(report, args.first, count)
-    print(printable("\n".join(report.lines())))
+    print("\n".join(report.lines()))
     if args.html:
         write_text(args.html, report.html(", ".join(map(str, args.what)), numbers, _decoder(args)))
         print(f"page: {args.html}")
         return 0
     for component, number in numbers:
         name = f"record {number}" + (f" of {report.names[component]}" if len(report.components) > 1 else "")
-        print(printable("\n".join(["", name, *record_lines(report.shards[component][number])])))
+        print("\n".join(["", name, *record_lines(report.shards[component][number])]))
     return 0
 
 

@@ -48,6 +48,7 @@ WEIGHT_FOLDERS = {
 # cannot run without them: an import keeps them for the export.
 IMAGE_SIDE = ("image_encoder", "feature_extractor")
 OTHER_FOLDERS = ("tokenizer", "scheduler", "image_noising_scheduler")
+_SMALL_EMBEDDING_WIDTH = 768  # of stable-diffusion-2-1-unclip-small
 TEXT_PREFIX = "text_model."
 POSITION_BUFFER = "text_model.embeddings.position_ids"
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -163,6 +164,12 @@ def open_unclip(folder: str | Path, *, variant: str | None = None, dtype: str | 
 
 def read_config(folder: Path, vocabulary: ClipVocabulary) -> UnclipConfig:
     """Read the configs of all subfolders."""
+    width = read_json(folder / "image_normalizer/config.json").get("embedding_dim")
+    if width == _SMALL_EMBEDDING_WIDTH:
+        raise UserError(
+            f"{folder} is the small decoder, for CLIP ViT-L/14's image embeddings of width {width}; SEED's embeddings "
+            "have width 1024: download stable-diffusion-2-1-unclip instead of stable-diffusion-2-1-unclip-small."
+        )
     sampler, noise = folder_config.read_scheduler(folder / "scheduler/scheduler_config.json")
     config = UnclipConfig(
         unet=folder_config.read_unet(folder / "unet/config.json"),
@@ -173,7 +180,6 @@ def read_config(folder: Path, vocabulary: ClipVocabulary) -> UnclipConfig:
         prompt=folder_config.read_prompt(vocabulary),
         sampler=sampler,
     )
-    width = read_json(folder / "image_normalizer/config.json").get("embedding_dim")
     if width != config.embedding_width:
         raise UserError(
             f"{folder}/image_normalizer is for embeddings of width {width}, but the UNet's class projection takes "

@@ -11,6 +11,7 @@ from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import read_json
 from seed_jax.models.clip.text import ClipTextConfig, PromptTokens
+from seed_jax.models.config_io import MAX_ENTRIES, from_dict
 from seed_jax.models.diffusion.noise_schedule import NoiseScheduleConfig
 from seed_jax.models.diffusion.unet import UNetConfig
 from seed_jax.models.diffusion.vae import VAEConfig
@@ -100,7 +101,7 @@ def read_unet(path: Path, *, class_labels: bool = True) -> UNetConfig:
     file = read_json(path, _REMEDY)
     class_width = {} if class_labels else {UNET_KEYS["class_width"]: None}
     values = _values(path, file, UNET_KEYS, UNET_DEFAULTS | class_width)
-    down = file.get("down_block_types", ())
+    down = _list(path, file, "down_block_types")
     cross = tuple(kind == "CrossAttnDownBlock2D" for kind in down)
     required = {
         **UNET_FIXED,
@@ -109,28 +110,25 @@ def read_unet(path: Path, *, class_labels: bool = True) -> UNetConfig:
         "up_block_types": ["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(cross)],
     }
     _check_supported(path, file, required, {*UNET_KEYS.values(), *UNET_IGNORED, *_UNET_CONVERTED})
-    heads = file.get("num_attention_heads") or file.get(
-        "attention_head_dim"
-    )  # a misnomer of old files: both count heads
-    return UNetConfig(
-        **values,
-        cross_attention=cross,
-        num_heads=_per_level(heads, len(cross)),
-        transformer_layers=_single_value(
-            path, "transformer_layers_per_block", file.get("transformer_layers_per_block", 1)
-        ),
-        upcast_attention=bool(file.get("upcast_attention")),
-    )
+    # `attention_head_dim` is a misnomer of old files: both keys count heads.
+    heads = file.get("num_attention_heads") or file.get("attention_head_dim")
+    values |= {
+        "cross_attention": cross,
+        "num_heads": [heads] * len(cross) if isinstance(heads, int) else heads,
+        "transformer_layers": _single_value(path, file, "transformer_layers_per_block", 1),
+        "upcast_attention": bool(file.get("upcast_attention")),
+    }
+    return from_dict(UNetConfig, values, str(path))
 
 
 def read_vae(path: Path) -> VAEConfig:
     """Read `vae/config.json`."""
     file = read_json(path, _REMEDY)
-    levels = len(file.get("block_out_channels", ()))
+    levels = len(_list(path, file, "block_out_channels"))
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
     true = {key: True for key in VAE_TRUE if key in file}
     _check_supported(path, file, {**VAE_FIXED, **blocks, **true}, {*VAE_KEYS.values(), *VAE_IGNORED})
-    return VAEConfig(**_values(path, file, VAE_KEYS, VAE_DEFAULTS))
+    return from_dict(VAEConfig, _values(path, file, VAE_KEYS, VAE_DEFAULTS), str(path))
 
 
 def read_text(path: Path) -> ClipTextConfig:
@@ -138,7 +136,7 @@ def read_text(path: Path) -> ClipTextConfig:
     file = read_json(path, _REMEDY)
     if file.get("model_type") != "clip_text_model":
         raise UserError(f"{path}: model_type is {file.get('model_type')!r}, only 'clip_text_model' is supported.")
-    return ClipTextConfig(**_values(path, file, TEXT_KEYS, TEXT_DEFAULTS))
+    return from_dict(ClipTextConfig, _values(path, file, TEXT_KEYS, TEXT_DEFAULTS), str(path))
 
 
 def read_prompt(vocabulary: ClipVocabulary) -> PromptTokens:
@@ -150,7 +148,7 @@ def read_scheduler(path: Path) -> tuple[str, NoiseScheduleConfig]:
     """Read the sampler and its noise schedule from `scheduler/scheduler_config.json`."""
     file = read_json(path, _REMEDY)
     kind = file.get("_class_name")
-    if kind not in SCHEDULERS:
+    if not isinstance(kind, str) or kind not in SCHEDULERS:
         raise UserError(f"{path}: the scheduler {kind!r} is not supported, only {', '.join(SCHEDULERS)}.")
     _check_supported(path, file, SCHEDULER_FIXED[kind], {*NOISE_KEYS, *SCHEDULER_IGNORED})
     return SCHEDULERS[kind], _noise(path, {**SCHEDULER_DEFAULTS[kind], **file})
@@ -168,16 +166,15 @@ def _noise(path: Path, file: dict[str, Any]) -> NoiseScheduleConfig:
     for key, supported in NOISE_VALUES.items():
         if values[key] not in supported:
             raise UserError(f"{path}: {key} is {values[key]!r}, supported: {', '.join(supported)}.")
-    return NoiseScheduleConfig(**values)
+    return from_dict(NoiseScheduleConfig, values, str(path))
 
 
 def _values(path: Path, file: dict[str, Any], keys: dict[str, str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return field -> value; lists become tuples."""
+    """Return field -> value."""
     missing = [key for key in keys.values() if key not in file and key not in defaults]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: it is not the file of an unCLIP Stable Diffusion.")
-    values = {field: file.get(key, defaults.get(key)) for field, key in keys.items()}
-    return {field: tuple(value) if isinstance(value, list) else value for field, value in values.items()}
+    return {field: file.get(key, defaults.get(key)) for field, key in keys.items()}
 
 
 def _check_supported(path: Path, file: dict[str, Any], required: dict[str, Any], known: set[str]) -> None:
@@ -200,12 +197,18 @@ def _check_supported(path: Path, file: dict[str, Any], required: dict[str, Any],
         raise UserError(f"{path}: {'; '.join(problems)}.")
 
 
-def _per_level(value: int | list[int] | None, levels: int) -> tuple[int, ...]:
-    return (value,) * levels if isinstance(value, int) else tuple(value or ())
+def _list(path: Path, file: dict[str, Any], key: str) -> list[Any]:
+    """Return a list with one entry per level."""
+    value = file.get(key, [])
+    if not isinstance(value, list) or len(value) > MAX_ENTRIES:
+        raise UserError(f"{path}: {key} should be a list with an entry per level, at most {MAX_ENTRIES}.")
+    return value
 
 
-def _single_value(path: Path, key: str, value: int | list[int]) -> int:
-    values = {value} if isinstance(value, int) else set(value)
-    if len(values) != 1:
+def _single_value(path: Path, file: dict[str, Any], key: str, default: Any) -> Any:
+    """Return a value that is given once for all levels, or is equal for all of them."""
+    value = file.get(key, default)
+    values = value if isinstance(value, list) else [value]
+    if not values or any(other != values[0] for other in values):
         raise UserError(f"{path}: {key} is {value}, only one number for all blocks is supported.")
-    return values.pop()
+    return values[0]

@@ -112,9 +112,9 @@ def read_config(path: Path) -> LlamaConfig:
     return config
 
 
-def _rope_theta(content: Mapping[str, Any], path: Path) -> float:
+def _rope_theta(content: Mapping[str, Any], path: Path) -> Any:
     """Return the base of the rotary angles from either key under which transformers writes it; refuse any scaling."""
     rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"{path} scales its rotary positions ({rope}); only unscaled ones are supported.")
-    return float(rope.get("rope_theta") or content.get("rope_theta") or 10000.0)
+    return rope.get("rope_theta") or content.get("rope_theta") or 10000.0

@@ -1,7 +1,6 @@
 """LoRA adapters in peft's format: low-rank matrices, and full copies of modules that were trained beside them."""
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors
 from seed_jax.errors import UserError
 from seed_jax.files import read_json, write_json
+from seed_jax.models.config_io import MAX_SIZE
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.lora import LoraSpec
@@ -171,6 +171,8 @@ def read_spec(path: Path, tensors: TensorDict) -> LoraSpec:
                 "supported; merge the adapter with peft (merge_and_unload) and import the result."
             )
     names = content["target_modules"]
+    if names is not None and not isinstance(names, str) and not _is_list_of_names(names):
+        raise UserError(f"{path} has target_modules {names!r}, expected a list of module names or a pattern.")
     if isinstance(names, str) or not names:
         names = [match[1] for match in map(_ADAPTED.fullmatch, tensors) if match]
     names = {name.rpartition(".")[2] for name in names}  # "all-linear" is saved as full module paths
@@ -180,16 +182,20 @@ def read_spec(path: Path, tensors: TensorDict) -> LoraSpec:
             f"{path.parent} adapts {', '.join(unsupported)}; only {', '.join(lora.TARGETS)} can be adapted."
         )
     rank, alpha, dropout = content["r"], content["lora_alpha"], content.get("lora_dropout") or 0.0
-    if type(rank) is not int or rank < 1:
-        raise UserError(f"{path} has r {rank!r}, expected a positive integer.")
-    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise UserError(f"{path} has lora_alpha {alpha!r}, expected a finite number.")
+    if type(rank) is not int or not 1 <= rank <= MAX_SIZE:
+        raise UserError(f"{path} has r {rank!r}, expected a positive integer of at most {MAX_SIZE}.")
+    if not isinstance(alpha, (int, float)) or not abs(alpha) <= MAX_SIZE:  # written so that NaN is refused
+        raise UserError(f"{path} has lora_alpha {alpha!r}, expected a number of at most {MAX_SIZE}.")
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise UserError(f"{path} has lora_dropout {dropout!r}, expected a probability below 1.")
     if content.get("use_rslora"):  # rank-stabilized LoRA scales by alpha / sqrt(rank)
         alpha *= rank**0.5
     targets = tuple(name for name in lora.TARGETS if name in names)
     return LoraSpec(rank, float(alpha), float(dropout), targets)
+
+
+def _is_list_of_names(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def write_adapter(directory: Path, source: LlamaSource, dtype: np.dtype, base: str | None) -> None:

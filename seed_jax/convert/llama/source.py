@@ -15,6 +15,7 @@ from seed_jax.convert.merging import cast_params, merge_lora
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
 from seed_jax.models.llama.model import LlamaConfig
+from seed_jax.models.nn import lora
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.typing import Tree
 
@@ -83,4 +84,4 @@ def read_adapters(model: model_dir.ModelDir) -> tuple[Tree, LoraSpec | None]:
     if not settings:
         raise UserError(f"{model.config_path} lacks 'lora', the rank and scale of the checkpoint's adapters.")
     targets = sorted({path[-2] for path in flatten_dict(adapters)})
-    return adapters, LoraSpec(**{**settings, "targets": tuple(targets)})
+    return adapters, lora.read_spec(settings, model.config_path, targets)

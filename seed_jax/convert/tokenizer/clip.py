@@ -32,10 +32,12 @@ from seed_jax.errors import UserError
 from seed_jax.files import read_json
 from seed_jax.models.clip.text import ClipText, ClipTextConfig
 from seed_jax.models.config_io import from_dict as sizes_from_dict
+from seed_jax.models.config_io import to_dict as sizes_to_dict
 from seed_jax.models.tokenizer.vit import Vit, VitConfig
 from seed_jax.typing import Tree
 
 VISION = "vision_model."
+_BLOCK_FIELDS = ("width", "depth", "heads", "mlp_width", "epsilon", "activation")
 _REMEDY = "give the folder of a Hugging Face CLIP model"
 
 
@@ -67,8 +69,9 @@ def vision_config(directory: str | Path) -> VitConfig:
     """Read the config of the vision encoder from config.json."""
     if stored := _model_dir_config(directory):
         return sizes_from_dict(VitConfig, stored.get("sizes", {}), str(directory))
-    content = read_json(Path(directory) / "config.json", _REMEDY)
-    config = content.get("vision_config", content)
+    path = Path(directory) / "config.json"
+    content = read_json(path, _REMEDY)
+    config = _section(content, "vision_config", path)
     keys = {
         "image_size": "image_size",
         "patch_size": "patch_size",
@@ -84,7 +87,9 @@ def vision_config(directory: str | Path) -> VitConfig:
     defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224}
     fields = {field: config.get(key, defaults.get(key)) for field, key in keys.items()}
     _check_present({**{keys[field]: value for field, value in fields.items()}, "projection_dim": projection}, directory)
-    return VitConfig.clip(**fields, projection=projection)
+    blocks = {**sizes_to_dict(VitConfig.clip().blocks), **{name: fields.pop(name) for name in _BLOCK_FIELDS}}
+    sizes = {**sizes_to_dict(VitConfig.clip()), **fields, "blocks": blocks, "projection": projection}
+    return sizes_from_dict(VitConfig, sizes, str(path))
 
 
 def _model_dir_config(directory: str | Path) -> dict[str, Any] | None:
@@ -97,12 +102,21 @@ def _model_dir_config(directory: str | Path) -> dict[str, Any] | None:
 
 def text_config(directory: str | Path) -> ClipTextConfig:
     """Read the config of the text encoder from config.json."""
-    content = read_json(Path(directory) / "config.json", _REMEDY)
-    config = content.get("text_config", content)
+    path = Path(directory) / "config.json"
+    content = read_json(path, _REMEDY)
+    config = _section(content, "text_config", path)
     defaults = {**TEXT_DEFAULTS, "vocab_size": ClipTextConfig.vocab_size}
     fields = {field: config.get(key, defaults.get(key)) for field, key in TEXT_KEYS.items()}
     _check_present({TEXT_KEYS[field]: value for field, value in fields.items()}, directory)
-    return ClipTextConfig(**fields)
+    return sizes_from_dict(ClipTextConfig, fields, str(path))
+
+
+def _section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """Return the config of one encoder, which is a part of the file or all of it."""
+    section = content.get(key, content)
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: {key} holds a {type(section).__name__}, expected an object.")
+    return section
 
 
 def open_directory(directory: str | Path) -> TensorDict:

@@ -5,7 +5,6 @@ files. Any process can therefore build any shard at any time and obtains the sam
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from seed_jax.data.shards.manifest import to_json
 from seed_jax.data.sources import InputFile, Source
 from seed_jax.errors import UserError
-from seed_jax.files import write_bytes
+from seed_jax.files import parse_json, read_text, write_bytes
 
 SCHEMA = 1
 PLAN = "plan.json"
@@ -107,11 +106,15 @@ def load(directory: Path) -> BuildPlan | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         files = {name: (size, count) for name, (size, count) in content.pop("files").items()}
-        return BuildPlan(files=files, **content)
+        plan = BuildPlan(files=files, **content)
+        numbers = [plan.shard_size, *(number for pair in files.values() for number in pair)]
+        if not all(type(number) is int and number >= 0 for number in numbers) or not plan.shard_size:
+            raise ValueError("a size or count is not a positive number")
+        return plan
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is not a build plan ({error}): delete {directory.parent} and run the command again."

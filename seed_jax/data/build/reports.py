@@ -11,7 +11,8 @@ from seed_jax.data.build.plan import BuildPlan
 from seed_jax.data.shards import manifest as manifests
 from seed_jax.data.shards.manifest import Manifest, ShardFile, to_json, total
 from seed_jax.data.sources import SkippedSample
-from seed_jax.files import locked, write_bytes, write_text
+from seed_jax.errors import UserError
+from seed_jax.files import locked, parse_json, read_text, write_bytes, write_text
 
 SKIPPED_LOG = "bad.jsonl"
 STATE_DIRECTORY = "build"
@@ -58,14 +59,25 @@ def write_log(out: Path, skipped: Iterable[SkippedSample]) -> None:
 
 
 def finish(out: Path, plan: BuildPlan) -> Manifest | None:
-    """Write log and manifest and delete the reports; return None while a shard is missing. Idempotent."""
+    """Write log and manifest and delete the reports; return None while a shard is missing. Idempotent.
+
+    Raises:
+        UserError: records and dropped samples together are not all input samples.
+    """
     with locked(out / STATE_DIRECTORY / "lock-finish", str(out), wait=True):
         if not (out / manifests.MANIFEST).is_file():
             reports = load_all(out, plan)
             if len(reports) < plan.num_shards:
                 return None
+            manifest = _manifest(plan, list(reports.values()))
+            accounted = manifest.records + sum(manifest.dropped.values())
+            if accounted != plan.num_samples:
+                raise UserError(
+                    f"{out} accounts for {accounted} of {plan.num_samples} input samples, records and dropped ones "
+                    "together: its reports were changed; delete it and run the command again."
+                )
             write_log(out, [sample for report in reports.values() for sample in report.skipped])
-            manifests.save(out, _manifest(plan, list(reports.values())))
+            manifests.save(out, manifest)
         state = out / STATE_DIRECTORY
         for path in [*state.glob("shard-*.json"), *state.glob(".*.tmp"), *out.glob(".*.tmp")]:
             path.unlink(missing_ok=True)
@@ -99,8 +111,8 @@ def _path(out: Path, shard: int) -> Path:
 def _load(path: Path) -> ShardReport | None:
     """Return a report, or None if it is missing, damaged or of another version."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        file = ShardFile(**content.pop("file"))
+        content: dict[str, Any] = parse_json(read_text(path))
+        file = ShardFile.from_dict(content.pop("file"))
         skipped = tuple(SkippedSample(**sample) for sample in content.pop("skipped"))
         return ShardReport(file=file, skipped=skipped, **content)
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):

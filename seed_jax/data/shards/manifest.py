@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
-from seed_jax.files import write_bytes
+from seed_jax.files import parse_json, read_text, write_bytes
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -21,6 +21,16 @@ class ShardFile:
     records: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ShardFile":
+        """Build from parsed JSON; TypeError or ValueError if it is not what `dataclasses.asdict` returned."""
+        shard = cls(**content)
+        if not isinstance(shard.name, str) or Path(shard.name).name != shard.name or not isinstance(shard.sha256, str):
+            raise ValueError(f"a shard is named {shard.name!r}")
+        if type(shard.records) is not int or type(shard.bytes) is not int or min(shard.records, shard.bytes) < 0:
+            raise ValueError(f"{shard.name} has {shard.records!r} records and {shard.bytes!r} bytes")
+        return shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +89,14 @@ def load(directory: Path) -> Manifest:
             f"{directory} is not a shard directory: it has no {MANIFEST}; make one with `seed-jax data build`."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         schema = content.pop("schema")
         if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema}, expected {SCHEMA}: build the shards again.")
         if "pictures_left_out" in content:  # the key's name in earlier versions
             content["images_left_out"] = content.pop("pictures_left_out")
         records = content.pop("records")
-        shards = tuple(ShardFile(**shard) for shard in content.pop("shards"))
+        shards = tuple(map(ShardFile.from_dict, content.pop("shards")))
         manifest = Manifest(shards=shards, **content)
         if manifest.records != records:
             raise ValueError(f"its shards have {manifest.records} records in total, but `records` is {records}")

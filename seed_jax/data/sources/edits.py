@@ -7,7 +7,6 @@
 Tasks: sft.edit, pretrain.edit.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from seed_jax.data.sources.listed import (
     remaining_metadata,
     text_value,
 )
-from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, SkipSampleError
+from seed_jax.data.sources.samples import FileSlice, InputFile, RawSample, SkippedSample, SkipSampleError
+from seed_jax.errors import UserError
+from seed_jax.files import parse_json, read_bytes
 
 _SOURCE = ("source", "input", "source_image", "original_image", "source_img")
 _TARGET = ("target", "output", "target_image", "edited_image", "target_img")
@@ -63,8 +64,12 @@ class EditsSource(ListSource):
             raise SkipSampleError("no image name", f"{folder!r}, {seed!r}"[:80])
         prompt = self.images.find(f"{folder}/prompt.json", file.path)
         try:
-            instruction = text_value(as_object(json.loads(prompt.read_bytes())), ("edit",), "instruction")
-        except (OSError, ValueError, RecursionError) as error:
+            instruction = text_value(
+                as_object(parse_json(prompt.read_bytes() if isinstance(prompt, FileSlice) else read_bytes(prompt))),
+                ("edit",),
+                "instruction",
+            )
+        except (OSError, ValueError, UserError) as error:
             raise SkipSampleError("no instruction", str(error)) from error
         images = [self.find_image(f"{folder}/{seed}_{number}.jpg", file) for number in (0, 1)]
         return RawSample(name, (*images, instruction), {"folder": folder, "seed": seed})

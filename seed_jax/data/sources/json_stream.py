@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from seed_jax.files import MAX_TEXT_BYTES
+
 CHUNK = 1 << 20  # characters per read
-MAX_VALUE_LENGTH = 1 << 28  # characters of one value; nothing larger is an entry of a dataset
+# Characters of one value; nothing larger is an entry of a dataset, and parsed JSON takes up to twenty times its memory.
+MAX_VALUE_LENGTH = MAX_TEXT_BYTES
 
 
 class DamagedError(Exception):
@@ -19,7 +22,7 @@ class DamagedError(Exception):
 
 
 # What reading may raise in the middle of a file.
-DAMAGE = (DamagedError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+DAMAGE = (DamagedError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, RecursionError)
 
 
 @contextlib.contextmanager
@@ -170,7 +173,7 @@ class _Reader:
                 truncated = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - 20
                 if not truncated or not self._read_more():
                     raise DamagedError(f"not valid JSON: {error.msg}") from None
-            except (RecursionError, ValueError) as error:
+            except ValueError as error:
                 raise DamagedError(f"a value cannot be parsed: {error}") from None
 
     def peek(self) -> str:

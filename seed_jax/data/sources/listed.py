@@ -6,7 +6,6 @@ A subclass says in `entries` where the entries are and in `sample` how an entry 
 import csv
 import io
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from seed_jax.data.sources.samples import (
     to_storable,
 )
 from seed_jax.errors import UserError
+from seed_jax.files import parse_json
 
 Entry = dict[str, Any]
 NumberedEntry = tuple[int, Any]
@@ -162,10 +162,10 @@ def table_rows(path: Path, separator: str, columns: Sequence[str] | None) -> Ite
 def parse_line(line: bytes) -> Any:
     """Return the content of a JSON line."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise SkipSampleError("text is not UTF-8", str(error)) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SkipSampleError("line is not JSON", str(error)) from error
 
 

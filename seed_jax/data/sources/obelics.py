@@ -7,7 +7,6 @@ keeps the URL table small.
 """
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from seed_jax.data.sources.samples import (
 )
 from seed_jax.data.sources.tar_index import UrlIndex
 from seed_jax.errors import UserError
+from seed_jax.files import parse_json
 
 COLUMNS = ("images", "texts")
 METADATA = "general_metadata"
@@ -94,8 +94,8 @@ def _image(cell: Any, index: UrlIndex | None) -> Item | None:
 def _metadata(row: dict[str, Any]) -> dict[str, Any]:
     """Return the URL of the page, which OBELICS keeps in a JSON string."""
     try:
-        content = json.loads(row.get(METADATA) or "{}")
-    except (ValueError, TypeError, RecursionError):
+        content = parse_json(row.get(METADATA) or "{}")
+    except (ValueError, TypeError):
         return {}
     url = content.get("url") if isinstance(content, dict) else None
     return {"url": to_storable(url)} if isinstance(url, str) else {}

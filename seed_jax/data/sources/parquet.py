@@ -31,6 +31,7 @@ from seed_jax.data.sources.samples import (
     to_storable,
 )
 from seed_jax.errors import UserError
+from seed_jax.files import check_regular, parse_json
 
 LAYOUTS = (
     ("source_img", "target_img", "instruction"),  # MagicBrush
@@ -56,6 +57,8 @@ TEXT_COLUMNS = {
 }
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError)  # raised by pyarrow for damaged files
 _ROWS_PER_BATCH = 16  # in memory at once: each row may hold several images
+_BATCH_BYTES = 256 * 2**20
+_MAX_DENSE_ROWS = 10**6  # that may take less than a byte each
 
 
 class ParquetSource:
@@ -143,9 +146,14 @@ class ParquetSource:
 
 def parquet_file(path: Path) -> pq.ParquetFile:
     """Open a parquet file; UserError if it is not one or is truncated."""
+    size = check_regular(path)
     try:
         file = pq.ParquetFile(path)
         _ = file.schema_arrow.names  # the schema is parsed lazily
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        # Each unreadable row is counted: a damaged number of rows must not become billions of them.
+        if min(counts, default=0) < 0 or sum(counts) > max(_MAX_DENSE_ROWS, size):
+            raise ValueError(f"it claims to have {sum(counts)} rows in {size} bytes")
         return file
     except _DAMAGE as error:
         reason = str(error).splitlines()[0]
@@ -173,7 +181,10 @@ def rows(
         if low >= high:
             continue
         try:
-            for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=list(columns)):
+            # With a dictionary, each row can be a repetition of the largest value of the row group.
+            largest = max(1, file.metadata.row_group(group).total_byte_size)
+            size = max(1, min(_ROWS_PER_BATCH, _BATCH_BYTES // largest))
+            for batch in file.iter_batches(size, row_groups=[group], columns=list(columns)):
                 wanted = batch.slice(max(low - number, 0), max(high - max(low, number), 0)) if number < high else None
                 yield from enumerate(wanted.to_pylist() if wanted else (), max(low, number))
                 number += batch.num_rows
@@ -192,7 +203,7 @@ def _is_conversation(value: Any) -> bool:
 def _declared_images(schema: pa.Schema) -> set[str]:
     """Return the columns that the datasets library declares as images."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name for name, feature in features.items() if '"Image"' in json.dumps(feature)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return set()

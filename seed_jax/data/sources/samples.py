@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from seed_jax.errors import UserError
-from seed_jax.files import walk_files
+from seed_jax.files import check_regular, walk_files
 from seed_jax.images import EXTENSIONS
 
 
@@ -168,12 +168,17 @@ def find_files(paths: Sequence[str | Path], patterns: Sequence[str], what: str) 
         paths: files and folders.
         patterns: glob patterns for files in folders.
         what: description of the expected files, for error messages.
+
+    Raises:
+        UserError: a path does not exist, is a FIFO or device, or a folder holds no such file.
     """
     files = []
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path} does not exist: expected {what}.")
         inside = _matching_files(path, patterns) if path.is_dir() else [path]
+        for file in inside:
+            check_regular(file)
         if not inside:
             message = f"{path} contains no {what}: expected files named {' or '.join(patterns)}."
             raise UserError(f"{message} {loose_files_hint(path)}".rstrip())

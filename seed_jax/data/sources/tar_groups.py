@@ -6,17 +6,18 @@ counted.
 """
 
 import dataclasses
-import gzip
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from seed_jax.data.sources.samples import SkippedSample, find_files
-from seed_jax.data.sources.tar_index import next_member
-from seed_jax.images import MAX_FILE_BYTES
+from seed_jax.data.sources.tar_index import TAR_DAMAGE, next_member, open_tar
+from seed_jax.files import MAX_TEXT_BYTES
+from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError)
+# Of the members whose names agree up to the first dot, which are in memory at the same time.
+MAX_MEMBERS = 10_000
+MAX_CONTENT_BYTES = 512 * 2**20
 
 
 @dataclasses.dataclass
@@ -78,24 +79,33 @@ def groups(path: Path, start: int, stop: int, kinds: Mapping[str, str]) -> Itera
     number = 0
     members: list[_Member] = []
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with open_tar(path, "r:*") as archive:
+            stems: set[str] = set()
+            size = 0
             for info in _files(archive):
                 member = _divide(info.name)
-                if members and member.key != members[0].key:
+                if members and (member.key != members[0].key or _is_full(members, member)):
                     for group in _grouped(members, kinds):
                         yield group
                         number += 1
-                    members = []
+                    members, stems, size = [], set(), 0
                 members.append(member)
+                stems.add(member.stem)
                 # An upper bound of the number of this member's group, which is known when `members` is complete.
-                last = number + len({other.stem for other in members}) - 1
+                last = number + len(stems) - 1
                 if member.last_extension in kinds and number < stop and last >= start:
-                    _read(member, archive, info)
-    except _DAMAGE as error:
+                    _read(member, archive, info, MAX_CONTENT_BYTES - size)
+                    size += len(member.content or b"")
+    except TAR_DAMAGE as error:
         yield from _grouped(members, kinds)
         yield TarGroup("(damaged)", problem=SkippedSample("", "damaged archive", str(error) or type(error).__name__))
         return
     yield from _grouped(members, kinds)
+
+
+def _is_full(members: list[_Member], following: _Member) -> bool:
+    """Whether so many names agree up to the first dot that they are grouped before the last of them is read."""
+    return len(members) >= MAX_MEMBERS and (following.stem != members[-1].stem or len(members) >= 2 * MAX_MEMBERS)
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -158,11 +168,13 @@ def _group(key: str, members: list[_Member], wanted: list[_Member], kinds: Mappi
     return group
 
 
-def _read(member: _Member, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
+def _read(member: _Member, archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int) -> None:
+    """Read the content of a member, or say why not; `max_bytes` is what its group may still take."""
     path = PurePosixPath(info.name)
+    largest = MAX_FILE_BYTES if f".{member.last_extension}" in EXTENSIONS else MAX_TEXT_BYTES
     if path.is_absolute() or ".." in path.parts or "\\" in info.name:
         member.problem = SkippedSample("", "unsafe name in archive", info.name)
-    elif info.issparse() or info.size > MAX_FILE_BYTES:
+    elif info.issparse() or info.size > min(largest, max_bytes):
         member.problem = SkippedSample("", "file in archive too large", f"{info.name} has {info.size} bytes")
     elif (file := archive.extractfile(info)) is not None:
         member.content = file.read()

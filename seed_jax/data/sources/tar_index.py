@@ -1,16 +1,25 @@
 """Index of the files in tar archives, by name or by the URL they were downloaded from."""
 
+import gzip
 import hashlib
-import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from seed_jax.data.sources.samples import FileSlice
 from seed_jax.errors import UserError
+from seed_jax.files import MAX_TEXT_BYTES, check_regular, parse_json
 from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
-_DAMAGE = (tarfile.TarError, EOFError, ValueError)
+# What reading may raise in the middle of an archive; RecursionError: headers that extend each other without end.
+TAR_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, RecursionError)
+_MAX_HEADER_BYTES = 2**20  # of the long name or the attributes of a member
+_EXTENDED_HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 
 _Location = tuple[int, int, int]
 """Number of the tar, offset and size in bytes."""
@@ -75,6 +84,21 @@ class UrlIndex:
         return None if location is None else FileSlice(self._tars[location[0]], *location[1:])
 
 
+class _TarInfo(tarfile.TarInfo):
+    """A member whose extended headers are of limited size: tarfile reads them into memory as long as they claim."""
+
+    def _proc_member(self, archive):  # documented in tarfile.py as the method to override
+        if self.type in _EXTENDED_HEADERS and self.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims to have {self.size:,} bytes")
+        return super()._proc_member(archive)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def open_tar(path: Path, mode: Literal["r:", "r:*"]) -> tarfile.TarFile:
+    """Open an archive; reading it raises one of TAR_DAMAGE where it is damaged."""
+    check_regular(path)
+    return tarfile.open(path, mode, tarinfo=_TarInfo)
+
+
 def next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     """Return the next member of an archive, keeping none of them in memory."""
     member = archive.next()
@@ -85,22 +109,24 @@ def next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
 def plain_files(tar: Path) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files of a tar that can be read in place, up to the first damaged header."""
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with open_tar(tar, "r:") as archive:
             while (member := next_member(archive)) is not None:
                 parts = PurePosixPath(member.name).parts
                 # A sparse member could claim any size.
                 if member.isreg() and not member.issparse() and member.size <= MAX_FILE_BYTES and ".." not in parts:
                     yield member
-    except _DAMAGE as error:
+    except TAR_DAMAGE as error:
         with tar.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
                 raise UserError(f"{tar} is compressed, but images are read in place: unpack it to a .tar.") from error
 
 
 def _url(tar: Path, member: tarfile.TarInfo) -> str | None:
+    if member.size > MAX_TEXT_BYTES:
+        return None
     try:
-        content = json.loads(FileSlice(tar, member.offset_data, member.size).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(FileSlice(tar, member.offset_data, member.size).read_bytes())
+    except (OSError, ValueError):
         return None
     url = content.get("url") if isinstance(content, dict) else None
     return url if isinstance(url, str) else None

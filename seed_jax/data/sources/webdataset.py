@@ -7,7 +7,6 @@ download are counted apart from unusable ones. Tasks: pretrain.image_text_pair, 
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from seed_jax.data.sources.samples import InputFile, RawSample, SkippedSample, failed_download, name_files, to_storable
 from seed_jax.data.sources.tar_groups import TarGroup, find_tars, groups
 from seed_jax.errors import UserError
+from seed_jax.files import parse_json
 from seed_jax.images import EXTENSIONS
 
 IMAGE = "image"
@@ -60,11 +60,11 @@ def _sample(name: str, group: TarGroup) -> RawSample | SkippedSample:
     if len(images) > 1:
         return SkippedSample(name, "several images", ", ".join(group.extensions))
     try:
-        meta = json.loads(group.contents.get("json", b"{}").decode("utf-8-sig"))
+        meta = parse_json(group.contents.get("json", b"{}").decode("utf-8-sig"))
         text = group.contents["txt"].decode("utf-8-sig") if "txt" in group.contents else None
     except UnicodeDecodeError as error:
         return SkippedSample(name, "text is not UTF-8", str(error))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return SkippedSample(name, "metadata is not JSON", str(error))
     if not isinstance(meta, dict):
         return SkippedSample(name, "metadata is not a JSON object", f"a {type(meta).__name__}")

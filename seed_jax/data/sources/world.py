@@ -9,7 +9,6 @@ sample shows attribute combinations that all other samples lack; `num_objects` f
 
 import dataclasses
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 from seed_jax.data.sources.samples import InputFile, RawSample, find_files, name_files
 from seed_jax.data.world import TASKS, Scene, make_sample, render
 from seed_jax.errors import UserError
+from seed_jax.files import parse_json, read_text
 
 SIDE = 64
 
@@ -69,18 +69,18 @@ class WorldSource:
 def read_description(path: Path) -> WorldDescription:
     """Read and validate a description file."""
     try:
-        description = WorldDescription(**json.loads(path.read_text(encoding="utf-8")))
+        description = WorldDescription(**parse_json(read_text(path)))
     except (OSError, ValueError, TypeError) as error:
         keys = ", ".join(field.name for field in dataclasses.fields(WorldDescription))
         raise UserError(
             f"{path} is not a description of synthetic scenes ({error}): expected JSON with {keys}."
         ) from error
-    if description.task not in TASKS:
+    if not isinstance(description.task, str) or description.task not in TASKS:
         raise UserError(f"{path}: task is {description.task!r}, expected one of {', '.join(TASKS)}.")
-    for name, minimum in {"count": 1, "seed": 0, "side": 16}.items():
+    for name, (low, high) in {"count": (1, 10**9), "seed": (0, 2**32), "side": (16, 4096)}.items():
         value = getattr(description, name)
-        if type(value) is not int or value < minimum:
-            raise UserError(f"{path}: {name} is {value!r}, expected an integer of at least {minimum}.")
+        if type(value) is not int or not low <= value <= high:
+            raise UserError(f"{path}: {name} is {value!r}, expected an integer from {low} to {high}.")
     num_objects = description.num_objects
     if num_objects is not None and (type(num_objects) is not int or not 1 <= num_objects <= 3):
         raise UserError(f"{path}: num_objects is {num_objects!r}, expected 1, 2 or 3.")

@@ -1,12 +1,12 @@
 """The phrases that templates put around a record, read from a JSON file and replaceable."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
+from seed_jax.files import parse_json, read_text
 
 DEFAULT = Path(__file__).with_name("phrases.json")
 
@@ -48,7 +48,7 @@ class Phrases:
     def load(cls, path: str | Path = DEFAULT) -> "Phrases":
         """Read a phrases file; errors name the file and the key."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(read_text(Path(path)))
         except (OSError, ValueError) as error:
             raise UserError(f"Phrases file {path} is not readable JSON ({error}).") from error
         return cls.from_dict(content, str(path))

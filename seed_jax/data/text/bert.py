@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from seed_jax.errors import UserError
-from seed_jax.files import write_bytes
+from seed_jax.files import read_bytes, write_bytes
 
 FILE = "vocab.txt"
 DEC_TOKEN = "[DEC]"
@@ -67,7 +67,7 @@ class BertVocabulary:
         if not path.is_file():
             raise UserError(f"{path} does not exist: give the vocab.txt of bert-base-uncased or its folder.")
         try:
-            return cls(line.rstrip("\r\n") for line in path.open(encoding="utf-8", newline="\n"))
+            return cls(line.rstrip("\r") for line in read_bytes(path).decode("utf-8").removesuffix("\n").split("\n"))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text ({error}): use the vocab.txt of bert-base-uncased.") from error
 

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from seed_jax.data.text.byte_symbols import byte_symbols
 from seed_jax.errors import UserError
-from seed_jax.files import write_bytes, write_json
+from seed_jax.files import parse_json, read_text, write_bytes, write_json
 
 VOCAB, MERGES, FAST = "vocab.json", "merges.txt", "tokenizer.json"
 _PAD, _EOS = "<pad>", "</s>"
@@ -55,11 +55,11 @@ class BytePairModel:
         """
         try:
             if (directory / VOCAB).is_file() and (directory / MERGES).is_file():
-                vocab = json.loads((directory / VOCAB).read_text(encoding="utf-8"))
-                lines = (directory / MERGES).read_text(encoding="utf-8").splitlines()
+                vocab = parse_json(read_text(directory / VOCAB))
+                lines = read_text(directory / MERGES).splitlines()
                 merges: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             else:
-                model = json.loads((directory / FAST).read_text(encoding="utf-8"))["model"]
+                model = parse_json(read_text(directory / FAST))["model"]
                 vocab = model["vocab"]
                 merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
             return cls(
@@ -69,7 +69,7 @@ class BytePairModel:
             raise UserError(
                 f"{directory} has no {VOCAB} and {MERGES}: expected the text tokenizer of an OPT."
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"The text tokenizer in {directory} cannot be read ({error}): download it again."
             ) from error

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from seed_jax.data.text.byte_symbols import byte_symbols
 from seed_jax.errors import UserError
-from seed_jax.files import write_text
+from seed_jax.files import read_json, read_text, write_text
 
 WORD_END = "</w>"
 _ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
+_MAX_LENGTH = 2**16
 _MAIN_FILES = ("vocab.json", "merges.txt")
 
 
@@ -46,10 +47,17 @@ class ClipVocabulary:
         The folder holds vocab.json and merges.txt, or tokenizer.json, and the names of the special symbols.
         """
         directory = Path(directory)
+        try:
+            return cls._load(directory)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"The CLIP tokenizer in {directory} is damaged ({error}): download it again.") from error
+
+    @classmethod
+    def _load(cls, directory: Path) -> "ClipVocabulary":
         settings = {**_json(directory / "special_tokens_map.json"), **_json(directory / "tokenizer_config.json")}
         if all((directory / name).is_file() for name in _MAIN_FILES):
             ids = _json(directory / "vocab.json")
-            lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
+            lines = read_text(directory / "merges.txt").splitlines()
             pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
         elif (directory / "tokenizer.json").is_file():
             model = _json(directory / "tokenizer.json").get("model", {})
@@ -63,7 +71,12 @@ class ClipVocabulary:
             name: _content(settings[f"{name}_token"]) for name in ("bos", "eos", "pad") if f"{name}_token" in settings
         }
         merges = tuple((pair[0], pair[1]) for pair in pairs if len(pair) == 2)
-        vocabulary = cls(ids, merges, **special, max_length=int(settings.get("model_max_length", cls.max_length)))
+        max_length = int(settings.get("model_max_length", cls.max_length))
+        if not 2 <= max_length <= _MAX_LENGTH:
+            raise ValueError(f"model_max_length is {max_length}, expected 2 to {_MAX_LENGTH}")
+        if not all(isinstance(symbol, str) and type(index) is int for symbol, index in ids.items()):
+            raise ValueError("a symbol has no number")
+        vocabulary = cls(ids, merges, **special, max_length=max_length)
         missing = [symbol for symbol in (vocabulary.bos, vocabulary.eos, vocabulary.pad) if symbol not in ids]
         if missing or len(merges) < len(pairs):
             problem = f"the symbols {missing} are missing" if missing else "a merge is not a pair of symbols"
@@ -124,12 +137,7 @@ class ClipVocabulary:
 
 
 def _json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download it again.") from error
+    return read_json(path, "download it again") if path.is_file() else {}
 
 
 def _content(symbol: str | dict) -> str:

@@ -12,7 +12,7 @@ import sentencepiece
 
 from seed_jax.data.text.byte_pair import FAST, MERGES, VOCAB, BytePairModel
 from seed_jax.errors import UserError
-from seed_jax.files import write_bytes
+from seed_jax.files import read_bytes, read_json, write_bytes
 
 TOKENIZER_MODEL = "tokenizer.model"
 ADDED_TOKENS = "added_tokens.json"
@@ -42,23 +42,16 @@ def read_files(directory: Path) -> tuple[bytes | BytePairModel, dict[str, Any]]:
             raise UserError(
                 f"{directory} has no {name}: expected a directory with the tokenizer of a SEED-LLaMA model."
             )
-    try:
-        added = json.loads((directory / ADDED_TOKENS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{directory / ADDED_TOKENS} is not valid JSON ({error}): download it again.") from error
-    if not isinstance(added, dict):
-        raise UserError(
-            f"{directory / ADDED_TOKENS} holds a {type(added).__name__}, expected an object of token names and ids."
-        )
-    return BytePairModel.load(directory) if is_opt else (directory / TOKENIZER_MODEL).read_bytes(), added
+    added = read_json(directory / ADDED_TOKENS, "download it again")
+    return BytePairModel.load(directory) if is_opt else read_bytes(directory / TOKENIZER_MODEL), added
 
 
 def read_model(model: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
     """Parse a SentencePiece model and check that `<unk>`, `<s>`, `</s>` have the ids 0, 1, 2."""
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        names = [processor.id_to_piece(index) for index in range(3)]
-    except (RuntimeError, IndexError) as error:
+        names = processor.id_to_piece(list(range(len(processor))))[:3]
+    except (RuntimeError, IndexError, UnicodeDecodeError) as error:
         raise UserError(f"{TOKENIZER_MODEL} of {origin} is not a SentencePiece model: download it again.") from error
     if names != list(_CONTROL_TOKENS.values()):
         raise UserError(f"{TOKENIZER_MODEL} of {origin} begins with {names}, expected <unk>, <s>, </s> as in LLaMA.")

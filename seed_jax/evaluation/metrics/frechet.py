@@ -10,7 +10,9 @@ import scipy.linalg
 from jaxtyping import Float
 
 from seed_jax.errors import UserError
-from seed_jax.files import write_bytes
+from seed_jax.files import check_regular, write_bytes
+
+_MAX_STATISTICS_BYTES = 512 * 2**20  # of 2048 values a feature: 33 MB
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,11 +143,12 @@ def load_statistics(path: Path, width: int | None = None) -> FeatureStatistics:
         UserError: the file is missing, broken, has other keys or shapes, or features of another width.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _read_arrays(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give an .npz file of reference statistics.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # NumPy's reader raises errors of many types on malformed headers
         raise UserError(f"{path} is not an .npz file of statistics ({error}): compute it again.") from error
     missing = {"mu", "sigma"} - arrays.keys()
     if missing:
@@ -167,3 +170,15 @@ def load_statistics(path: Path, width: int | None = None) -> FeatureStatistics:
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path} holds values that are not finite: compute it again.")
     return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    check_regular(path)
+    with zipfile.ZipFile(path) as archive:  # a small archive can hold terabytes of zeros
+        if sum(entry.file_size for entry in archive.infolist()) > _MAX_STATISTICS_BYTES:
+            raise ValueError(f"it holds more than {_MAX_STATISTICS_BYTES:,} bytes")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in ("mu", "sigma") if name in file.files}
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # NumPy returns bytes of other files
+        raise ValueError("a member is not a NumPy array")
+    return arrays

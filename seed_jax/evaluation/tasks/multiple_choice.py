@@ -22,6 +22,7 @@ from seed_jax.evaluation.task import (
     by_group,
     mean,
 )
+from seed_jax.files import MAX_LIST_BYTES, read_bytes
 from seed_jax.inference.generation.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ class SeedBenchFiles:
         content = data_files.read_json(path)
         if not isinstance(content, dict) or "questions" not in content:
             raise UserError(f"{path} has no list `questions`: give SEED-Bench.json with --annotations.")
-        revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        revision = hashlib.sha256(read_bytes(path, MAX_LIST_BYTES)).hexdigest()[:12]
         numbers = content.get("question_type")
-        names = {number: name for name, number in numbers.items()} if isinstance(numbers, dict) else {}
+        names = {str(number): name for name, number in numbers.items()} if isinstance(numbers, dict) else {}
         samples = [
             self._sample(record, where, names, options, revision)
             for where, record in data_files.records(content["questions"], f"{path}, questions")
@@ -132,7 +133,7 @@ class SeedBenchFiles:
         return samples
 
     def _sample(
-        self, record: dict[str, Any], where: str, names: dict[Any, str], options: DataOptions, revision: str
+        self, record: dict[str, Any], where: str, names: dict[str, Any], options: DataOptions, revision: str
     ) -> Sample:
         answer = data_files.text(record, "answer", where)
         if answer not in LETTERS[:4]:
@@ -150,13 +151,14 @@ class SeedBenchFiles:
             image = Frames(found or options.image_root / name, options.frames or _FRAMES)
         else:
             image = data_files.existing(options.image_root, [f"SEED-Bench-image/{name}", name, f"images/{name}"])
+        question_type = str(record.get("question_type_id", ""))
         return Sample(
             str(data_files.identifier(record, "question_id", where)),
             (image,),
             data_files.text(record, "question", where),
             choices,
             {"answer": answer, "revision": revision},
-            str(names.get(record.get("question_type_id"), record.get("question_type_id", ""))),
+            str(names.get(question_type, question_type)),
         )
 
     def submission(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Any:
@@ -250,7 +252,7 @@ def _mmbench_sample(row: dict[str, str], where: str) -> Sample:
         raise UserError(
             f"{where}: expected at least two options and the letter of one as the answer, found {answer!r}."
         )
-    if not row["index"].isdigit():
+    if not row["index"].isdecimal():
         raise UserError(f"{where}: the index is {row['index']!r}, expected a number.")
     try:
         image = base64.b64decode(row["image"], validate=True)

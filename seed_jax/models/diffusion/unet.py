@@ -44,6 +44,8 @@ class UNetConfig:
 
     def __post_init__(self):
         levels = len(self.block_channels)
+        if not levels:
+            raise UserError("UNetConfig: block_channels is empty, expected the channels of each resolution.")
         for name in ("cross_attention", "num_heads"):
             if len(getattr(self, name)) != levels:
                 raise UserError(f"UNetConfig: {name} has {len(getattr(self, name))} entries, block_channels {levels}.")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from seed_jax.errors import UserError
 from seed_jax.models.diffusion import flax_blocks
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
@@ -27,6 +28,12 @@ class VAEConfig:
     layers_per_block: int = 2
     norm_groups: int = 32
     scaling_factor: float = 0.18215
+
+    def __post_init__(self):
+        if not self.block_channels or any(channels % self.norm_groups for channels in self.block_channels):
+            raise UserError(
+                f"VAEConfig: block_channels {self.block_channels} are not divisible by {self.norm_groups} norm groups."
+            )
 
     @property
     def factor(self) -> int:

@@ -6,6 +6,7 @@ dropout 0.05 on all seven projections of a block (spec D.1).
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
+from seed_jax.errors import UserError
+from seed_jax.models.config_io import from_dict
 from seed_jax.models.nn import fsdp_matmul
 from seed_jax.precision import Precision
 from seed_jax.typing import ParamPath, Tree
@@ -34,6 +37,22 @@ class LoraSpec:
     def scale(self) -> float:
         """Factor on the adapter's output."""
         return self.alpha / self.rank
+
+
+def read_spec(settings: Any, where: str, targets: Iterable[str] = TARGETS) -> LoraSpec:
+    """Read rank, alpha and dropout from the key `lora` of a model directory's `config.json`.
+
+    Args:
+        settings: value of the key.
+        where: its origin, for messages.
+        targets: names of the adapted projections.
+
+    Raises:
+        UserError: a value is missing or out of range.
+    """
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: 'lora' holds a {type(settings).__name__}, expected an object.")
+    return from_dict(LoraSpec, {**settings, "targets": list(targets)}, f"{where}, lora,")
 
 
 def delta(

@@ -69,7 +69,7 @@ def _load(
             f"{directory} has {source.vocab_size} tokens but the vocabulary only {target.vocab_size}: "
             "use the model's own vocabulary."
         )
-    spec = lora.LoraSpec(**stored["lora"]) if stored.get("lora") else None
+    spec = lora.read_spec(stored["lora"], str(directory)) if stored.get("lora") else None
     tree = abstract_variables(model_class(source)(source, lora=spec))
     # The checkpoint of a run holds collections, an imported model the parameters alone.
     tree = tree["params"] if (directory / model_dir.PARAMS).is_dir() else tree

@@ -157,6 +157,14 @@ def test_settings_that_would_change_the_picture_are_refused(folder, file, change
         import_unclip(folder)
 
 
+def test_the_small_decoder_is_refused_by_the_width_of_its_normalizer(folder):
+    edit(folder / "image_normalizer/config.json", embedding_dim=768)
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").mkdir()
+    with pytest.raises(UserError, match=r"small decoder.*768.*1024"):
+        import_unclip(folder)
+
+
 def test_ddim_folder(folder):
     shutil.copyfile(folder / "scheduler_ddim/scheduler_config.json", folder / "scheduler/scheduler_config.json")
     assert import_unclip(folder).config.sampler == "ddim"
