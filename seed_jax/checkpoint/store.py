@@ -4,23 +4,31 @@ checkpoints/<step>/params      every variable, by collection (params, lora, ...)
 checkpoints/<step>/optimizer   moments and counts of the trained variables
 checkpoints/<step>/data        state of the data iterator, merged over hosts
 checkpoints/<step>/meta        the architecture, to refuse a checkpoint of another model
+
+Everything is stored with checksums (`seed_jax.checkpoint.checksums`) that are verified when it is read.
 """
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from seed_jax.checkpoint import lazy
+from seed_jax.checkpoint import checksums, lazy
 from seed_jax.errors import UserError
 from seed_jax.typing import Tree
 
 CHECKPOINTS = "checkpoints"
+ARRAY_ITEMS = ("params", "optimizer")
+JSON_ITEMS = ("data", "meta")
+JSON_FILE = "metadata"  # Orbax's file of a JSON item
 _UNFINISHED = "orbax-checkpoint-tmp"
 
 
@@ -58,8 +66,8 @@ class Store:
         if keep_every:
             preserved.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(preserved))
-        handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ("params", "optimizer")}
-        handlers |= {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
+        handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ARRAY_ITEMS}
+        handlers |= {name: ocp.JsonCheckpointHandler() for name in JSON_ITEMS}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def _remove_unfinished(self) -> None:
@@ -77,8 +85,8 @@ class Store:
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(params, save_args=lazy.save_args(params)),
             optimizer=ocp.args.PyTreeSave(optimizer),
-            data=ocp.args.JsonSave(data),
-            meta=ocp.args.JsonSave(meta),
+            data=ocp.args.JsonSave(checksums.seal(data)),
+            meta=ocp.args.JsonSave(checksums.seal(meta)),
         )
         self._manager.save(step, args=items, force=True)
 
@@ -98,33 +106,49 @@ class Store:
             UserError: every checkpoint is damaged, or the newest readable one is of another architecture.
         """
         for step in reversed(self.steps()):
-            try:
-                stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            except (OSError, ValueError, KeyError) as error:
-                self._skip(step, error)
-                continue
-            _check_architecture(stored, meta, self.directory / str(step))
-            items = ocp.args.Composite(
-                params=_restore_args(params),
-                optimizer=_restore_args(optimizer),
-                data=ocp.args.JsonRestore(),
-            )
-            try:
-                restored = self._manager.restore(step, args=items)
-            except (OSError, ValueError, KeyError) as error:
-                self._skip(step, error)
-                continue
-            return Checkpoint(step, restored["params"], restored["optimizer"], restored["data"], stored)
+            stored, error = self._attempt(lambda step=step: self._read_meta(step))
+            if error is None:
+                _check_architecture(stored, meta, self.directory / str(step))
+                restored, error = self._attempt(lambda step=step: self._read(step, params, optimizer))
+            if error is None:
+                return Checkpoint(step, restored["params"], restored["optimizer"], restored["data"], stored)
+            self._skip(step, error)
         return None
 
-    def _skip(self, step: int, error: Exception) -> None:
-        reason = str(error).splitlines()[0]
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = checksums.unseal(stored)
+        meta["architecture"].keys()  # raises where it is no description of a model
+        return meta
+
+    def _read(self, step: int, params: Any, optimizer: Any) -> dict[str, Any]:
+        items = ocp.args.Composite(
+            params=_restore_args(params), optimizer=_restore_args(optimizer), data=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=items)
+        values = {name: jax.block_until_ready(restored[name]) for name in ARRAY_ITEMS}
+        return {**values, "data": checksums.unseal(restored["data"])}
+
+    def _attempt(self, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
+        """Return what `read` returns, and why it failed on this or another host, if it did."""
+        value, reason = {}, None
+        try:
+            value = read()
+        except Exception as error:
+            reason = lazy.reason_of_damage(error)
+        if jax.process_count() > 1:  # all hosts must take the same checkpoint
+            failed = np.asarray(multihost_utils.process_allgather(np.int32(reason is not None))).reshape(-1)
+            if failed.any() and reason is None:
+                reason = f"host {int(failed.argmax())} cannot read it"
+        return value, reason
+
+    def _skip(self, step: int, reason: str) -> None:
+        path = self.directory / str(step)
         if step == self.steps()[0]:
-            path = self.directory / str(step)
             raise UserError(
                 f"Checkpoint {path} is damaged ({reason}) and no older one is left: remove it to start again."
-            ) from error
-        logging.warning("Skipping the damaged checkpoint %d (%s).", step, reason)
+            )
+        logging.warning("Skipping checkpoint %s: it is damaged (%s).", path, reason)
 
     def drop_after(self, step: int) -> None:
         """Delete checkpoints newer than `step` (the damaged ones that `restore` skipped)."""
@@ -143,7 +167,7 @@ class Store:
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
     """Write arrays uncompressed: weights shrink by a tenth only, and compression on a CPU slows the running steps."""
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
+    return lazy.array_handler(use_compression=False)
 
 
 def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
