@@ -1,7 +1,7 @@
 """Checksums of stored weights, so that bit rot is an error and never another model.
 
-- Every chunk of an array ends in its CRC-32C. TensorStore verifies it whenever it reads the chunk: lazily, for one
-  shard, or on one of several hosts.
+- Every chunk of an array consists of parts that each end in their CRC-32C. TensorStore verifies a part whenever it
+  reads it: lazily, for one shard, or on one of several hosts.
 - The JSON items of a training checkpoint hold the SHA-256 of their content.
 - `checksums.json` of a model directory holds the SHA-256 of every other file; `seed-jax doctor DIR` compares them.
 
@@ -11,7 +11,8 @@ Directories that were written without them are read as before.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from seed_jax.files import read_json, write_json
 
 FILE = "checksums.json"
 _KEY = "sha256"
-# Parts of chunks with a CRC of their own: small enough to be verified while they are in the processor's cache.
+# Elements of the parts of a chunk: small enough to be verified while they are in the processor's cache, and in parallel.
+_PART = 2**18
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _ZSTD = {"name": "zstd", "configuration": {"level": 1}}
 _CRC = {"name": "crc32c"}
@@ -41,9 +43,29 @@ def add_to_chunks() -> None:
     def with_checksums(*args: Any, **kwargs: Any) -> dict[str, Any]:
         metadata = original(*args, **kwargs)
         compressed = "zstd" in json.dumps(metadata["codecs"])
-        return {**metadata, "codecs": [_BYTES, *([_ZSTD] if compressed else []), _CRC]}
+        configuration = {
+            "chunk_shape": part_shape(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
+            "codecs": [_BYTES, *([_ZSTD] if compressed else []), _CRC],
+            "index_codecs": [_BYTES, _CRC],
+            "index_location": "end",
+        }
+        return {**metadata, "codecs": [{"name": "sharding_indexed", "configuration": configuration}]}
 
     tensorstore_utils._build_zarr3_metadata = with_checksums
+
+
+def part_shape(chunk_shape: Sequence[int]) -> tuple[int, ...]:
+    """Divide a chunk along its first axes into equal parts of about 2**18 elements."""
+    part = list(chunk_shape)
+    for axis, size in enumerate(chunk_shape):
+        rest = math.prod(part[axis + 1 :])
+        if size * rest <= _PART:
+            break
+        divisors = [count for low in range(1, math.isqrt(size) + 1) if size % low == 0 for count in (low, size // low)]
+        part[axis] = min(divisors, key=lambda count: abs(math.log(max(1, count * rest) / _PART)))
+        if part[axis] > 1:
+            break
+    return tuple(part)
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:

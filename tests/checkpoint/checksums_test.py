@@ -83,6 +83,23 @@ def test_a_flipped_bit_is_noticed_in_the_layer_that_it_is_in(tmp_path, monkeypat
         kernel[2]
 
 
+@pytest.mark.parametrize(
+    ("chunk", "part"),
+    [
+        ((), ()),
+        ((0, 8), (0, 8)),
+        ((4, 2, 3), (4, 2, 3)),
+        ((1, 4096, 11008), (1, 32, 11008)),
+        ((16, 1024, 1024), (1, 256, 1024)),
+        ((40192, 4096), (64, 4096)),
+        ((50257,), (50257,)),
+        ((1000003,), (1000003,)),  # a prime
+    ],
+)
+def test_parts_divide_their_chunk(chunk, part):
+    assert checksums.part_shape(chunk) == part
+
+
 def test_directories_without_checksums_are_read(tmp_path):
     """As earlier versions wrote them: Zarr 2, no checksums.json."""
     model_dir.save(tmp_path / "m", "llama", {"sizes": {}}, None)
