@@ -26,6 +26,7 @@ from orbax.checkpoint import type_handlers
 
 from seed_jax.checkpoint import checksums
 from seed_jax.errors import UserError
+from seed_jax.files import AnyPath
 from seed_jax.typing import Tree
 
 checksums.add_to_chunks()
@@ -131,9 +132,7 @@ def reason_of_damage(error: Exception) -> str:
     """
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
         raise error
-    chain: list[BaseException] = [error]
-    while following := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(following)
+    chain = _chain(error)
     # Python prints a traceback for every other read of the same tree that failed, when it frees them.
     previous, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     asyncio_logger = logging.getLogger("asyncio")
@@ -176,7 +175,7 @@ def write_arrays(path: Path, params: Mapping[str, Any]) -> None:
     finally:
         orbax_logger.setLevel(level)
     if handler.error is not None:
-        raise _os_error(handler.error, path) or handler.error
+        raise os_error(handler.error, path) or handler.error
 
 
 def array_handler(**options: Any) -> ocp.PyTreeCheckpointHandler:
@@ -184,10 +183,22 @@ def array_handler(**options: Any) -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(use_zarr3=True, **options)
 
 
-def _os_error(error: Exception, path: Path) -> OSError | None:
-    """Return the operating system's error, such as a full disk, that TensorStore reports as text."""
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return OSError(int(match[1]), os.strerror(int(match[1])), str(path)) if match else None
+def os_error(error: Exception, path: AnyPath) -> OSError | None:
+    """Return the operating system's error behind another, such as a full disk, which TensorStore reports as text."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno:
+            return OSError(link.errno, os.strerror(link.errno), link.filename or str(path))
+        if match := re.search(r"os_error_code='(\d+)'", str(link)):
+            return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and those that caused it, the first cause last."""
+    chain = [error]
+    while (following := chain[-1].__cause__ or chain[-1].__context__) and following not in chain:
+        chain.append(following)
+    return chain
 
 
 def save_args(tree: Mapping[str, Any]) -> Tree:

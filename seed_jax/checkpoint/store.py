@@ -8,9 +8,10 @@ checkpoints/<step>/meta        the architecture, to refuse a checkpoint of anoth
 Everything is stored with checksums (`seed_jax.checkpoint.checksums`) that are verified when it is read.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from seed_jax.checkpoint import checksums, lazy
-from seed_jax.errors import UserError
+from seed_jax.errors import TemporaryError, UserError
+from seed_jax.files import describe, is_permanent
 from seed_jax.typing import Tree
 
 CHECKPOINTS = "checkpoints"
@@ -68,6 +70,8 @@ class Store:
         options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(preserved))
         handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ARRAY_ITEMS}
         handlers |= {name: ocp.JsonCheckpointHandler() for name in JSON_ITEMS}
+        self._saving = 0
+        self._has_failed = False
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def _remove_unfinished(self) -> None:
@@ -81,14 +85,53 @@ class Store:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Start writing a checkpoint; return once the values are copied off the device and may be donated."""
+        """Start writing a checkpoint; return once the values are copied off the device and may be donated.
+
+        Raises:
+            UserError: it cannot be written, or the one before could not be; TemporaryError where that may pass.
+        """
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(params, save_args=lazy.save_args(params)),
             optimizer=ocp.args.PyTreeSave(optimizer),
             data=ocp.args.JsonSave(checksums.seal(data)),
             meta=ocp.args.JsonSave(checksums.seal(meta)),
         )
-        self._manager.save(step, args=items, force=True)
+        with self._failures_named():
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(step, args=items, force=True)
+
+    def check(self) -> None:
+        """Raise what `save` raises if the checkpoint that is being written has failed; does not wait for it."""
+        with self._failures_named():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Turn the failure of a save into a sentence, once, and remove what it has left."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # a device or another host
+        except Exception as error:
+            if self._has_failed:
+                return
+            self._has_failed = True
+            cause = lazy.os_error(error, self.directory / str(self._saving))
+            lazy.reason_of_damage(error)  # release what the failed save holds
+            if jax.process_count() == 1:
+                self._remove_unfinished()
+            saved = [step for step in self.steps() if step != self._saving]
+            newest = f"the newest complete one is of step {max(saved)}" if saved else "there is no complete one yet"
+            if cause is None:
+                raise TemporaryError(
+                    f"The checkpoint of step {self._saving} could not be written ({error}); {newest}."
+                ) from error
+            kind = UserError if is_permanent(cause) else TemporaryError
+            raise kind(
+                f"The checkpoint of step {self._saving} could not be written: {describe(cause)}; {newest}. Run the same "
+                "command again once there is space."
+            ) from error
 
     def restore(self, params: Any, optimizer: Any, meta: dict[str, Any]) -> Checkpoint | None:
         """Restore the newest readable checkpoint.
@@ -157,12 +200,16 @@ class Store:
 
     def wait(self) -> None:
         """Block until the checkpoint being written is complete."""
-        self._manager.wait_until_finished()
+        with self._failures_named():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish writing and release the store's resources."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with self._failures_named():
+                self._manager.close()
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:

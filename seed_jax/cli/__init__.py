@@ -32,7 +32,6 @@ COMMANDS = {
     "plan": ("plan", "plan memory and time of a training step for a pod, without the pod"),
     "doctor": ("doctor", "report versions, devices and missing packages"),
 }
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -85,17 +84,16 @@ def _run(argv: list[str]) -> int:
     try:
         return args.run(args) or 0
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), error.exit_code)
     except BrokenPipeError:
         raise
     except OSError as error:  # disk full, read-only, name too long, ...; atomic writes leave nothing behind
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}.")
+        return _fail(f"{describe(error)}.")
 
 
-def _fail(sentence: str) -> int:
+def _fail(sentence: str, code: int = UserError.exit_code) -> int:
     print(f"seed-jax: {printable(sentence)}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+    return code
 
 
 def _configure_output() -> None:

@@ -5,7 +5,6 @@ through the codes, edit. Images are judged by `read_pixels.read_image`, texts by
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from seed_jax.quickstart.corpus import CAPTION_QUESTION
 from seed_jax.quickstart.pipeline import SEED, Pipeline, Similarity, drawing_prompt, image_segment
 from seed_jax.quickstart.read_captions import Comparison, aggregate, compare, is_correct_answer, read_caption
 from seed_jax.quickstart.read_pixels import read_image
+from seed_jax.train.runtime.metric_writer import read_metrics
 
 _MAX_FREE_DRAWN = 200  # images generated without the grammar that are decoded; their codes may be thousands
 _RECALLS = ("i2t_recall@1", "i2t_recall@5", "t2i_recall@1", "t2i_recall@5")
@@ -106,9 +106,7 @@ def training_metrics(workdir: Path) -> dict[str, float]:
     """Return the last evaluation results of the tokenizer's stages, as far as they were run."""
     numbers = {}
     for stage, names in _TRAINING_METRICS.items():
-        path = workdir / stage / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        latest = {key: value for line in lines for key, value in json.loads(line).items()}
+        latest = {key: value for row in read_metrics(workdir / stage) for key, value in row.items()}
         numbers |= {f"{stage}_{name}": latest[_EVALUATOR + name] for name in names if _EVALUATOR + name in latest}
     return numbers
 

@@ -153,7 +153,10 @@ def _train(
             logging.warning(
                 "The data ended after step %d of %d: every sample of every component's `cycles` is trained and the "
                 "last step is saved. The learning rate was scheduled for all %d steps: set steps=%d to let it end too.",
-                int(state.step), config.steps, config.steps, int(state.step),
+                int(state.step),
+                config.steps,
+                config.steps,
+                int(state.step),
             )
     return merge(state.trained, frozen)
 

@@ -91,6 +91,7 @@ class Checkpointer(Hook):
         self._progress = progress
 
     def after_step(self, result: StepResult) -> None:
+        self.store.check()
         if self._schedule.is_due(result.step) or result.is_last or result.is_stopping:
             assert self._progress is not None
             self._progress.flush()  # a run resumed from here will not report this step again

@@ -210,7 +210,9 @@ def render_all(record, rng):
 
 
 def in_epochs(mixture, *cycles):
-    return [MixtureComponent(part.directory, render_all, 1, count) for part, count in zip(mixture, cycles, strict=False)]
+    return [
+        MixtureComponent(part.directory, render_all, 1, count) for part, count in zip(mixture, cycles, strict=False)
+    ]
 
 
 def test_epochs_put_every_sample_into_a_batch_and_end(mixture):
