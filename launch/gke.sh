@@ -97,8 +97,9 @@ submit_through_xpk() {
   local flag command='exec python -m seed_jax.main' request
   for flag in "${training[@]}"; do command+=" $(quote "$flag")"; done
   request=("${from_xpk[@]}" --tpu-type="$cloud_type" --num-slices="$num_slices" --docker-image="$image")
-  # xpk starts again after 127-255 (signals) by itself; 1 is an exception in Python, 75 is saved after SIGTERM. Not 2.
-  request+=(--max-restarts="$max_failures" --restart-on-exit-codes="1,75" --termination-grace-period-seconds=600)
+  # xpk starts again after 127-255 (signals) by itself; 1 is an exception in Python, 75 is saved after SIGTERM, 76 a lost
+  # host or a step that hangs. Not 2.
+  request+=(--max-restarts="$max_failures" --restart-on-exit-codes="1,75,76" --termination-grace-period-seconds=600)
   [ -z "$env_file" ] || request+=(--env-file="$env_file")
   run xpk workload create "${request[@]}" --command="$command"
 }

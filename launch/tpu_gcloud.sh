@@ -57,11 +57,11 @@ ensure_ready() {
   while now=$(state) && [ "$now" != ready ]; do
     [ "$now" = "$before" ] || say "$name is $now"
     before=$now
-    if [ "$now" = gone ]; then delete; fi
+    if [ "$now" = gone ]; then delete || say "gcloud could not delete $name"; fi
     if [ "$now" != pending ]; then
       created=$((created + 1))
       [ $created -le 3 ] || give_up "$name could not be had in 3 attempts; see: gcloud compute tpus $kind list"
-      create
+      create || say "gcloud could not create $name (attempt $created of 3)"
     fi
     [ $SECONDS -lt $deadline ] ||
       give_up "$name is not there after $wait_minutes minutes; it stays queued until deleted"

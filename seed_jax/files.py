@@ -6,6 +6,7 @@ such as `gs://...`). Locks, new directories and `atomic_path` exist for local pa
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -22,6 +23,22 @@ from etils import epath
 from seed_jax.errors import UserError
 
 AnyPath = Path | epath.Path
+# What running the same command again does not mend.
+_PERMANENT = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+)
+
+
+def is_permanent(error: OSError) -> bool:
+    """Whether an error of the operating system stays until the user does something, as a full disk does."""
+    return error.errno in _PERMANENT
+
+
+def describe(error: OSError) -> str:
+    """Describe an error of the operating system and its place, without a full stop."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
 
 # Of a file that is read as a whole. Parsed JSON takes up to twenty times the memory of its text.
 MAX_TEXT_BYTES = 32 * 2**20

@@ -3,12 +3,15 @@
 `--config=pretrain:tiny` names a packaged config from any directory; the workdir is `runs/<config>[_<variant>]` unless
 given. `--no-cache` compiles everything anew.
 Run the same command again to resume. Exit codes: 0 trained; 2 bad input, one sentence on stderr; 75 stopped by SIGTERM
-after saving; 76 the run hangs or lost a host, start it again.
+after saving; 76 the run hangs, lost a host, or finds its workdir in use: start it again.
 """
 
+import ast
 import logging
 import re
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -19,10 +22,9 @@ from ml_collections import config_flags
 
 from seed_jax import backends, compilation_cache, distributed
 from seed_jax.errors import UserError
+from seed_jax.files import describe, is_permanent
 from seed_jax.terminal import PrintableFormatter, error_line, escaped_stdout
 from seed_jax.train.config import loading
-
-EXIT_BAD_INPUT = 2
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file or name of a packaged config, with a variant, e.g. pretrain:tiny.", lock_config=True
@@ -85,24 +87,49 @@ def set_up_log() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line and load the config; anything wrong with either becomes one sentence."""
-    argv = _resolve_config(compilation_cache.configure(argv))
+    argv, file = _resolve_config(compilation_cache.configure(argv))
     try:
+        if file is not None:
+            _check_config_file(file)
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
             raise UserError("--config is missing: give a config file or a packaged config such as pretrain:tiny.")
         _ = _CONFIG.value.stage  # an unreadable config raises only when it is accessed
     except flags.Error as error:
         raise UserError(f"{str(error).strip().removeprefix('flag ')} (see --helpshort).") from error
-    except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_option(argv, str(error.args[0]))) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{_overridden(argv, str(error))} ({str(error).strip().splitlines()[0]}).") from error
+    except UserError:
+        raise
+    except Exception as error:
+        if file is not None and _raised_in(error, file):
+            raise UserError(f"Config {file} cannot be read: {loading.describe_config_error(error, file)}.") from error
+        raise _flag_error(argv, error) from error
     return rest
 
 
-def _resolve_config(argv: list[str]) -> list[str]:
-    """Replace the name of a packaged config by its file."""
-    resolved = list(argv)
+def _flag_error(argv: list[str], error: Exception) -> Exception:
+    """Return what to raise for an error of ml_collections in reading the flags."""
+    if isinstance(error, AttributeError | KeyError):
+        return UserError(_unknown_option(argv, str(error.args[0])))
+    if isinstance(error, ValueError | TypeError):
+        return UserError(f"{_overridden(argv, str(error))} ({str(error).strip().splitlines()[0]}).")
+    return error
+
+
+def _check_config_file(file: Path) -> None:
+    """Raise UserError unless a file is Python in UTF-8 and defines get_config."""
+    with loading.config_errors_named(file):
+        ast.parse(file.read_bytes(), str(file))
+    if b"get_config" not in file.read_bytes():
+        raise UserError(f"Config {file} has no get_config function.")
+
+
+def _raised_in(error: Exception, file: Path) -> bool:
+    return any(Path(frame.filename) == file for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _resolve_config(argv: list[str]) -> tuple[list[str], Path | None]:
+    """Replace the name of a packaged config by its file; return the file, too."""
+    resolved, file = list(argv), None
     for index, argument in enumerate(argv):
         match = re.fullmatch(r"--?config(=(.*))?", argument)
         if match and (match[1] or index + 1 < len(argv)):
@@ -113,7 +140,7 @@ def _resolve_config(argv: list[str]) -> list[str]:
                 resolved[index] = f"--config={path}"
             else:
                 resolved[index + 1] = path
-    return resolved
+    return resolved, file
 
 
 def _unknown_option(argv: list[str], message: str) -> str:
@@ -136,7 +163,12 @@ def cli() -> None:
             app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(error_line("seed_jax", error), file=sys.stderr)
-        distributed.exit_process(EXIT_BAD_INPUT)
+        distributed.exit_process(error.exit_code)
+    except OSError as error:
+        if not is_permanent(error):
+            raise  # such as a lost connection: launchers start the run again
+        print(error_line("seed_jax", f"{describe(error)}."), file=sys.stderr)
+        distributed.exit_process(UserError.exit_code)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,46 @@ def test_bad_flags_are_one_sentence_before_jax_is_imported(tmp_path, arguments, 
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "key_words"),
+    [
+        (b"def get_config(:\n", ["line 1", "SyntaxError"]),
+        (b"title = '\xff'\n", ["mine.py", "utf-8"]),
+        (b"import os\n\ndef get_config():\n    return {}['steps']\n", ["line 4", "KeyError"]),
+        (b"import nowhere\n\ndef get_config():\n    pass\n", ["line 1", "nowhere"]),
+        (b"steps = 3\n", ["has no get_config"]),
+    ],
+    ids=["syntax", "encoding", "raises", "import", "no get_config"],
+)
+def test_a_config_file_that_fails_is_one_sentence(tmp_path, content, key_words):
+    (tmp_path / "mine.py").write_bytes(content)
+    done = seed_jax_main("--config=mine.py", "--workdir=w", cwd=tmp_path)
+    assert done.returncode == 2
+    (message,) = done.stderr.strip().splitlines()
+    assert all(word in message for word in key_words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key_words"),
+    [
+        (["--config=pretrain:tiny", "--workdir=file:///tmp/w"], ["file:///tmp/w", "neither a local directory"]),
+        (["--config=quickstart", "--workdir=file:///tmp/w"], ["file:///tmp/w", "neither a local directory"]),
+        (["--config=pretrain:8b", "--workdir=w", "--config.data.mixture=mixture.py"], ["data.mixture", "tuple of entries"]),
+        (
+            ["--config=pretrain:8b", "--workdir=w", "--config.data.mixture={'path':'D','task':'image_text_pair','weight':1.0}"],
+            ["data.mixture", "tuple of entries"],
+        ),
+    ],
+)  # fmt: skip
+def test_bad_places_and_mixtures_are_one_sentence_before_anything_is_written(tmp_path, arguments, key_words):
+    done = seed_jax_main(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    message = done.stderr.strip().splitlines()[-1]
+    assert all(word in message for word in key_words)
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_form_that_everybody_tries_first_says_what_is_missing(tmp_path):
     """`python -m seed_jax.main --config=configs/pretrain.py`, from any directory and without a workdir."""
     done = seed_jax_main("--config=configs/pretrain.py", cwd=tmp_path)

@@ -5,10 +5,14 @@ Orbax's own save holds a whole tree in memory and copies NumPy arrays on top of 
 
 import contextlib
 import dataclasses
+import gc
+import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,15 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import type_handlers
 
+from seed_jax.checkpoint import checksums
+from seed_jax.errors import UserError
+from seed_jax.files import AnyPath
 from seed_jax.typing import Tree
 
+checksums.add_to_chunks()
 # Larger arrays are chunked along their first axis, so that one layer can be read without the others.
 CHUNK_BYTES = 64 * 2**20
+TREE_METADATA = "_METADATA"  # where Orbax describes a tree
 # How much of a chunk that was read for one layer is kept for the next layers.
 _CACHE = {"cache_pool": {"total_bytes_limit": 2 * CHUNK_BYTES}}
 
@@ -70,20 +79,75 @@ def open_arrays(path: Path) -> Tree:
     """Open a parameter tree that Orbax wrote: a tree of lazy arrays.
 
     Reading one layer of a stacked parameter takes the memory of its chunk: see `save_args`.
+
+    Raises:
+        UserError: the directory, or later the chunk that is read, is damaged.
     """
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        tree = handler.metadata(epath.Path(path).absolute()).tree
-    context = tensorstore.Context(_CACHE)
-    return unflatten_dict({keys: _open_array(path, ".".join(keys), context) for keys in flatten_dict(tree)})
+    with damage_reported(path):
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            tree = handler.metadata(epath.Path(path).absolute()).tree
+        # Earlier versions wrote Zarr 2, which has no checksums.
+        driver = "zarr3" if json.loads((path / TREE_METADATA).read_bytes()).get("use_zarr3") else "zarr"
+        context = tensorstore.Context(_CACHE)
+        return unflatten_dict({keys: open_array(path, driver, ".".join(keys), context) for keys in flatten_dict(tree)})
 
 
-def _open_array(path: Path, name: str, context: tensorstore.Context) -> LazyArray:
+def open_array(path: Path, driver: str, name: str, context: tensorstore.Context) -> LazyArray:
+    """Open one array of an Orbax folder; `driver` is the version of its format, "zarr3" or "zarr"."""
     base = {"driver": "file", "path": f"{path.absolute()}/"}
     kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-    store = tensorstore.open({"driver": "zarr", "kvstore": kvstore}, context=context, read=True).result()
-    return LazyArray(
-        tuple(store.shape), store.dtype.numpy_dtype, lambda index: np.asarray(store[index].read().result())
-    )
+    spec = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+    with damage_reported(path):
+        store = tensorstore.open(spec, context=context, read=True).result()
+
+    def read(index: Any) -> np.ndarray:
+        with damage_reported(path):
+            return np.asarray(store[index].read().result())
+
+    return LazyArray(tuple(store.shape), store.dtype.numpy_dtype, read)
+
+
+@contextlib.contextmanager
+def damage_reported(path: Path) -> Iterator[None]:
+    """Turn whatever Orbax and TensorStore raise on damaged files in `path` into a sentence for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = reason_of_damage(error)
+        raise UserError(
+            f"The parameters in {path} cannot be read, a file is damaged or missing ({reason}): copy or import them "
+            "again."
+        ) from error
+
+
+def reason_of_damage(error: Exception) -> str:
+    """Describe in one line why files could not be read, and release what the failed read holds.
+
+    On damaged files Orbax and TensorStore raise whatever their parsers do, so every exception may mean damage.
+
+    Raises:
+        MemoryError, JaxRuntimeError: `error`, where it is not the fault of the files.
+    """
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        raise error
+    chain = _chain(error)
+    # Python prints a traceback for every other read of the same tree that failed, when it frees them.
+    previous, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    asyncio_logger = logging.getLogger("asyncio")
+    asyncio_logger.disabled = True
+    try:
+        for link in chain:
+            traceback.clear_frames(link.__traceback__)
+        gc.collect()
+    finally:
+        sys.unraisablehook = previous
+        asyncio_logger.disabled = False
+    lines = str(chain[-1]).strip().splitlines()
+    text = re.sub(r"\s*\[\w[\w ]*='.*", "", lines[0]) if lines else ""  # TensorStore appends where it was raised
+    text = text[:300].rstrip(".")
+    return text if " " in text else f"{type(chain[-1]).__name__} {text}".rstrip()
 
 
 def write_arrays(path: Path, params: Mapping[str, Any]) -> None:
@@ -103,7 +167,7 @@ def write_arrays(path: Path, params: Mapping[str, Any]) -> None:
     level = orbax_logger.level
     orbax_logger.setLevel(logging.CRITICAL)  # Orbax logs the traceback of an error that is raised below as well
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+        with ocp.Checkpointer(array_handler(type_handler_registry=registry)) as checkpointer:
             checkpointer.save(epath.Path(path).absolute(), args=ocp.args.PyTreeSave(tree, save_args=save_args(tree)))
     except ValueError:
         if handler.error is None:
@@ -111,13 +175,30 @@ def write_arrays(path: Path, params: Mapping[str, Any]) -> None:
     finally:
         orbax_logger.setLevel(level)
     if handler.error is not None:
-        raise _os_error(handler.error, path) or handler.error
+        raise os_error(handler.error, path) or handler.error
 
 
-def _os_error(error: Exception, path: Path) -> OSError | None:
-    """Return the operating system's error, such as a full disk, that TensorStore reports as text."""
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return OSError(int(match[1]), os.strerror(int(match[1])), str(path)) if match else None
+def array_handler(**options: Any) -> ocp.PyTreeCheckpointHandler:
+    """Return the handler that writes trees of arrays with checksums."""
+    return ocp.PyTreeCheckpointHandler(use_zarr3=True, **options)
+
+
+def os_error(error: Exception, path: AnyPath) -> OSError | None:
+    """Return the operating system's error behind another, such as a full disk, which TensorStore reports as text."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno:
+            return OSError(link.errno, os.strerror(link.errno), link.filename or str(path))
+        if match := re.search(r"os_error_code='(\d+)'", str(link)):
+            return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and those that caused it, the first cause last."""
+    chain = [error]
+    while (following := chain[-1].__cause__ or chain[-1].__context__) and following not in chain:
+        chain.append(following)
+    return chain
 
 
 def save_args(tree: Mapping[str, Any]) -> Tree:

@@ -1,8 +1,9 @@
 """Model directories: the format that every command reads and writes.
 
-    config.json   kind, format version, model config ("sizes") and what else the kind needs, provenance
-    params/       parameters (Orbax, one entry per tensor)
-    ...           files of the kind, e.g. a language model's tokenizer.model and added_tokens.json
+    config.json      kind, format version, model config ("sizes") and what else the kind needs, provenance
+    params/          parameters (Orbax, one entry per tensor)
+    checksums.json   SHA-256 of every other file, see `checksums`
+    ...              files of the kind, e.g. a language model's tokenizer.model and added_tokens.json
 
 A training workdir is read as a model directory too: its `model/` holds the same files except `params/`; the parameters
 are those of the newest checkpoint, or of the best one where `best.json` names it.
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from seed_jax.checkpoint import lazy
+from seed_jax.checkpoint import checksums, lazy
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
 from seed_jax.files import new_directory, read_json, write_json
@@ -91,6 +92,7 @@ def save(
         write_json(temporary / CONFIG, {"kind": kind, "format": FORMAT, **config, "provenance": provenance or {}})
         if params is not None:
             lazy.write_arrays(temporary / PARAMS, params)
+        checksums.write_file(temporary)
     return Path(directory)
 
 
@@ -168,21 +170,15 @@ def load(
     """
     folder, config = read_config(directory, kind)
     path = params_path(Path(directory))
-    try:
+    with lazy.damage_reported(path):
         params = restore_params(path, dtype=dtype, shardings=shardings)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The parameters in {path} cannot be read ({error}): copy or import them again.") from error
     return ModelDir(config["kind"], config, params, folder)
 
 
 def open_lazily(directory: str | Path, kind: str | Sequence[str] | None = None) -> ModelDir:
     """Open a model directory or the newest checkpoint of a workdir; its lazy arrays are read when they are indexed."""
     folder, config = read_config(directory, kind)
-    path = params_path(Path(directory))
-    try:
-        return ModelDir(config["kind"], config, lazy.open_arrays(path), folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The parameters in {path} cannot be read ({error}): copy or import them again.") from error
+    return ModelDir(config["kind"], config, lazy.open_arrays(params_path(Path(directory))), folder)
 
 
 def restore_params(path: Path, *, dtype: str | None = None, shardings: Any = None) -> Tree:

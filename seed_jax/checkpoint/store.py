@@ -4,24 +4,33 @@ checkpoints/<step>/params      every variable, by collection (params, lora, ...)
 checkpoints/<step>/optimizer   moments and counts of the trained variables
 checkpoints/<step>/data        state of the data iterator, merged over hosts
 checkpoints/<step>/meta        the architecture, to refuse a checkpoint of another model
+
+Everything is stored with checksums (`seed_jax.checkpoint.checksums`) that are verified when it is read.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from seed_jax.checkpoint import lazy
-from seed_jax.errors import UserError
+from seed_jax.checkpoint import checksums, lazy
+from seed_jax.errors import TemporaryError, UserError
+from seed_jax.files import describe, is_permanent
 from seed_jax.typing import Tree
 
 CHECKPOINTS = "checkpoints"
+ARRAY_ITEMS = ("params", "optimizer")
+JSON_ITEMS = ("data", "meta")
+JSON_FILE = "metadata"  # Orbax's file of a JSON item
 _UNFINISHED = "orbax-checkpoint-tmp"
 
 
@@ -60,8 +69,10 @@ class Store:
         if keep_every:
             preserved.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(preserved))
-        handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ("params", "optimizer")}
-        handlers |= {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
+        handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ARRAY_ITEMS}
+        handlers |= {name: ocp.JsonCheckpointHandler() for name in JSON_ITEMS}
+        self._saving = 0
+        self._has_failed = False
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def preserve(self, step: Callable[[], int | None]) -> None:
@@ -83,14 +94,53 @@ class Store:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Start writing a checkpoint; return once the values are copied off the device and may be donated."""
+        """Start writing a checkpoint; return once the values are copied off the device and may be donated.
+
+        Raises:
+            UserError: it cannot be written, or the one before could not be; TemporaryError where that may pass.
+        """
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(params, save_args=lazy.save_args(params)),
             optimizer=ocp.args.PyTreeSave(optimizer),
-            data=ocp.args.JsonSave(data),
-            meta=ocp.args.JsonSave(meta),
+            data=ocp.args.JsonSave(checksums.seal(data)),
+            meta=ocp.args.JsonSave(checksums.seal(meta)),
         )
-        self._manager.save(step, args=items, force=True)
+        with self._failures_named():
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(step, args=items, force=True)
+
+    def check(self) -> None:
+        """Raise what `save` raises if the checkpoint that is being written has failed; does not wait for it."""
+        with self._failures_named():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Turn the failure of a save into a sentence, once, and remove what it has left."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # a device or another host
+        except Exception as error:
+            if self._has_failed:
+                return
+            self._has_failed = True
+            cause = lazy.os_error(error, self.directory / str(self._saving))
+            lazy.reason_of_damage(error)  # release what the failed save holds
+            if jax.process_count() == 1:
+                self._remove_unfinished()
+            saved = [step for step in self.steps() if step != self._saving]
+            newest = f"the newest complete one is of step {max(saved)}" if saved else "there is no complete one yet"
+            if cause is None:
+                raise TemporaryError(
+                    f"The checkpoint of step {self._saving} could not be written ({error}); {newest}."
+                ) from error
+            kind = UserError if is_permanent(cause) else TemporaryError
+            raise kind(
+                f"The checkpoint of step {self._saving} could not be written: {describe(cause)}; {newest}. Run the same "
+                "command again once there is space."
+            ) from error
 
     def restore(self, params: Any, optimizer: Any, meta: dict[str, Any]) -> Checkpoint | None:
         """Restore the newest readable checkpoint.
@@ -108,33 +158,49 @@ class Store:
             UserError: every checkpoint is damaged, or the newest readable one is of another architecture.
         """
         for step in reversed(self.steps()):
-            try:
-                stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            except (OSError, ValueError, KeyError) as error:
-                self._skip(step, error)
-                continue
-            _check_architecture(stored, meta, self.directory / str(step))
-            items = ocp.args.Composite(
-                params=_restore_args(params),
-                optimizer=_restore_args(optimizer),
-                data=ocp.args.JsonRestore(),
-            )
-            try:
-                restored = self._manager.restore(step, args=items)
-            except (OSError, ValueError, KeyError) as error:
-                self._skip(step, error)
-                continue
-            return Checkpoint(step, restored["params"], restored["optimizer"], restored["data"], stored)
+            stored, error = self._attempt(lambda step=step: self._read_meta(step))
+            if error is None:
+                _check_architecture(stored, meta, self.directory / str(step))
+                restored, error = self._attempt(lambda step=step: self._read(step, params, optimizer))
+            if error is None:
+                return Checkpoint(step, restored["params"], restored["optimizer"], restored["data"], stored)
+            self._skip(step, error)
         return None
 
-    def _skip(self, step: int, error: Exception) -> None:
-        reason = str(error).splitlines()[0]
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = checksums.unseal(stored)
+        meta["architecture"].keys()  # raises where it is no description of a model
+        return meta
+
+    def _read(self, step: int, params: Any, optimizer: Any) -> dict[str, Any]:
+        items = ocp.args.Composite(
+            params=_restore_args(params), optimizer=_restore_args(optimizer), data=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=items)
+        values = {name: jax.block_until_ready(restored[name]) for name in ARRAY_ITEMS}
+        return {**values, "data": checksums.unseal(restored["data"])}
+
+    def _attempt(self, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
+        """Return what `read` returns, and why it failed on this or another host, if it did."""
+        value, reason = {}, None
+        try:
+            value = read()
+        except Exception as error:
+            reason = lazy.reason_of_damage(error)
+        if jax.process_count() > 1:  # all hosts must take the same checkpoint
+            failed = np.asarray(multihost_utils.process_allgather(np.int32(reason is not None))).reshape(-1)
+            if failed.any() and reason is None:
+                reason = f"host {int(failed.argmax())} cannot read it"
+        return value, reason
+
+    def _skip(self, step: int, reason: str) -> None:
+        path = self.directory / str(step)
         if step == self.steps()[0]:
-            path = self.directory / str(step)
             raise UserError(
                 f"Checkpoint {path} is damaged ({reason}) and no older one is left: remove it to start again."
-            ) from error
-        logging.warning("Skipping the damaged checkpoint %d (%s).", step, reason)
+            )
+        logging.warning("Skipping checkpoint %s: it is damaged (%s).", path, reason)
 
     def drop_after(self, step: int) -> None:
         """Delete checkpoints newer than `step` (the damaged ones that `restore` skipped)."""
@@ -143,12 +209,16 @@ class Store:
 
     def wait(self) -> None:
         """Block until the checkpoint being written is complete."""
-        self._manager.wait_until_finished()
+        with self._failures_named():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish writing and release the store's resources."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with self._failures_named():
+                self._manager.close()
 
 
 class _OneStep(policies.PreservationPolicy):
@@ -165,7 +235,7 @@ class _OneStep(policies.PreservationPolicy):
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
     """Write arrays uncompressed: weights shrink by a tenth only, and compression on a CPU slows the running steps."""
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
+    return lazy.array_handler(use_compression=False)
 
 
 def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:

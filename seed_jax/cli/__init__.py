@@ -14,6 +14,7 @@ import shtab
 import seed_jax
 from seed_jax import backends, compilation_cache
 from seed_jax.errors import UserError
+from seed_jax.files import describe
 from seed_jax.terminal import EscapedParser, PrintableFormatter, configure_streams, error_line, escaped_stdout
 
 # Command -> (module, summary). A module is imported only when the command line names its command.
@@ -35,7 +36,6 @@ COMMANDS = {
 }
 # They compile nothing, or (plan) are about the compiler itself.
 WITHOUT_CACHE = ("", "fetch", "bundle", "plan")
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -96,17 +96,16 @@ def _run(argv: list[str]) -> int:
     try:
         return args.run(args) or 0
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), error.exit_code)
     except BrokenPipeError:
         raise
     except OSError as error:  # disk full, read-only, name too long, ...; atomic writes leave nothing behind
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}.")
+        return _fail(f"{describe(error)}.")
 
 
-def _fail(sentence: str) -> int:
+def _fail(sentence: str, code: int = UserError.exit_code) -> int:
     print(error_line("seed-jax", sentence), file=sys.stderr)
-    return EXIT_BAD_INPUT
+    return code
 
 
 def _configure_output() -> None:

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
+from seed_jax.checkpoint.verify import verify
 from seed_jax.convert.diffusion import diffusers_import, stable_diffusion
 from seed_jax.convert.llama import key_table as llama
 from seed_jax.convert.opt import key_table as opt
@@ -95,6 +96,7 @@ def _check_one(directory: Path) -> ModelCheck:
             findings += _check_tensor(f"{model_dir.params_path(directory)}", name, leaf)
     except UserError as error:
         findings.append(Finding(str(directory), str(error)))
+    findings += [Finding(str(directory), problem) for problem in verify(directory).problems]
     findings += _check_files(folder, config)
     return ModelCheck(str(directory), config["kind"], tensors, size, tuple(findings))
 

@@ -6,7 +6,6 @@ predictions, scores and report are in `evaluation/` of the workdir. A conversati
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from seed_jax.quickstart.pipeline import SEED, Pipeline, drawing_prompt, image_s
 from seed_jax.quickstart.read_captions import compare, is_correct_answer, read_caption
 from seed_jax.quickstart.read_pixels import read_image
 from seed_jax.quickstart.tasks import HELD_OUT, WorldTask, world_tasks
+from seed_jax.train.runtime.metric_writer import read_metrics
 
 DIRECTORY = "evaluation"  # of the workdir
 _RECALLS = ("i2t_recall@1", "i2t_recall@5", "t2i_recall@1", "t2i_recall@5")
@@ -117,9 +117,7 @@ def training_metrics(workdir: Path) -> dict[str, float]:
     """Return the last evaluation results of the tokenizer's stages, as far as they were run."""
     numbers = {}
     for stage, names in _TRAINING_METRICS.items():
-        path = workdir / stage / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        latest = {key: value for line in lines for key, value in json.loads(line).items()}
+        latest = {key: value for row in read_metrics(workdir / stage) for key, value in row.items()}
         numbers |= {f"{stage}_{name}": latest[_EVALUATOR + name] for name in names if _EVALUATOR + name in latest}
     return numbers
 

@@ -8,7 +8,6 @@ import abc
 import copy
 import dataclasses
 import datetime
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +18,17 @@ import ml_collections
 
 from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
-from seed_jax.files import write_json
+from seed_jax.files import read_json, write_json
 from seed_jax.quickstart import teacher_files
 from seed_jax.quickstart.config import QuickstartConfig
 from seed_jax.quickstart.corpus import Corpus, build_image_shards, build_language_shards
 from seed_jax.train.config.schema import parse, to_dict
 from seed_jax.train.loop import train
+from seed_jax.train.runtime import workdir as workdirs
 from seed_jax.train.stages.registry import parse_config
 
 TIMES = "times.json"
+_REMEDY = "restore it, or remove it to run again what it records"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,10 @@ def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | Pa
     """
     options = parse(QuickstartConfig, config)
     recipe = TeacherTraining if "reader" in options.stages else Quickstart
-    recipe(options, Path(workdir).absolute()).run()
+    directory = workdirs.resolve(workdir)
+    if not isinstance(directory, Path):
+        raise UserError(f"--workdir {workdir} is in a bucket: the quickstart needs a local directory.")
+    recipe(options, directory).run()
 
 
 class Recipe(abc.ABC):
@@ -97,13 +101,16 @@ class Recipe(abc.ABC):
     def times(self) -> dict[str, float]:
         """Return the seconds that finished steps took."""
         path = self.workdir / TIMES
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        times = read_json(path, _REMEDY) if path.is_file() else {}
+        if not all(isinstance(seconds, int | float) for seconds in times.values()):
+            raise UserError(f"{path} does not hold seconds by step: {_REMEDY}.")
+        return times
 
     def _check_resume(self) -> None:
         """Refuse to resume with other options than the workdir was begun with."""
         path = self.workdir / "recipe.json"
         options = to_dict(self.config)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != options:
+        if path.is_file() and read_json(path, _REMEDY) != options:
             raise UserError(
                 f"{self.workdir} was begun with other options ({path}): use the same, or choose another --workdir."
             )

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from seed_jax.files import write_text
 from seed_jax.quickstart.measure import Example, Measurements
+from seed_jax.train.runtime.metric_writer import read_metrics
 
 PAGE = "report.html"
 # Result -> title and goal.
@@ -99,7 +99,7 @@ def write_report(workdir: Path, results: Measurements, times: dict[str, float]) 
         _conversation([example for example in results.examples if example.task == "talk"]),
         *[_section(task, title, text, results) for task, (title, text) in _SECTIONS.items()],
         "<h2>Training</h2><p>Loss by step of each stage.</p><div class=curves>",
-        *[loss_curve(name, workdir / name / "metrics.jsonl") for name in times],
+        *[loss_curve(name, workdir / name) for name in times],
         "</div>",
         _times_table(times),
         "<h2>All results</h2><p>Fractions of 1; similarities are cosines under the teacher's vision tower. Intervals: "
@@ -196,15 +196,14 @@ def data_url(pixels: UInt8[np.ndarray, "S S 3"]) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def loss_curve(name: str, path: Path) -> str:
+def loss_curve(name: str, workdir: Path) -> str:
     """Return a stage's loss over steps as an SVG figure, or "" without at least two points.
 
     Args:
         name: of the stage.
-        path: its `metrics.jsonl`, which steps that train nothing do not have.
+        workdir: of the stage.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row.get("loss") is not None]
+    rows = [row for row in read_metrics(workdir) if row.get("loss") is not None]
     if len(rows) < 2:
         return ""
     steps, losses = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))

@@ -23,7 +23,7 @@ from seed_jax.train.config import TrainConfig
 from seed_jax.train.config.schema import to_dict
 from seed_jax.train.runtime import workdir as workdirs
 from seed_jax.train.runtime.best import BestTracker
-from seed_jax.train.runtime.checkpointing import Checkpointer
+from seed_jax.train.runtime.checkpointing import Checkpointer, data_has_ended
 from seed_jax.train.runtime.evaluation import Evaluation
 from seed_jax.train.runtime.goodput import Goodput
 from seed_jax.train.runtime.hooks import Hook, StepResult
@@ -104,8 +104,10 @@ def _train(
             logging.info("Trained parameters:\n%s", overview)
         workdirs.write_run(workdir, config, stage)
         best = BestTracker(config, workdir, first_step)
-        if first_step == config.steps or best.stopped_at is not None:
-            logging.info("All %d steps are done already.", first_step)
+        has_ended = bool(first_step) and data_has_ended(batches)
+        if first_step == config.steps or has_ended or best.stopped_at is not None:
+            reason = "steps that the data lasts for are done" if has_ended else "steps are done"
+            logging.info("All %d %s already.", first_step, reason)
             preemption.saving_from_now_on()
             return merge(state.trained, frozen)
 
@@ -142,11 +144,14 @@ def _train(
                 hook.before_step(step)
             state, metrics = step_fn(state, frozen, sharding.shard_batch(rows, batch_sharding, stage.batch_size))
             is_stopping = preemption.is_reached(step)
-            result = StepResult(step, state, frozen, metrics, step == config.steps, is_stopping)
+            is_last = step == config.steps or data_has_ended(batches)
+            result = StepResult(step, state, frozen, metrics, is_last, is_stopping)
             for hook in hooks:
                 hook.after_step(result)
             watchdog.beat(step)  # a long save is no hang
-            if is_stopping and step < config.steps:
+            if is_last:
+                break
+            if is_stopping:
                 checkpointer.store.wait()
                 logging.warning("SIGTERM: saved step %d; run the same command again to resume.", step)
                 raise SystemExit(EXIT_PREEMPTED)
@@ -155,6 +160,15 @@ def _train(
                              config.checkpoint.keep_best, best.best_step)  # fmt: skip
                 break
         progress.flush()
+        if int(state.step) < config.steps and not best.has_run_out:
+            logging.warning(
+                "The data ended after step %d of %d: every sample of every component's `cycles` is trained and the "
+                "last step is saved. The learning rate was scheduled for all %d steps: set steps=%d to let it end too.",
+                int(state.step),
+                config.steps,
+                config.steps,
+                int(state.step),
+            )
     return merge(state.trained, frozen)
 
 

@@ -43,7 +43,10 @@ class LossOutput:
 
 @runtime_checkable
 class Batches(Protocol):
-    """An endless iterator over this process's part of each global batch, with an exact position."""
+    """An iterator over this process's part of each global batch, with an exact position.
+
+    It has no end unless `resume_state.has_ended` tells one from its state; training then stops.
+    """
 
     def __next__(self) -> dict[str, Any]: ...
 

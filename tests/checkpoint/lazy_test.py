@@ -69,7 +69,7 @@ def test_large_stacks_are_chunked_by_layer(tmp_path, monkeypatch):
         base = {"driver": "file", "path": f"{folder}/"}
         for name, chunk in {"layers.kernel": (1, 2, 3), "layers.scale": (4, 2)}.items():
             kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-            found = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
+            found = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()
             assert found.chunk_layout.read_chunk.shape == chunk
         equal(lazy.materialize(lazy.open_arrays(folder)), TREE)
 

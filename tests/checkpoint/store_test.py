@@ -80,7 +80,7 @@ def test_damaged_falls_back_to_an_older_one(tmp_path, mesh, caplog, victim):
     like = tree(mesh)
     found = store.restore(abstract(like), abstract({"m": like["w"]}), META)
     assert found.step == 1
-    assert "damaged checkpoint 2" in caplog.text
+    assert "checkpoints/2: it is damaged" in caplog.text
     store.drop_after(1)
     assert store.steps() == [1]
 

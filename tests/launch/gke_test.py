@@ -129,7 +129,7 @@ def test_run_and_delete_through_xpk(stubs, tmp_path):
     assert stubs.run("launch/gke.sh", "delete", "--name=seed", *XPK).returncode == 0
     place = [*XPK[1:], "--workload=seed"]
     shape = ["--tpu-type=v5litepod-64", "--num-slices=2", "--docker-image=registry/seed_jax:tpu"]
-    policy = ["--max-restarts=3", "--restart-on-exit-codes=1,75", "--termination-grace-period-seconds=600"]
+    policy = ["--max-restarts=3", "--restart-on-exit-codes=1,75,76", "--termination-grace-period-seconds=600"]
     command = "--command=exec python -m seed_jax.main --config=configs/pretrain.py:8b --workdir=gs://b/run"
     assert stubs.calls() == [
         ["xpk", "workload", "create", *place, *shape, *policy, f"--env-file={keys}", command],

@@ -176,6 +176,23 @@ def test_a_request_that_always_fails_is_given_up(stubs):
     assert "could not be had in 3 attempts" in done.stderr
 
 
+def test_a_request_that_is_refused_is_made_three_times(stubs):
+    stubs.answer("describe", "1 ERROR: NOT_FOUND")
+    stubs.answer("create", "1 ERROR: RESOURCE_EXHAUSTED: no capacity")
+    done = run(stubs)
+    assert done.returncode == 1
+    assert stubs.calls() == [*[DESCRIBE, CREATE] * 3, DESCRIBE]
+    assert "RESOURCE_EXHAUSTED" in done.stderr
+    assert "could not be had in 3 attempts" in done.stderr
+
+
+def test_a_request_that_is_refused_once_is_made_again(stubs):
+    stubs.answer("describe", "1 ERROR: NOT_FOUND", "1 ERROR: NOT_FOUND", "0 ACTIVE")
+    stubs.answer("create", "1 ERROR: RESOURCE_EXHAUSTED: no capacity", "0 ")
+    assert run(stubs).returncode == 0
+    assert stubs.calls() == [*[DESCRIBE, CREATE] * 2, DESCRIBE, *TRAIN]
+
+
 def test_an_error_of_gcloud_is_shown_after_a_few_attempts(stubs):
     stubs.answer("describe", "1 ERROR: PERMISSION_DENIED: no access to project p")
     done = run(stubs)

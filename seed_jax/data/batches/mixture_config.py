@@ -8,7 +8,7 @@ A mixture is a list of components; a component is a dict:
 | task, params | template and its parameters (`templates.make_template`) |
 | weight | frequency of its batches relative to those of the others |
 | batch_size | samples per such batch (default 1: weight is a share of samples) |
-| cycles | epochs until the component is exhausted (default: no end) |
+| cycles | epochs until the component is exhausted (default: no end); training ends when all components are |
 | question | question for records that are captioned images or videos (`Renderer`) |
 | suffix | appended to the records' own questions |
 

@@ -36,7 +36,10 @@ def packed_batches(
     look_ahead: int = LOOK_AHEAD,
     prefetch: int = 2,
 ) -> grain.IterDataset:
-    """Return this host's share of an unbounded sequence of packed batches, prefetched by a thread.
+    """Return this host's share of a sequence of packed batches, prefetched by a thread.
+
+    The sequence has no end unless every component has `cycles`: then it ends once every sample is in a batch; the last
+    batches hold shorter and empty rows, whose loss mask is 0.
 
         batches = iter(packed_batches(make_mixture(entries, vocabulary), batch_size=8, sequence_length=2048, seed=0))
         batch = next(batches)
@@ -115,9 +118,17 @@ class PackedIterator(grain.DatasetIterator[PackedBatch]):
         self._packers = [_RowPacker(batches, index) for index in batches.batch_indices]
 
     def __next__(self) -> PackedBatch:
+        has_every_row = len(self._packers) == self._batches.batch_size
+        if has_every_row and all(packer.has_ended for packer in self._packers):
+            raise StopIteration  # one of several hosts goes on with empty rows while the others have samples
         batch = empty_batch(len(self._packers), self._batches.sequence_length)
         for row, packer in enumerate(self._packers):
             fill_row(batch, row, packer.next_row())
+        if has_every_row and not self._step and not batch["segment_ids"].any():
+            raise UserError(
+                f"No sample of the mixture fits into a row of {self._batches.sequence_length} tokens: check the "
+                "templates and data.sequence_length."
+            )
         self._step += 1
         return batch
 
@@ -146,9 +157,11 @@ class _RowPacker:
 
     def get_state(self) -> dict[str, Any]:
         pending = [[sample.number, sample.piece] for sample in self._pending]
-        return {"next": self._next, "piece": self._piece, "pending": pending, "dropped": dict(self._dropped)}
+        state = {"next": self._next, "piece": self._piece, "pending": pending, "dropped": dict(self._dropped)}
+        return state | {"ended": self.has_ended} if self._batches.stream.is_finite else state
 
     def set_state(self, state: dict[str, Any]) -> None:
+        self.has_ended: bool = state.get("ended", False)
         # The next sample to draw, and the piece of it if it has several.
         self._next: int = state["next"]
         self._piece: int = state["piece"]
@@ -165,11 +178,19 @@ class _RowPacker:
     def next_row(self) -> list[RenderedSample]:
         batches = self._batches
         row = next_row(self._pending, self._draw, batches.sequence_length, batches.look_ahead)
+        if batches.stream.is_finite and not self._pending:
+            # Know now whether another row follows; the sample is the next one that row would draw anyhow.
+            following = self._draw()
+            self._pending += [] if following is None else [following]
+            self.has_ended = following is None
         return [sample.sample for sample in row]
 
-    def _draw(self) -> PendingSample:
+    def _draw(self) -> PendingSample | None:
+        """Return the next sample that is kept, or None at the end of the stream."""
         for _ in range(MAX_CONSECUTIVE_DROPS):
             drawn = self._take()
+            if drawn is None:
+                return None
             reason = self._drop_reason(drawn.sample)
             if not reason:
                 return drawn
@@ -179,10 +200,12 @@ class _RowPacker:
             f"and that rows of {self._batches.sequence_length} tokens are long enough."
         )
 
-    def _take(self) -> PendingSample:
-        """Return the next sample, or the next piece of a long one."""
+    def _take(self) -> PendingSample | None:
+        """Return the next sample or the next piece of a long one, or None at the end of the stream."""
         if not self._pieces:
             sample = next(self._upcoming, None) or self._refill()
+            if sample is None:
+                return None
             self._component = sample.component
             for piece, rendered in enumerate(self._render(sample)):
                 if piece >= self._piece:
@@ -196,7 +219,7 @@ class _RowPacker:
             self._piece = 0
         return drawn
 
-    def _refill(self) -> StreamSample:
+    def _refill(self) -> StreamSample | None:
         stride = self._batches.batch_size
         stream = self._batches.stream
         while self._next < len(stream):
@@ -204,10 +227,7 @@ class _RowPacker:
             if (sample := next(self._upcoming, None)) is not None:
                 return sample
             self._next += stride * CHUNK  # a chunk of exhausted components
-        raise UserError(
-            f"The mixture is exhausted after {len(stream):,} samples: increase or remove the `cycles` of a component, "
-            "or train for fewer steps."
-        )
+        return None
 
     def _render(self, sample: StreamSample) -> Sequence[RenderedSample]:
         stream = self._batches.stream

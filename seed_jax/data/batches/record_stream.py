@@ -96,6 +96,11 @@ class RecordStream:
         """Return the number of sample numbers: 2**42 unless all components end."""
         return self._mixture.length
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all components end."""
+        return all(component.cycles is not None for component in self.components)
+
     def __getitem__(self, number: int) -> StreamSample:
         sample = next(self.read(np.array([number])), None)
         if sample is None:

@@ -37,6 +37,12 @@ def dropped(state: dict[str, Any]) -> dict[str, int]:
     return dict(sum((Counter(row["dropped"]) for row in state["rows"].values()), Counter()))
 
 
+def has_ended(state: dict[str, Any]) -> bool | None:
+    """Return whether the rows of this state hold no further samples; None where the data has no end."""
+    ends = [row.get("ended") for row in state.get("rows", {}).values()]
+    return all(ends) if ends and None not in ends else None
+
+
 def check_same(state: dict[str, Any], data: dict[str, Any]) -> None:
     """Raise UserError, listing all differences, if a position belongs to other data."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -1,11 +1,13 @@
 """Find config files, load them and override their options."""
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import re
+import traceback
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,31 @@ def load_module(file: Path) -> types.ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"Config {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with config_errors_named(file):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def config_errors_named(file: Path) -> Iterator[None]:
+    """Turn whatever a config file raises into one sentence with the line of the file."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        raise UserError(f"Config {file} cannot be read: {describe_config_error(error, file)}.") from error
+
+
+def describe_config_error(error: Exception, file: Path) -> str:
+    """Return what a config file raised, and in which of its lines."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    if isinstance(error, SyntaxError):
+        lines, text = [error.lineno], error.msg
+    else:
+        text = str(error).strip().split("\n")[0]
+    place = f"line {lines[-1]}: " if lines and lines[-1] else ""
+    return f"{place}{type(error).__name__}: {text}".removesuffix(".")
 
 
 def load_neighbor(file: str, name: str) -> types.ModuleType:
@@ -85,7 +110,8 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
     module = load_module(file)
     if not hasattr(module, "get_config"):
         raise UserError(f"Config {file} has no get_config function.")
-    config = module.get_config(variant) if variant else module.get_config()
+    with config_errors_named(file):
+        config = module.get_config(variant) if variant else module.get_config()
     for pair in overrides:
         key, separator, text = pair.partition("=")
         if not separator:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seed_jax.checkpoint.store import Store
-from seed_jax.data.batches.resume_state import merge_states
+from seed_jax.data.batches import resume_state
 from seed_jax.files import AnyPath
 from seed_jax.train.compiled_step import TrainProgram
 from seed_jax.train.config import TrainConfig
@@ -98,10 +98,11 @@ class Checkpointer(Hook):
         self.store.preserve(lambda: best.best_step)
 
     def after_step(self, result: StepResult) -> None:
+        self.store.check()
         best = self._best
         is_best = best is not None and best.best_step == result.step
         is_end = best is not None and best.has_run_out
-        if self._schedule.is_due(result.step) or result.is_stopping or is_best or is_end:
+        if self._schedule.is_due(result.step) or result.is_last or result.is_stopping or is_best or is_end:
             assert self._progress is not None
             self._progress.flush()  # a run resumed from here will not report this step again
             with self._progress.saving(result.step):
@@ -127,6 +128,14 @@ class Checkpointer(Hook):
         self.store.close()
 
 
+def data_has_ended(batches: Batches) -> bool:
+    """Whether no host has a further sample; every host calls this at the same step."""
+    ended = resume_state.has_ended(batches.get_state())
+    if ended is None or jax.process_count() == 1:
+        return bool(ended)
+    return bool(np.all(multihost_utils.process_allgather(np.int32(ended))))
+
+
 def merge_over_hosts(state: dict[str, Any]) -> dict[str, Any]:
     """Return the position of the batches of all hosts; every host calls this at the same step."""
     if jax.process_count() == 1:
@@ -136,4 +145,4 @@ def merge_over_hosts(state: dict[str, Any]) -> dict[str, Any]:
     padded = np.full(longest, ord(" "), np.uint8)
     padded[: text.size] = text
     gathered = np.asarray(multihost_utils.process_allgather(padded))
-    return merge_states([json.loads(row.tobytes()) for row in gathered])
+    return resume_state.merge_states([json.loads(row.tobytes()) for row in gathered])

@@ -34,7 +34,7 @@ class Goodput:
         stored = _read(epath.Path(self._path)) if self._active else None
         if stored:
             self.seconds |= {kind: seconds for kind, seconds in stored["seconds"].items() if kind in KINDS}
-            self._productive_at |= {int(step): seconds for step, seconds in stored["productive_at"].items()}
+            self._productive_at |= stored["productive_at"]
             counted = self._productive_at.get(first_step, self.seconds["productive"] if first_step else 0.0)
             self.add("downtime", max(0.0, time.time() - stored["time"]))
             self.add("recomputed", self.seconds["productive"] - counted)
@@ -70,8 +70,13 @@ class Goodput:
 
 
 def _read(path: epath.Path) -> dict | None:
+    """Return the stored sums, or None where the file is missing or damaged: nothing but the sums depends on it."""
     try:
-        stored = json.loads(path.read_text())
-        return stored if {"seconds", "productive_at", "time"} <= set(stored) else None
-    except (OSError, ValueError, TypeError):
+        stored = json.loads(path.read_bytes())
+        return {
+            "seconds": {kind: float(seconds) for kind, seconds in stored["seconds"].items()},
+            "productive_at": {int(step): float(seconds) for step, seconds in stored["productive_at"].items()},
+            "time": float(stored["time"]),
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

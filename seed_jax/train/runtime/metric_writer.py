@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from etils import epath
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath, write_text
 from seed_jax.train.stage import ShownSample
+
+METRICS = "metrics.jsonl"
 
 
 class MetricWriter:
@@ -44,7 +46,7 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS
         self._lines = _LocalLines(path, first_step) if isinstance(path, Path) else _BucketLines(path, first_step)
         self._board = _summary_writer_class()(str(workdir / "tensorboard"), purge_step=first_step or None)
         self._wandb = _start_wandb(workdir, wandb_project, dict(config or {})) if wandb_project else None
@@ -112,7 +114,7 @@ class _LocalLines:
 
     def __init__(self, path: Path, first_step: int):
         if path.exists():
-            write_text(path, _rows_until(path.read_text(encoding="utf-8", errors="replace"), first_step))
+            write_text(path, _rows_until(path.read_bytes(), first_step))
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, line: str) -> None:
@@ -128,7 +130,7 @@ class _BucketLines:
 
     def __init__(self, path: epath.Path, first_step: int):
         self._path = path
-        self._text = _rows_until(path.read_text(), first_step) if path.exists() else ""
+        self._text = _rows_until(path.read_bytes(), first_step) if path.exists() else ""
         self._written_at = 0.0
 
     def append(self, line: str) -> None:
@@ -141,16 +143,26 @@ class _BucketLines:
         self._written_at = time.monotonic()
 
 
-def _rows_until(text: str, first_step: int) -> str:
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's `metrics.jsonl`, none where there is no such file."""
+    path = workdir / METRICS
+    return [row for _, row in _rows(path.read_bytes())] if path.is_file() else []
+
+
+def _rows_until(content: bytes, first_step: int) -> str:
     """Drop rows that a killed run wrote after its last checkpoint."""
-    return "".join(line + "\n" for line in text.splitlines() if _step_of(line) <= first_step)
+    return "".join(line + "\n" for line, row in _rows(content) if row["step"] <= first_step)
 
 
-def _step_of(line: str) -> int | float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that the kill truncated
+def _rows(content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each line and what it holds; lines that a kill truncated or that are damaged are left out."""
+    for line in content.decode("utf-8", "replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield line, row
 
 
 def check_wandb(project: str) -> None:

@@ -55,7 +55,7 @@ class Progress(Hook):
         if self._peak is not None:
             convention = f"{stage.flops_convention}; peak {self._peak:.3g} FLOP/s"
             writer.write_texts(0, {"MFU convention": convention})
-        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._pending: tuple[int, Mapping[str, jax.Array], bool] | None = None
         self._reported_step = restored_step
         self._since = time.perf_counter()
         self._timed: dict[str, float] = dict.fromkeys(_TIMED, 0.0)
@@ -89,17 +89,17 @@ class Progress(Hook):
     def after_step(self, result: StepResult) -> None:
         """Report the step before `result`."""
         self.flush()
-        self._pending = (result.step, result.metrics)
+        self._pending = (result.step, result.metrics, result.is_last)
 
     def flush(self) -> None:
         """Report the step that was dispatched last; waits for it."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, is_last), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         if self._raises:  # every step is checked, because nothing after a bad one may be saved
             self._check_finite(step, values)
-        if step % self._every == 0 or step == self._steps:
+        if step % self._every == 0 or is_last:
             self._report(step, values)
 
     def _check_finite(self, step: int, values: Mapping[str, float]) -> None:

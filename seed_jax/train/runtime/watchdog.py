@@ -17,12 +17,13 @@ import jax
 from jax.experimental import multihost_utils
 
 from seed_jax import distributed
+from seed_jax.errors import TemporaryError
 from seed_jax.train.runtime.hooks import Hook, StepResult
 
 # sysexits.h EX_TEMPFAIL: the run was saved; start the same command again.
 EXIT_PREEMPTED = 75
 # The run hangs or lost a host; start it again. Launchers restart on every exit code but 0 and 2.
-EXIT_STUCK = 76
+EXIT_STUCK = TemporaryError.exit_code
 _HEARTBEAT = "seed_jax/heartbeat/"
 
 

@@ -11,7 +11,6 @@ It may be in a bucket (`gs://...`), where there are no file locks: an object tha
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -30,8 +29,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.errors import UserError
-from seed_jax.files import AnyPath, write_json, write_text
+from seed_jax.errors import TemporaryError, UserError
+from seed_jax.files import AnyPath, read_json, write_json, write_text
 from seed_jax.train.config import TrainConfig
 from seed_jax.train.config.schema import to_dict
 from seed_jax.train.stage import Stage
@@ -73,7 +72,7 @@ def locked(workdir: AnyPath) -> Iterator[None]:
     """Create the workdir and lock it for this run; the lock ends with the process.
 
     Raises:
-        UserError: another run uses the workdir.
+        TemporaryError: another run uses the workdir, such as one that is still saving after SIGTERM.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     lock = _file_lock(workdir) if isinstance(workdir, Path) else _renewed_lock(workdir)
@@ -88,7 +87,7 @@ def _file_lock(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise TemporaryError(
                 f"--workdir {workdir} is in use by another run: stop it or choose another directory."
             ) from None
         yield
@@ -107,7 +106,10 @@ def _renewed_lock(workdir: epath.Path) -> Iterator[None]:
 
     def renew() -> None:
         while not closed.wait(RENEW_SECONDS):
-            write()
+            try:
+                write()
+            except Exception as error:  # of the network; the next renewal may succeed before the lock is stale
+                logging.warning("The lock %s could not be renewed (%s).", path, error)
 
     write()
     thread = threading.Thread(target=renew, name="workdir lock", daemon=True)
@@ -140,7 +142,9 @@ def _wait_until_stale(path: epath.Path, workdir: epath.Path) -> None:
         if not renewed:
             return
         if renewed != text:
-            raise UserError(f"--workdir {workdir} is in use by {holder}: stop that run or choose another directory.")
+            raise TemporaryError(
+                f"--workdir {workdir} is in use by {holder}: stop that run or choose another directory."
+            )
 
 
 def _age(text: str) -> float:
@@ -194,15 +198,7 @@ def last_config(workdir: AnyPath) -> dict | None:
     path = workdir / RUN
     if not path.exists():
         return None
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): restore it, or remove it to resume without a comparison."
-        ) from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} is damaged (no JSON object): restore it, or remove it to resume without a comparison.")
-    return stored
+    return read_json(path, "restore it, or remove it to resume without a comparison")
 
 
 def write_run(workdir: AnyPath, config: TrainConfig, stage: Stage) -> None:

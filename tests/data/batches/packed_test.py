@@ -12,9 +12,10 @@ from seed_jax.data.batches import packed
 from seed_jax.data.batches.packed import PackedBatches, packed_batches
 from seed_jax.data.batches.packing import packing_stats
 from seed_jax.data.batches.record_stream import MixtureComponent, RecordStream
-from seed_jax.data.batches.resume_state import dropped, merge_states
+from seed_jax.data.batches.resume_state import dropped, has_ended, merge_states
 from seed_jax.data.shards.records import Record
 from seed_jax.data.templates.renderer import Renderer
+from seed_jax.data.templates.sample import RenderedSample
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from tests.data.batches import mixtures
@@ -201,19 +202,60 @@ def test_all_missing_components_are_listed_at_once(mixture, tmp_path):
         RecordStream(mixture[1:], 0, tokenizer="0" * 64)
 
 
-def test_exhausted_components_end_the_batches(mixture):
-    finite = [dataclasses.replace(mixture[0], cycles=2), dataclasses.replace(mixture[1], cycles=3)]
-    found = []
+def render_all(record, rng):
+    """Return one sample for each record, and a second piece for those from 100 on."""
+    number = int(record.items[1])
+    tokens = [np.full(3 + number % 38, first + number, np.int32) for first in (1000, 2000)[: 1 + (number >= 100)]]
+    return [RenderedSample(each, np.ones(len(each), bool)) for each in tokens]
 
-    def use_up():
-        for batch in iter(batches(finite)):
-            found.extend(segments(batch))
 
-    with pytest.raises(UserError, match=r"exhausted after \d+ samples: .*cycles"):
-        use_up()
-    visits = Counter(tokens[0] for tokens in found if tokens[0] < 200)
-    assert max(visits.values()) <= 2
-    assert len(found) > 60
+def in_epochs(mixture, *cycles):
+    return [
+        MixtureComponent(part.directory, render_all, 1, count) for part, count in zip(mixture, cycles, strict=False)
+    ]
+
+
+def test_epochs_put_every_sample_into_a_batch_and_end(mixture):
+    iterator = iter(batches(in_epochs(mixture, 2, 3)))
+    found, states = [], []
+    for batch in iterator:
+        found.extend(tokens[0] for tokens in segments(batch))
+        states.append(iterator.get_state())
+    once = [1000 + number for number in range(50)]
+    pieces = [first + number for first in (1000, 2000) for number in range(100, 111)]
+    assert Counter(found) == Counter(2 * once + 3 * pieces)
+    # The state tells the end, whichever batch a run resumes from.
+    assert [has_ended(state) for state in states] == [False] * (len(states) - 1) + [True]
+    resumed = iter(batches(in_epochs(mixture, 2, 3)))
+    middle = len(states) // 2
+    resumed.set_state(json.loads(json.dumps(states[middle])))
+    rest = [tokens[0] for batch in resumed for tokens in segments(batch)]
+    assert rest == found[-len(rest) :]
+    assert resumed.get_state()["step"] == len(states)
+    resumed.set_state(states[-1])
+    assert list(resumed) == []
+    assert has_ended(iter(batches(mixture)).get_state()) is None
+
+
+def test_hosts_without_samples_go_on_with_empty_rows(mixture):
+    """All hosts take every step together; which of them has the last sample is known only together."""
+    hosts = [iter(batches(in_epochs(mixture, 1), host=host, hosts=2)) for host in (0, 1)]
+    samples = 0
+    for _ in range(100):
+        samples += sum(len(list(segments(next(host)))) for host in hosts)
+        if all(has_ended(host.get_state()) for host in hosts):
+            break
+    assert samples == 50
+    assert all(not next(host)["loss_mask"].any() for host in hosts)
+
+
+def test_a_mixture_without_any_sample_that_fits_is_refused(mixture):
+    with pytest.raises(UserError, match="No sample of the mixture fits"):
+        next(iter(batches(in_epochs(mixture, 1), sequence_length=2)))
+
+
+def test_exhausted_components_leave_the_others(mixture):
+    finite = [dataclasses.replace(mixture[0], cycles=2)]
     endless = [finite[0], mixture[1]]
     iterator = iter(batches(endless))
     later = [take(iterator, 60)[-1] for _ in range(2)][-1]

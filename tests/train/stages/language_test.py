@@ -109,6 +109,23 @@ def test_resuming_continues_exactly(shards, single, tmp_path, monkeypatch):
     assert losses(tmp_path) == losses(single)
 
 
+def test_one_epoch_trains_every_sample_saves_and_ends(shards, tmp_path, caplog):
+    """Forty samples of some 45 tokens in rows of 160, eight rows a step: two steps, of which the last is part empty."""
+    (component,) = config_for(shards).data.mixture
+    config = config_for(shards, **{"data.mixture": ({**component, "cycles": 1},), "checkpoint.every_steps": 50})
+    with caplog.at_level(logging.INFO):
+        loop.train(config, tmp_path)
+        rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        last = rows[-1]["step"]
+        assert last < STEPS
+        assert rows[-1]["packed_share"] < rows[0]["packed_share"]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(last)]
+        assert f"data ended after step {last} of {STEPS}" in caplog.text
+        loop.train(config, tmp_path)
+    assert f"All {last} steps that the data lasts for are done" in caplog.text
+    assert losses(tmp_path).keys() == set(range(1, last + 1))
+
+
 def test_a_finished_run_is_left_as_it_is(shards, single):
     before = losses(single)
     loop.train(config_for(shards), single)
