@@ -40,6 +40,7 @@ def describe(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
 
+
 # Of a file that is read as a whole. Parsed JSON takes up to twenty times the memory of its text.
 MAX_TEXT_BYTES = 32 * 2**20
 # Of a list of records that is read as a whole and parsed record by record.
