@@ -14,8 +14,8 @@ from seed_jax.inference.generation.sampling_params import SamplingParams
 
 SUMMARY = "a conversation in the terminal"
 DESCRIPTION = (
-    "Chat in the terminal: text is streamed, drawn images are written to --out. Ctrl-C ends an answer, Ctrl-D the "
-    "conversation."
+    "Chat in the terminal: text is streamed, and the conversation with its images is saved in --out after every "
+    "answer. Ctrl-C stops an answer, Ctrl-D ends the conversation; /help lists the commands."
 )
 # Decoding options of the original's demo.
 DEFAULTS = SamplingParams(max_new_tokens=256, temperature=1.0, top_p=0.5)
@@ -32,21 +32,33 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     conversation.add_argument(
         "--as-one", action="store_true", help="encode the history as one text, as the original's demo does"
     )
+    conversation.add_argument(
+        "--resume",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE",
+        help="continue the conversation saved in FILE (default: the newest one in --out)",
+    )
     add_decoding_options(parser, DEFAULTS)
     add_image_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=Path, default=Path("images"), metavar="DIR", help="directory for drawn images (default: images)"
+        "--out",
+        type=Path,
+        default=Path("chats"),
+        metavar="DIR",
+        help="directory of conversations and their images (default: chats)",
     )
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Chat until the user quits."""
+def run(args: argparse.Namespace) -> int:
+    """Chat until the user quits; return the exit code."""
     params = sampling_params(args)
     if args.history is not None and args.history < 0:
         raise UserError(f"--history is {args.history}, expected at least 0.")
     # Imported late: `--help` and wrong arguments are answered without waiting for JAX.
-    from seed_jax.cli import chat_terminal
+    from seed_jax.cli.chat import terminal
 
-    chat_terminal.run(args, params)
+    return terminal.run(args, params)
