@@ -26,7 +26,8 @@ from seed_jax.inference.drawing.request import DrawOptions, resolve_options
 from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment, TextSegment
 from seed_jax.inference.generation.streaming import SegmentStreamer
-from seed_jax.inference.seed_llama import SeedLlama
+from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
+from seed_jax.serving.engine.config import EngineConfig
 from seed_jax.serving.engine.engine import Engine
 from seed_jax.serving.engine.request import (
     EngineClosedError,
@@ -69,7 +70,9 @@ class ServiceObserver(Protocol):
         """`count` further tokens came `seconds` after those before."""
         ...
 
-    def finished(self, params: SamplingParams, reason: str, usage: AnswerUsage, timings: Timings, total_s: float) -> None:
+    def finished(
+        self, params: SamplingParams, reason: str, usage: AnswerUsage, timings: Timings, total_s: float
+    ) -> None:
         """An answer ended `total_s` after its arrival."""
         ...
 
@@ -141,6 +144,7 @@ class SeedService:
         self.observer = observer
         self.max_requests = max_requests
         self.num_requests = 0  # places that are taken
+        self._mean_total_s = 1.0
         self._lock = threading.Lock()
         self._closing = False
         self._codes: collections.OrderedDict[bytes, tuple[int, ...]] = collections.OrderedDict()
@@ -148,6 +152,26 @@ class SeedService:
         self._images = concurrent.futures.ThreadPoolExecutor(1, "images")
         # Building a prompt of megabytes must not hold up the event loop.
         self._texts = concurrent.futures.ThreadPoolExecutor(2, "prompts")
+
+    @classmethod
+    def load(
+        cls,
+        config: LoadConfig,
+        engine_config: EngineConfig = EngineConfig(),
+        *,
+        observer: ServiceObserver | None = None,
+    ) -> "SeedService":
+        """Load what a `LoadConfig` names; `start` compiles it."""
+        config = config.resolve()
+        model = SeedLlama.from_config(config)
+        return cls(
+            model,
+            Engine(model.generator, engine_config),
+            max_requests=engine_config.num_slots + engine_config.max_queued_requests,
+            can_encode=config.tokenizer is not None,
+            can_draw=config.tokenizer is not None and config.decoder is not None,
+            observer=observer,
+        )
 
     @property
     def max_model_len(self) -> int:
@@ -158,9 +182,31 @@ class SeedService:
     def tokens_per_image(self) -> int:
         return self.vocabulary.codes_per_image + 2
 
+    @property
+    def image_size(self) -> int | None:
+        """Side in pixels of the images that are drawn."""
+        return self.model.drawer.config.image_size if self.can_draw else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        stats = self.engine.stats()
+        return stats.healthy and stats.accepting and not self._closing
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether only running requests are finished."""
+        return self._closing
+
     def start(self) -> None:
-        """Start the engine and compile its programs."""
+        """Start the engine, and compile all programs, so that no request waits for a compilation."""
         self.engine.start()
+        if self.can_encode:
+            tokenizer = self.model.image_tokenizer(1)
+            size, num_codes = tokenizer.config.image_size, tokenizer.config.codes_per_image
+            tokenizer.encode_pixels(np.zeros((1, size, size, 3), np.uint8))
+            if self.can_draw:
+                self._draw([[0] * num_codes], [0], None)
 
     def close(self) -> None:
         """Refuse new requests; running ones go on."""
@@ -191,7 +237,19 @@ class SeedService:
                 return Places(self, count)
         if self.observer is not None:
             self.observer.rejected("queue_full")
-        raise QueueFullError(taken, self.engine.retry_after_s())
+        raise QueueFullError(taken, self._retry_after_s())
+
+    def _retry_after_s(self) -> float:
+        """Estimate when a place is free, from the mean duration of answers."""
+        return max(1.0, self._mean_total_s * (self.num_requests / self.engine.config.num_slots - 1))
+
+    def observe_finished(
+        self, params: SamplingParams, usage: AnswerUsage, finished: FinishedEvent, total_s: float
+    ) -> None:
+        """Take note of an answer that ended."""
+        self._mean_total_s += 0.1 * (total_s - self._mean_total_s)
+        if self.observer is not None:
+            self.observer.finished(params, finished.generation.finish_reason, usage, finished.timings, total_s)
 
     def release(self, count: int) -> None:
         """Give places back (`Places.release`)."""
@@ -263,13 +321,16 @@ class SeedService:
         system, conversation = self._conversation(messages, codes)
         return await self._in_texts_thread(self._prompt, system, conversation, params, drop_oldest)
 
+    async def encode_text(self, text: str, *, bos: bool = False) -> list[int]:
+        """Return the token ids of a text, in which the names of control tokens are plain text."""
+        return await self._in_texts_thread(functools.partial(self.vocabulary.encode, bos=bos, plain=True), text)
+
     async def prepare_text(self, text: str | Sequence[int], params: SamplingParams) -> Prompt:
         """Build the prompt of a text without role markers, or of token ids."""
         if not isinstance(text, str):
             ids = tuple(text)
             return Prompt(ids if ids[:1] == (self.vocabulary.bos,) else (self.vocabulary.bos, *ids))
-        ids = await self._in_texts_thread(functools.partial(self.vocabulary.encode, plain=True), text)
-        return self._fitting((self.vocabulary.bos, *ids), 0)
+        return self._fitting(tuple(await self.encode_text(text, bos=True)), 0)
 
     def _conversation(
         self, messages: Sequence[ChatMessage], codes: Iterator[tuple[int, ...]]
@@ -300,9 +361,7 @@ class SeedService:
                 conversation.append(Message(message.role, tuple(segments)))
         return "\n".join(system), conversation
 
-    def _prompt(
-        self, system: str, conversation: list[Message], params: SamplingParams, drop_oldest: bool
-    ) -> Prompt:
+    def _prompt(self, system: str, conversation: list[Message], params: SamplingParams, drop_oldest: bool) -> Prompt:
         if drop_oldest and conversation:
             if self.style == "base":
                 dropped, conversation = len(conversation) - 1, conversation[-1:]
@@ -371,8 +430,7 @@ class SeedService:
         """
         negative = None
         if negative_prompt is not None:
-            ids = await self._in_texts_thread(functools.partial(self.vocabulary.encode, plain=True), negative_prompt)
-            negative = (self.vocabulary.bos, *ids)
+            negative = tuple(await self.encode_text(negative_prompt, bos=True))
         request = EngineRequest(secrets.token_hex(8), prompt.ids, params, cache_salt, negative)
         answer = _Answer(self, prompt, params, draw if self.can_draw else None, arrival or time.monotonic())
         async with contextlib.aclosing(answer.events(request)) as events:
@@ -482,10 +540,7 @@ class _Answer:
             await self._put_segments(streamer.finish(finished.generation.segments))
             await asyncio.gather(*self._drawing)
             usage = self._usage(finished)
-            if self._service.observer is not None:
-                total = time.monotonic() - self._arrival
-                reason = finished.generation.finish_reason
-                self._service.observer.finished(self._params, reason, usage, finished.timings, total)
+            self._service.observe_finished(self._params, usage, finished, time.monotonic() - self._arrival)
             await self._queue.put(Finished(finished.generation.finish_reason, usage, finished.generation))
             await self._queue.put(_END)
         except Exception as error:

@@ -174,9 +174,7 @@ class ApiContext:
 
     def stream(self, events: AsyncGenerator[bytes, None]) -> EventStream:
         """Return a response that streams encoded events."""
-        return EventStream(
-            events, timeout_s=self.config.request_timeout_s, send_timeout_s=self.config.send_timeout_s
-        )
+        return EventStream(events, timeout_s=self.config.request_timeout_s, send_timeout_s=self.config.send_timeout_s)
 
 
 _FLOATS = ("temperature", "top_p", "min_p", "guidance_scale")
@@ -212,5 +210,3 @@ def image_entry(index: int, image: EncodedImage) -> dict[str, Any]:
 
 def new_id(prefix: str) -> str:
     return f"{prefix}{secrets.token_hex(12)}"
-
-

@@ -14,7 +14,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from seed_jax.errors import UserError
-from seed_jax.serving.engine.request import EngineClosedError, EngineDeadError, EngineError, QueueFullError, SlowReaderError
+from seed_jax.serving.engine.request import (
+    EngineClosedError,
+    EngineDeadError,
+    EngineError,
+    QueueFullError,
+    SlowReaderError,
+)
 from seed_jax.serving.service import ContextLengthError
 
 INVALID_REQUEST = "invalid_request_error"

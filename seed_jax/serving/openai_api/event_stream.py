@@ -64,9 +64,7 @@ class EventStream(Response):
         self._last_write = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        tasks = [
-            asyncio.create_task(one) for one in (self._pump(send), disconnected(receive), self._send_pings(send))
-        ]
+        tasks = [asyncio.create_task(one) for one in (self._pump(send), disconnected(receive), self._send_pings(send))]
         pump = tasks[0]
         try:
             await asyncio.wait(tasks[:2], timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)

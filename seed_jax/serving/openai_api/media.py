@@ -249,7 +249,7 @@ class MediaLoader:
         """Parse and check an http(s) URL; the host must be one that the operator named."""
         malformed = ApiError(400, f"{where} is a malformed URL.", param=where, code="invalid_image_url")
         # Parsers disagree about backslashes, controls, blanks and user names: such URLs are refused.
-        if len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or set(url) & set("\\ \"<>^`{|}"):
+        if len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or set(url) & set('\\ "<>^`{|}'):
             raise malformed
         try:
             parts = urllib.parse.urlsplit(url)
@@ -285,9 +285,7 @@ class MediaLoader:
             try:
                 answer = self._get(remote, where, deadline)
             except (OSError, http.client.HTTPException, ValueError):
-                raise ApiError(
-                    400, f"{where} could not be fetched.", param=where, code="image_fetch_failed"
-                ) from None
+                raise ApiError(400, f"{where} could not be fetched.", param=where, code="image_fetch_failed") from None
             if isinstance(answer, bytes):
                 return answer
             url = urllib.parse.urljoin(url, answer)

@@ -24,9 +24,7 @@ from seed_jax.serving.openai_api.protocol.common import (
 MAX_CHOICES = 16
 MAX_IMAGES = 64
 MaxTokens = Annotated[int, Field(ge=1, le=2**20)]
-_PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-)
+_PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 
 
 class ChatMessage(BaseModel):
@@ -60,6 +58,9 @@ class AnswerFields(SamplingFields, ImageFormatFields):
     modalities: Annotated[list[Modality], Field(min_length=1, max_length=2)] | None = Field(
         None,
         description='["text"]: no image; ["image"]: the answer begins with an image; both (default): the model decides.',
+    )
+    logprobs: Annotated[bool | Annotated[int, Field(ge=0, le=1)], Field()] | None = Field(
+        None, description="Log-probabilities of the generated tokens, among those that the image grammar allows."
     )
     num_images: Annotated[int, Field(ge=0, le=MAX_IMAGES)] | None = Field(None, description="Exact number of images.")
     draw: bool | None = Field(None, description="false: leave images as codes in `segments`.")

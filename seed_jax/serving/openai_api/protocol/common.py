@@ -42,7 +42,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "ignore_eos": (False,),
     "include": ([],),
     "logit_bias": ({},),
-    "logprobs": (False, 0),
     "top_logprobs": (0,),
     "min_tokens": (0,),
     "parallel_tool_calls": (True, False),
@@ -123,6 +122,9 @@ class SamplingFields(RequestModel):
     )
     guidance_scale: Annotated[float, Field(ge=-100, le=100)] | None = Field(
         None, description="Classifier-free guidance of the language model; 1 disables it."
+    )
+    negative_prompt: Annotated[str, Field(max_length=65_536)] | None = Field(
+        None, description="Text that guidance moves away from."
     )
     beams: Annotated[int, Field(ge=1, le=64)] | None = Field(None, description="Width of the beam search.")
 

@@ -138,8 +138,11 @@ class _Run:
                 async with contextlib.aclosing(self.events(choice)) as events:
                     return await collect(events, self.writer, self.format, as_file=True)
 
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(answer(choice)) for choice in choices]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(answer(choice)) for choice in choices]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
         answers = [task.result() for task in tasks]
         return {
             **self.head(self.object),
@@ -259,7 +262,10 @@ class _CompletionRun(_Run):
         return {"index": index, "text": delta.pop("content", ""), **delta, "logprobs": None, "finish_reason": reason}
 
     def usage(self, finished: Sequence[Finished]) -> dict[str, Any]:
-        parts = [usage([event.usage for event in finished[start : start + self.n]]) for start in range(0, len(finished), self.n)]
+        parts = [
+            usage([event.usage for event in finished[start : start + self.n]])
+            for start in range(0, len(finished), self.n)
+        ]
         return _sum(parts)
 
 
