@@ -35,6 +35,7 @@ LAYERS = [
     "train",
     "plan",
     "quickstart",
+    "serving",
     "main",
     "cli",
 ]

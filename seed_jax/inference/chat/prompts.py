@@ -52,7 +52,9 @@ class FittedPrompt:
     num_dropped: int
 
 
-def build_prompt(messages: Sequence[Message], style: str, vocabulary: Vocabulary, *, as_one: bool = False) -> list[int]:
+def build_prompt(
+    messages: Sequence[Message], style: str, vocabulary: Vocabulary, *, as_one: bool = False, system: str = ""
+) -> list[int]:
     """Return the token ids after which the assistant's next message is generated.
 
     Control tokens in the text of a user (`<img>`, `</s>`) are encoded as plain text.
@@ -63,6 +65,7 @@ def build_prompt(messages: Sequence[Message], style: str, vocabulary: Vocabulary
         vocabulary: of the model.
         as_one: encode the conversation as one text, as the original's demo does; by default every message is encoded
             separately, as in training, so that each begins with its own space (spec I.A.22).
+        system: text before the first message, on a line of its own, as in training samples with a system message.
 
     Raises:
         UserError: the style is unknown, the roles do not alternate, or a message contains a malformed image.
@@ -77,23 +80,31 @@ def build_prompt(messages: Sequence[Message], style: str, vocabulary: Vocabulary
         content = [_content(segment) for segment in message.segments]
         before = (markers.between if index else "") + markers.before
         groups.append([before, *content, markers.after] if message.role == USER else [space, *content])
+    if system:
+        groups.insert(0, [system if system.endswith("\n") else f"{system}\n"])
     groups = [[part for group in groups for part in group]] if as_one else groups
     return [vocabulary.bos, *(i for group in groups for i in vocabulary.encode_parts(group, plain=True))]
 
 
 def fit_prompt(
-    messages: Sequence[Message], style: str, vocabulary: Vocabulary, max_tokens: int, *, as_one: bool = False
+    messages: Sequence[Message],
+    style: str,
+    vocabulary: Vocabulary,
+    max_tokens: int,
+    *,
+    as_one: bool = False,
+    system: str = "",
 ) -> FittedPrompt:
     """Build a prompt of at most `max_tokens` tokens, dropping the oldest questions and their answers if necessary.
 
-    Messages are dropped as a whole: an image is never truncated.
+    Messages are dropped as a whole: an image is never truncated. The system text is kept.
 
     Raises:
         UserError: the last message alone is too long.
     """
     ids = []
     for num_dropped in range(0, len(messages), 2):
-        ids = build_prompt(messages[num_dropped:], style, vocabulary, as_one=as_one)
+        ids = build_prompt(messages[num_dropped:], style, vocabulary, as_one=as_one, system=system)
         if len(ids) <= max_tokens:
             return FittedPrompt(ids, num_dropped)
     raise UserError(
