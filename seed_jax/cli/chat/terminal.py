@@ -173,17 +173,11 @@ class Terminal:
                 raise UserError(f"Unknown command {command}: /help lists the commands.")
             elif text or self._attached:
                 self._send(text)
-        except UserError as error:
-            self._complain(str(error))
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            self._complain(f"{place}{error.strerror or error}.")
         except (AbandonedError, KeyboardInterrupt):
             self._status.begin_line()
             self._status.print("[dropped; the conversation is as before]\n")
         except Exception as error:  # such as a device out of memory: a long conversation must not be lost with it
-            reason = " ".join(str(error).split())[:300]
-            self._complain(f"{type(error).__name__}: {reason}")
+            self._complain(_sentence(error))
             logging.debug("Traceback of the error above:", exc_info=True)
 
     def _complain(self, sentence: str) -> None:
@@ -296,6 +290,9 @@ class Terminal:
             else:
                 drawn += [image] if isinstance(piece, ImageSegment) else []
                 self._show(piece, image, problem)
+        if drawn and self._config.decoder is None and not self._hinted:
+            self._hinted = True
+            log_decoder_hint(self._config)
 
     def _generate(
         self, turn: Turn, interrupt: Interrupt
@@ -310,8 +307,8 @@ class Terminal:
                     try:
                         seed = (turn.request.sampling_params.seed + num_images) % (MAX_SEED + 1)
                         (image,) = self._model.draw([piece], seed)
-                    except UserError as error:  # the answer is worth keeping
-                        problem = str(error)
+                    except Exception as error:  # the answer is worth keeping
+                        problem = _sentence(error)
                     self._status.start("generating")
                 num_images += 1
             yield piece, image, problem
@@ -324,9 +321,6 @@ class Terminal:
                 path = self._open_file().add_image(image)
             except OSError as error:
                 problem = f"Cannot write the image to {self._folder}: {error.strerror or error}."
-        if self._config.decoder is None and not self._hinted:
-            self._hinted = True
-            log_decoder_hint(self._config)
         if problem is not None:
             self._complain(problem)
         self._status.print(f"{format_segment(segment, path)}\n")
@@ -354,6 +348,15 @@ class Terminal:
         if self._file is None or not self._file.is_own:
             self._file = TranscriptFile.create(self._folder)
         return self._file
+
+
+def _sentence(error: Exception) -> str:
+    """Return what to print of an error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _integer(text: str, low: int, high: int | None, usage: str) -> int:
