@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> None:
     key = args.api_key or os.environ.get(API_KEY) or None
     if key is None and args.host not in LOOPBACK_HOSTS:
         raise UserError(
-            f"--host {args.host} can be reached from other machines, but there is no API key: set {API_KEY} or --api-key, "
-            "or listen on 127.0.0.1."
+            f"--host {args.host} can be reached from other machines, but there is no API key: set {API_KEY} or "
+            "--api-key, or listen on 127.0.0.1."
         )
     # Everything that can be wrong is found before gigabytes of weights are loaded.
     media = media_rules(args)

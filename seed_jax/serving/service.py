@@ -53,6 +53,7 @@ from seed_jax.serving.messages import (
 
 _CACHED_CODES = 4096  # images whose codes are remembered; a client sends those of a conversation with every turn
 _END = object()
+DEFAULT_DRAW = DrawOptions()
 
 
 class ContextLengthError(UserError):
@@ -157,7 +158,7 @@ class SeedService:
     def load(
         cls,
         config: LoadConfig,
-        engine_config: EngineConfig = EngineConfig(),
+        engine_config: EngineConfig,
         *,
         observer: ServiceObserver | None = None,
     ) -> "SeedService":
@@ -377,8 +378,8 @@ class SeedService:
     def _fitting(self, ids: tuple[int, ...], num_dropped: int) -> Prompt:
         if len(ids) >= self.max_model_len:
             raise ContextLengthError(
-                f"The prompt has {len(ids)} tokens, but the context of the model is {self.max_model_len} tokens, prompt "
-                "and answer together: shorten it."
+                f"The prompt has {len(ids)} tokens, but the context of the model is {self.max_model_len} tokens, "
+                "prompt and answer together: shorten it."
             )
         return Prompt(ids, ids.count(self.vocabulary.boi), num_dropped)
 
@@ -388,7 +389,7 @@ class SeedService:
         self,
         messages: Sequence[ChatMessage],
         params: SamplingParams | None = None,
-        draw: DrawOptions | None = DrawOptions(),
+        draw: DrawOptions | None = DEFAULT_DRAW,
         *,
         drop_oldest: bool = False,
     ) -> AsyncGenerator[Event, None]:
@@ -412,7 +413,7 @@ class SeedService:
         self,
         prompt: Prompt,
         params: SamplingParams,
-        draw: DrawOptions | None = DrawOptions(),
+        draw: DrawOptions | None = DEFAULT_DRAW,
         *,
         negative_prompt: str | None = None,
         cache_salt: str = "",

@@ -236,7 +236,7 @@ class MediaLoader:
             descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except (OSError, RuntimeError):  # RuntimeError: a loop of links
             raise refused from None
-        with open(descriptor, "rb") as file:
+        with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise refused

@@ -262,11 +262,8 @@ class _CompletionRun(_Run):
         return {"index": index, "text": delta.pop("content", ""), **delta, "logprobs": None, "finish_reason": reason}
 
     def usage(self, finished: Sequence[Finished]) -> dict[str, Any]:
-        parts = [
-            usage([event.usage for event in finished[start : start + self.n]])
-            for start in range(0, len(finished), self.n)
-        ]
-        return _sum(parts)
+        groups = [finished[start : start + self.n] for start in range(0, len(finished), self.n)]
+        return _sum([usage([event.usage for event in group]) for group in groups])
 
 
 def _sum(values: Sequence[Any]) -> Any:

@@ -78,11 +78,8 @@ async def _draw(context: ApiContext, body: DetokenizeRequest, request: Request) 
     if not service.can_draw:
         raise ApiError(400, "This server has no image decoder: it draws no images.", code="no_image_decoder")
     seed = reduce_seed(body.seed)
-    writer, options, encoding = (
-        context.image_writer(request),
-        context.draw_options(body.draw_options),
-        image_format(body),
-    )
+    options, encoding = context.draw_options(body.draw_options), image_format(body)
+    writer = context.image_writer(request)
     with service.reserve():
         drawn = await service.draw(codes, [seed + number for number in range(len(codes))], options)
         written = [await writer.write(image, encoding, as_file=True) for image in drawn]
