@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -144,6 +144,16 @@ async def until_disconnect(request: Request, answer: Awaitable[T], timeout_s: fl
         for one in (task, listener):
             one.cancel()
         await asyncio.gather(task, listener, return_exceptions=True)
+
+
+async def gathered(answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await several answers; the first error cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer) for answer in answers]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def timeout_error(timeout_s: float | None) -> ApiError:

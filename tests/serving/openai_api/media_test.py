@@ -146,7 +146,7 @@ def test_what_was_parsed_is_what_is_fetched():
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves an image, redirects, and bodies that never end."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.server.seen.append((self.headers["Host"], self.path))
         if self.path.startswith("/to/"):
             self.send_response(302)
@@ -212,7 +212,10 @@ def test_every_redirect_passes_the_same_rules(remote):
 
 
 def test_bytes_and_time_of_a_fetch_are_limited(remote):
-    assert refusal(local(remote, max_bytes=5000).image, f"http://{remote.name}/endless", "x") == (413, "image_too_large")
+    assert refusal(local(remote, max_bytes=5000).image, f"http://{remote.name}/endless", "x") == (
+        413,
+        "image_too_large",
+    )
     assert refusal(local(remote, timeout_s=0.3).image, f"http://{remote.name}/slow", "x") == (400, "image_fetch_failed")
     assert refusal(local(remote).image, f"http://{remote.name}/missing", "x") == (400, "image_fetch_failed")
     assert refusal(loader(HOST, addresses=[]).image, f"http://{HOST}/a", "x") == (400, "image_fetch_failed")
