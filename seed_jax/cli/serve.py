@@ -63,6 +63,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     engine.add_argument("--max-model-len", type=int, metavar="N", help="context length (default: the model's)")
     engine.add_argument("--max-queue", type=int, default=256, metavar="N", help="waiting answers (default: 256)")
     engine.add_argument("--prefix-cache-blocks", type=int, metavar="N", help="blocks of 64 tokens; 0: none")
+    batches = (1, 2, 4, 8)
+    engine.add_argument(
+        "--encode-batch", type=int, default=8, choices=batches, help="images encoded together (default: 8)"
+    )
+    engine.add_argument("--draw-batch", type=int, default=4, choices=batches, help="images drawn together (default: 4)")
     engine.add_argument("--max-beams", type=int, default=4, metavar="N", help="largest beam search (default: 4)")
     limits = parser.add_argument_group("limits and defaults")
     limits.add_argument("--max-body", default="64MiB", metavar="SIZE", help="size of a request (default: 64MiB)")

@@ -17,7 +17,7 @@ from seed_jax.serving.openai_api.image_output import MediaStore
 from seed_jax.serving.openai_api.media import MediaLoader, MediaRules
 from seed_jax.serving.openai_api.middleware import HEALTH, LOOPBACK_HOSTS, Gate, loopback_hosts
 from seed_jax.serving.openai_api.run import ApiServer, serve
-from seed_jax.serving.service import SeedService
+from seed_jax.serving.service import SeedService, ServiceConfig
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,20 +25,21 @@ def run(args: argparse.Namespace) -> None:
     key = args.api_key or os.environ.get(API_KEY) or None
     if key is None and args.host not in LOOPBACK_HOSTS:
         raise UserError(
-            f"--host {args.host} can be reached from other machines, but there is no API key: set {API_KEY} or --api-key, "
-            "or listen on 127.0.0.1."
+            f"--host {args.host} can be reached from other machines, but there is no API key: set {API_KEY} or "
+            "--api-key, or listen on 127.0.0.1."
         )
     # Everything that can be wrong is found before gigabytes of weights are loaded.
     media = media_rules(args)
     gate = build_gate(args, key)
     defaults = SamplingParams(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    engine_config = EngineConfig(
+    engine = EngineConfig(
         num_slots=args.slots,
         max_model_len=args.max_model_len,
         max_queued_requests=args.max_queue,
         prefix_cache_blocks=args.prefix_cache_blocks,
         max_beams=args.max_beams,
     )
+    sizes = ServiceConfig(engine, max_encode_batch=args.encode_batch, max_draw_batch=args.draw_batch)
     store = None
     if args.media_dir is not None:
         limit = memory_plan.parse_size(args.media_limit)
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         config = LoadConfig(**{**vars(config), "decoder": None})
     clip = _open_clip(args)
     logging.info("loading %s ...", config.model)
-    service = SeedService.load(config, engine_config)
+    service = SeedService.load(config, sizes)
     name = args.name or args.model.resolve().name
     context = ApiContext(
         service,

@@ -14,8 +14,8 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ from seed_jax.errors import UserError
 from seed_jax.inference.chat.prompts import ASSISTANT, USER, Message, build_prompt, fit_prompt
 from seed_jax.inference.drawing.request import DrawOptions, resolve_options
 from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingParams
-from seed_jax.inference.generation.segments import ImageSegment, TextSegment
+from seed_jax.inference.generation.segments import ImageSegment, Segment, TextSegment
 from seed_jax.inference.generation.streaming import SegmentStreamer
 from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
 from seed_jax.serving.engine.config import EngineConfig
@@ -37,6 +37,8 @@ from seed_jax.serving.engine.request import (
     Timings,
     TokenEvent,
 )
+from seed_jax.serving.engine.stream import RequestStream
+from seed_jax.serving.images import DrawWorker, EncodeWorker
 from seed_jax.serving.messages import (
     SYSTEM,
     AnswerUsage,
@@ -45,6 +47,7 @@ from seed_jax.serving.messages import (
     Finished,
     ImageCodes,
     ImageDrawn,
+    ImageProgress,
     ImageStarted,
     Prompt,
     TextDelta,
@@ -53,12 +56,15 @@ from seed_jax.serving.messages import (
 
 _CACHED_CODES = 4096  # images whose codes are remembered; a client sends those of a conversation with every turn
 _END = object()
+T = TypeVar("T")
+DEFAULT_DRAW = DrawOptions()
 
 
 class ContextLengthError(UserError):
     """A conversation is longer than the context of the model."""
 
 
+@runtime_checkable
 class ServiceObserver(Protocol):
     """Is told what happens, for metrics; called in the event loop."""
 
@@ -108,18 +114,41 @@ class Places:
         self.release()
 
 
+@dataclasses.dataclass(frozen=True)
+class ServiceConfig:
+    """Sizes of a service.
+
+    Attributes:
+        engine: of the engine.
+        max_encode_batch: images that are encoded together: 1, 2, 4 or 8.
+        max_draw_batch: images that are drawn together: 1, 2, 4 or 8.
+        steps_per_turn: steps of the image decoder between two chances of the language model.
+    """
+
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    max_encode_batch: int = 8
+    max_draw_batch: int = 4
+    steps_per_turn: int = 1
+
+    @property
+    def max_requests(self) -> int:
+        """Answers at a time, running and waiting ones."""
+        return self.engine.num_slots + self.engine.max_queued_requests
+
+
 class SeedService:
     """Answers conversations of text and images.
 
     Example:
-        service = SeedService(SeedLlama.load("models/seed_llama_8b"), engine)
+        service = SeedService.load(LoadConfig(Path("models/seed_llama_8b")))
+        service.start()
         async for event in service.chat([ChatMessage("user", ["Draw a cat."])], SamplingParams(mode="image")):
             print(event)
+        service.shutdown()
 
     Args:
         model: language model, image tokenizer and decoder.
-        engine: engine of the language model; the service starts and ends it.
-        max_requests: answers at a time, running and waiting ones; more are refused before their images are decoded.
+        config: sizes.
         can_encode: whether the model has an image tokenizer.
         can_draw: whether the model has an image decoder.
         observer: is told what happens.
@@ -128,48 +157,45 @@ class SeedService:
     def __init__(
         self,
         model: SeedLlama,
-        engine: Engine,
+        config: ServiceConfig | None = None,
         *,
-        max_requests: int = 256,
         can_encode: bool = True,
         can_draw: bool = True,
         observer: ServiceObserver | None = None,
     ):
         self.model = model
-        self.engine = engine
+        self.config = config or ServiceConfig()
+        self.engine = Engine(model.generator, self.config.engine)
         self.vocabulary = model.generator.vocabulary
         self.style = model.style
         self.can_encode = can_encode
         self.can_draw = can_draw
         self.observer = observer
-        self.max_requests = max_requests
         self.num_requests = 0  # places that are taken
         self._mean_total_s = 1.0
         self._lock = threading.Lock()
         self._closing = False
         self._codes: collections.OrderedDict[bytes, tuple[int, ...]] = collections.OrderedDict()
-        # One thread: the device runs one program at a time anyway.
-        self._images = concurrent.futures.ThreadPoolExecutor(1, "images")
-        # Building a prompt of megabytes must not hold up the event loop.
-        self._texts = concurrent.futures.ThreadPoolExecutor(2, "prompts")
+        self._encoder: EncodeWorker | None = None
+        self._drawer: DrawWorker | None = None
+        # What takes long for megabytes of text, or for many pixels, must not hold up the event loop.
+        self._threads = concurrent.futures.ThreadPoolExecutor(4, "service")
 
     @classmethod
     def load(
         cls,
-        config: LoadConfig,
-        engine_config: EngineConfig = EngineConfig(),
+        load_config: LoadConfig,
+        config: ServiceConfig | None = None,
         *,
         observer: ServiceObserver | None = None,
     ) -> "SeedService":
         """Load what a `LoadConfig` names; `start` compiles it."""
-        config = config.resolve()
-        model = SeedLlama.from_config(config)
+        load_config = load_config.resolve()
         return cls(
-            model,
-            Engine(model.generator, engine_config),
-            max_requests=engine_config.num_slots + engine_config.max_queued_requests,
-            can_encode=config.tokenizer is not None,
-            can_draw=config.tokenizer is not None and config.decoder is not None,
+            SeedLlama.from_config(load_config),
+            config,
+            can_encode=load_config.tokenizer is not None,
+            can_draw=load_config.tokenizer is not None and load_config.decoder is not None,
             observer=observer,
         )
 
@@ -199,25 +225,38 @@ class SeedService:
         return self._closing
 
     def start(self) -> None:
-        """Start the engine, and compile all programs, so that no request waits for a compilation."""
-        self.engine.start()
+        """Load what is missing, compile all programs, so that no request waits for it, and begin to answer."""
+        unlimited = 64 * self.config.max_requests  # the places limit what is waiting
         if self.can_encode:
-            tokenizer = self.model.image_tokenizer(1)
-            size, num_codes = tokenizer.config.image_size, tokenizer.config.codes_per_image
-            tokenizer.encode_pixels(np.zeros((1, size, size, 3), np.uint8))
+            tokenizer = self.model.image_tokenizer(self.config.max_encode_batch)
+            self._encoder = EncodeWorker(tokenizer, max_batch=self.config.max_encode_batch, max_queued=unlimited)
+            self._encoder.compile()
             if self.can_draw:
-                self._draw([[0] * num_codes], [0], None)
+                self._drawer = DrawWorker(
+                    self.model.drawer,
+                    tokenizer,
+                    steps_per_turn=self.config.steps_per_turn,
+                    wait_between_steps=self.engine.wait_for_chunk,
+                    max_batch=self.config.max_draw_batch,
+                    max_queued=unlimited,
+                )
+                self._drawer.compile()
+        self.engine.start()
+        for worker in (self._encoder, self._drawer):
+            if worker is not None:
+                worker.start()
 
     def close(self) -> None:
         """Refuse new requests; running ones go on."""
         self._closing = True
 
     def shutdown(self, timeout_s: float = 0.0) -> None:
-        """End the engine after at most `timeout_s` for running requests, and the workers."""
+        """Refuse new requests, give running ones `timeout_s`, and end the engine and the workers."""
         self._closing = True
-        self.engine.shutdown(timeout_s)
-        self._images.shutdown(wait=True, cancel_futures=True)
-        self._texts.shutdown(wait=True, cancel_futures=True)
+        for worker in (self.engine, self._encoder, self._drawer):
+            if worker is not None:
+                worker.shutdown(timeout_s)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     # Admission
 
@@ -225,14 +264,19 @@ class SeedService:
         """Take places for `count` answers, before any work is done for them.
 
         Raises:
+            UserError: so many are never possible.
             QueueFullError: too many requests are running and waiting.
             EngineClosedError: the service shuts down.
         """
         if self._closing:
             raise EngineClosedError("The server is shutting down.")
+        if count > self.config.max_requests:
+            raise UserError(
+                f"{count} answers were asked for, at most {self.config.max_requests} are possible at a time."
+            )
         with self._lock:
             taken = self.num_requests
-            if taken + count <= self.max_requests:
+            if taken + count <= self.config.max_requests:
                 self.num_requests += count
                 return Places(self, count)
         if self.observer is not None:
@@ -241,7 +285,7 @@ class SeedService:
 
     def _retry_after_s(self) -> float:
         """Estimate when a place is free, from the mean duration of answers."""
-        return max(1.0, self._mean_total_s * (self.num_requests / self.engine.config.num_slots - 1))
+        return max(1.0, self._mean_total_s * (self.num_requests / self.config.engine.num_slots - 1))
 
     def observe_finished(
         self, params: SamplingParams, usage: AnswerUsage, finished: FinishedEvent, total_s: float
@@ -262,28 +306,24 @@ class SeedService:
         """Return the codes of images; those of an image that was seen or drawn before are remembered."""
         if not images:
             return []
-        if not self.can_encode:
+        if self._encoder is None:
             raise UserError("This server has no image tokenizer, so that it cannot read images.")
         begin = time.monotonic()
-        pixels = await self._in_images_thread(self._pixels, images)
+        pixels = [await self._in_thread(self.model.image_tokenizer().pixels, image) for image in images]
         keys = [_key(one) for one in pixels]
         missing = {key: one for key, one in zip(keys, pixels, strict=True) if key not in self._codes}
         found = {key: self._codes[key] for key in keys if key not in missing}
-        if missing:
-            codes = await self._in_images_thread(self._encode_pixels, list(missing.values()))
-            found |= dict(zip(missing, codes, strict=True))
+        futures = [asyncio.wrap_future(self._encoder.encode(one)) for one in missing.values()]
+        try:
+            found |= dict(zip(missing, await asyncio.gather(*futures), strict=True))
+        finally:
+            for future in futures:
+                future.cancel()
         for key in keys:
             self._remember(key, found[key])
         if self.observer is not None:
             self.observer.encoded(len(images), len(images) - len(missing), time.monotonic() - begin)
         return [found[key] for key in keys]
-
-    def _pixels(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
-        tokenizer = self.model.image_tokenizer(len(images))
-        return [tokenizer.pixels(image) for image in images]
-
-    def _encode_pixels(self, pixels: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
-        return [tuple(codes) for codes in self.model.image_tokenizer().encode_pixels(np.stack(pixels)).tolist()]
 
     def _remember(self, key: bytes, codes: tuple[int, ...]) -> None:
         self._codes[key] = codes
@@ -319,11 +359,11 @@ class SeedService:
             )
         codes = iter(await self.encode(images))
         system, conversation = self._conversation(messages, codes)
-        return await self._in_texts_thread(self._prompt, system, conversation, params, drop_oldest)
+        return await self._in_thread(self._prompt, system, conversation, params, drop_oldest)
 
     async def encode_text(self, text: str, *, bos: bool = False) -> list[int]:
         """Return the token ids of a text, in which the names of control tokens are plain text."""
-        return await self._in_texts_thread(functools.partial(self.vocabulary.encode, bos=bos, plain=True), text)
+        return await self._in_thread(functools.partial(self.vocabulary.encode, bos=bos, plain=True), text)
 
     async def prepare_text(self, text: str | Sequence[int], params: SamplingParams) -> Prompt:
         """Build the prompt of a text without role markers, or of token ids."""
@@ -377,8 +417,8 @@ class SeedService:
     def _fitting(self, ids: tuple[int, ...], num_dropped: int) -> Prompt:
         if len(ids) >= self.max_model_len:
             raise ContextLengthError(
-                f"The prompt has {len(ids)} tokens, but the context of the model is {self.max_model_len} tokens, prompt "
-                "and answer together: shorten it."
+                f"The prompt has {len(ids)} tokens, but the context of the model is {self.max_model_len} tokens, "
+                "prompt and answer together: shorten it."
             )
         return Prompt(ids, ids.count(self.vocabulary.boi), num_dropped)
 
@@ -388,7 +428,7 @@ class SeedService:
         self,
         messages: Sequence[ChatMessage],
         params: SamplingParams | None = None,
-        draw: DrawOptions | None = DrawOptions(),
+        draw: DrawOptions | None = DEFAULT_DRAW,
         *,
         drop_oldest: bool = False,
     ) -> AsyncGenerator[Event, None]:
@@ -412,7 +452,7 @@ class SeedService:
         self,
         prompt: Prompt,
         params: SamplingParams,
-        draw: DrawOptions | None = DrawOptions(),
+        draw: DrawOptions | None = DEFAULT_DRAW,
         *,
         negative_prompt: str | None = None,
         cache_salt: str = "",
@@ -443,33 +483,40 @@ class SeedService:
             resolve_options(self.model.drawer.config, options)
 
     async def draw(
-        self, codes: Sequence[Sequence[int]], seeds: Sequence[int], options: DrawOptions | None = None
-    ) -> list[Image.Image]:
-        """Draw images from codes.
+        self,
+        codes: Sequence[int],
+        seed: int,
+        options: DrawOptions | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Image.Image:
+        """Draw an image from its codes.
+
+        Args:
+            codes: the codes.
+            seed: of the noise; reduced modulo 2**32.
+            options: sampler, steps, guidance and so on.
+            on_progress: called in the event loop with the steps that are done and those in all.
 
         Raises:
             UserError: there is no decoder, or codes are out of range.
         """
-        if not self.can_draw:
+        if self._drawer is None:
             raise UserError("This server has no image decoder, so that it cannot draw images.")
-        begin = time.monotonic()
-        drawn = await self._in_images_thread(self._draw, codes, seeds, options)
+        begin, loop = time.monotonic(), asyncio.get_running_loop()
+        report = None
+        if on_progress is not None:
+            report = functools.partial(loop.call_soon_threadsafe, on_progress)
+        job = self._drawer.draw(codes, seed % (MAX_SEED + 1), options, report)
+        try:
+            image = Image.fromarray(await asyncio.wrap_future(job.future))
+        finally:
+            job.cancel()  # without effect on a finished one
+        # A client that sends the drawn image back means these codes.
+        pixels = await self._in_thread(self.model.image_tokenizer().pixels, image)
+        self._remember(_key(pixels), tuple(codes))
         if self.observer is not None:
-            for _ in drawn:
-                self.observer.drawn(time.monotonic() - begin)
-        return drawn
-
-    def _draw(
-        self, codes: Sequence[Sequence[int]], seeds: Sequence[int], options: DrawOptions | None
-    ) -> list[Image.Image]:
-        tokenizer = self.model.image_tokenizer()
-        embeddings = tokenizer.embed_codes(np.asarray(codes, np.int32))
-        drawn = self.model.drawer.draw(embeddings, [seed % (MAX_SEED + 1) for seed in seeds], options, batch_size=1)
-        images = [Image.fromarray(pixels) for pixels in drawn]
-        for image, one in zip(images, codes, strict=True):
-            # A client that sends the drawn image back means these codes.
-            self._remember(_key(tokenizer.pixels(image)), tuple(one))
-        return images
+            self.observer.drawn(time.monotonic() - begin)
+        return image
 
     async def embed(self, codes: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the generation embeddings of images, one row each."""
@@ -480,13 +527,10 @@ class SeedService:
             embeddings = self.model.image_tokenizer().embed_codes(np.asarray(codes, np.int32))
             return embeddings.reshape(len(embeddings), -1)
 
-        return await self._in_images_thread(embed)
+        return await self._in_thread(embed)
 
-    def _in_images_thread(self, function, *args):
-        return asyncio.get_running_loop().run_in_executor(self._images, functools.partial(function, *args))
-
-    def _in_texts_thread(self, function, *args):
-        return asyncio.get_running_loop().run_in_executor(self._texts, functools.partial(function, *args))
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *arguments))
 
 
 class _Answer:
@@ -522,7 +566,7 @@ class _Answer:
                 task.cancel()
             await asyncio.gather(pump, *self._drawing, return_exceptions=True)
 
-    async def _pump(self, stream) -> None:
+    async def _pump(self, stream: RequestStream) -> None:
         try:
             streamer = SegmentStreamer(self._service.vocabulary, self._params.stop_strings)
             finished = None
@@ -555,7 +599,7 @@ class _Answer:
                 observer.first_token(now - self._arrival)
         self._last_token = now
 
-    async def _put_segments(self, segments) -> None:
+    async def _put_segments(self, segments: Iterable[Segment]) -> None:
         for segment in segments:
             if isinstance(segment, TextSegment):
                 await self._queue.put(TextDelta(segment.text))
@@ -578,7 +622,11 @@ class _Answer:
             self._drawing.append(asyncio.create_task(self._draw_image(index, codes)))
 
     async def _draw_image(self, index: int, codes: tuple[int, ...]) -> None:
-        (image,) = await self._service.draw([codes], [self._params.seed + index], self._draw)
+        def report(step: int, steps: int) -> None:
+            if not self._queue.full():  # a slow reader misses progress only
+                self._queue.put_nowait(ImageProgress(index, step, steps))
+
+        image = await self._service.draw(codes, self._params.seed + index, self._draw, report)
         await self._queue.put(ImageDrawn(index, image))
 
     def _usage(self, finished: FinishedEvent) -> AnswerUsage:

@@ -101,8 +101,8 @@ class StopStringMatcher:
         self,
         vocabulary: Vocabulary,
         stop: tuple[str, ...],
-        constraint: ImageConstraint = ImageConstraint(),
-        inside_image: bool = False,
+        constraint: ImageConstraint,
+        inside_image: bool,
     ):
         self._vocabulary = vocabulary
         self._transitions = build_automaton(stop) if stop else None

@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import logging
 import threading
-import time
 
 import jax
 
@@ -25,6 +24,7 @@ from seed_jax.serving.engine.slot_pool import ChunkOutputs, SlotPool
 from seed_jax.serving.engine.stream import RequestStream
 
 MIN_RETRY_AFTER_S = 1.0
+STOP_TIMEOUT_S = 60.0  # for a chunk, or a compilation, that is running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Engine:
         UserError: the sizes contradict the model or its mesh.
     """
 
-    def __init__(self, generator: Generator, config: EngineConfig = EngineConfig()):
+    def __init__(self, generator: Generator, config: EngineConfig | None = None):
         self.generator = generator
-        self.config = config
+        self.config = config = config or EngineConfig()
         self.max_model_len = config.max_model_len or generator.config.max_length
         if self.max_model_len > generator.config.max_length:
             raise UserError(
@@ -101,47 +101,64 @@ class Engine:
         self._pool = SlotPool(
             generator, config.num_slots, self.slot_length, config.prefill_chunk, num_blocks, config.decode_chunk
         )
-        self._beams = BeamWorker(generator, self._finished)
+        self._beams = BeamWorker(generator, self._batcher, self._finish_beams)
         self._in_flight: collections.deque[tuple[ChunkOutputs, list[tuple[int, RunningRequest]]]] = collections.deque()
-        self._wake = threading.Condition()  # guards the attributes below
+        self._wake = threading.Condition(threading.RLock())  # guards the attributes below
         self._requests: dict[str, RunningRequest] = {}
         self._arrived: list[RunningRequest] = []
-        self._cancelled: set[str] = set()
+        self._has_cancelled = False
+        self._reserved = 0
         self._accepting = False
         self._stopping = False
         self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._counts: collections.Counter[str] = collections.Counter()
         self._finish_reasons: collections.Counter[str] = collections.Counter()
         self._mean_total_s = MIN_RETRY_AFTER_S
+        self._num_chunks = 0  # decode chunks that were read
 
     def start(self) -> None:
         """Compile all programs and begin to answer; returns when both is done."""
-        if self._thread is not None:
+        if self._thread.is_alive():
             return
         logging.info("compiling the engine's programs for %d slots ...", self.config.num_slots)
         self._pool.compile()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._accepting = True
         self._beams.start()
         self._thread.start()
 
     def shutdown(self, timeout_s: float = 0.0) -> None:
-        """Refuse new requests, let running ones finish for up to `timeout_s`, cancel the rest, and stop."""
-        deadline = time.monotonic() + timeout_s
+        """Refuse new requests, let the others finish for up to `timeout_s`, cancel the rest, and stop."""
         with self._wake:
             self._accepting = False
             self._wake.wait_for(lambda: not self._requests, max(timeout_s, 0.0))
-            self._cancelled.update(self._requests)
-            self._beams.cancel(set(self._requests))
+            for request in self._requests.values():
+                request.is_cancelled = True
             self._stopping = True
             self._wake.notify_all()
-        for thread in (self._thread, self._beams.thread):
-            if thread is not None and thread.is_alive():
-                thread.join(max(deadline - time.monotonic(), 0.0) + 60.0)
+        self._beams.stop(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._thread.join(STOP_TIMEOUT_S)
 
-    def submit(self, request: EngineRequest) -> RequestStream:
+    def reserve(self) -> "Reservation":
+        """Reserve a place in the queue, before images are decoded and encoded for a request.
+
+        Raises:
+            QueueFullError: too many requests are waiting.
+            EngineClosedError: the engine does not run, or shuts down.
+            EngineDeadError: the engine failed.
+        """
+        with self._wake:
+            self._check_open()
+            self._reserved += 1
+        return Reservation(self)
+
+    def submit(self, request: EngineRequest, reservation: "Reservation | None" = None) -> RequestStream:
         """Queue a request.
+
+        Args:
+            request: the request.
+            reservation: from `reserve`, which the request uses up.
 
         Raises:
             UserError: the request is invalid.
@@ -151,18 +168,13 @@ class Engine:
         """
         running = self._prepare(request)
         with self._wake:
-            if self._error is not None:
-                raise EngineDeadError("The engine failed and must be restarted.") from self._error
-            if not self._accepting:
-                raise EngineClosedError("The engine takes no requests: it has not been started, or shuts down.")
+            if reservation is not None:
+                reservation.release()
+            self._check_open()
             if request.request_id in self._requests:
                 raise UserError(f"request_id {request.request_id!r} is running already: give every request its own.")
-            waiting = self._num_waiting()
-            free = sum(slot is None for slot in self._scheduler.slots) if not waiting else 0
-            if waiting >= self.config.max_queued_requests + free:
-                raise QueueFullError(waiting, self._retry_after(waiting))
             self._requests[request.request_id] = running
-            if request.sampling_params.beams > 1:
+            if running.is_beam_search:
                 self._beams.submit(running)
             else:
                 self._arrived.append(running)
@@ -172,10 +184,17 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Cancel a request, if it has not finished; its slot is free after the present chunk."""
         with self._wake:
-            if request_id in self._requests:
-                self._cancelled.add(request_id)
-                self._beams.cancel({request_id})
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.is_cancelled = True
+                self._has_cancelled = True
                 self._wake.notify_all()
+
+    def wait_for_chunk(self, timeout_s: float = 1.0) -> None:
+        """Wait until a decode chunk that is running now, if any, is done: for other programs on the same device."""
+        with self._wake:
+            seen = self._num_chunks
+            self._wake.wait_for(lambda: self._num_chunks > seen or not self._in_flight or self._stopping, timeout_s)
 
     def stats(self) -> EngineStats:
         """Return the present state."""
@@ -222,33 +241,52 @@ class Engine:
         inside = bool(self.generator.grammar.state_after(request.prompt).inside_image[0])
         return RunningRequest(request, stream, budget, rows, vocabulary, inside)
 
+    def _check_open(self) -> None:
+        """Raise an error if the engine takes no request now; the caller holds the lock."""
+        if self._error is not None:
+            raise EngineDeadError("The engine failed and must be restarted.") from self._error
+        if not self._accepting:
+            raise EngineClosedError("The engine takes no requests: it has not been started, or shuts down.")
+        waiting, free = self._num_waiting() + self._reserved, self._scheduler.slots.count(None)
+        if waiting >= self.config.max_queued_requests + free:
+            # When the last waiting request gets a slot, from the mean duration of requests.
+            seconds = self._mean_total_s * (1 + waiting / self.config.num_slots)
+            raise QueueFullError(waiting, max(MIN_RETRY_AFTER_S, seconds))
+
+    def _release(self) -> None:
+        """Give a reserved place back."""
+        with self._wake:
+            self._reserved -= 1
+
     def _num_waiting(self) -> int:
         return len(self._arrived) + len(self._scheduler.waiting) + self._beams.num_waiting
-
-    def _retry_after(self, waiting: int) -> float:
-        """Estimate when the last waiting request gets a slot, from the mean duration of requests."""
-        return max(MIN_RETRY_AFTER_S, self._mean_total_s * (1 + waiting / self.config.num_slots))
 
     def _run(self) -> None:
         """Be the engine's thread."""
         try:
             while True:
                 with self._wake:
-                    self._wake.wait_for(lambda: self._arrived or self._cancelled or self._stopping or self._has_work())
-                    arrived, self._arrived = self._arrived, []
-                    cancelled, self._cancelled = self._cancelled, set()
-                    for request in arrived:
-                        self._scheduler.add(request)
-                    for request_id in cancelled:
-                        request = self._requests.get(request_id)
-                        if request is not None and request.request.sampling_params.beams == 1:
-                            self._finish(request, "interrupted")
+                    self._wake.wait_for(
+                        lambda: self._arrived or self._has_cancelled or self._stopping or self._has_work()
+                    )
+                    self._take_in()
                     if self._stopping and not self._has_work():
                         return
                 self._step()
         except BaseException as error:
             logging.exception("the engine failed")
             self._fail(error)
+
+    def _take_in(self) -> None:
+        """Hand new requests to the scheduler and take cancelled ones out; the caller holds the lock."""
+        for request in self._arrived:
+            self._scheduler.add(request)
+        self._arrived.clear()
+        if self._has_cancelled or self._stopping:
+            self._has_cancelled = False
+            for request in list(self._requests.values()):
+                if request.is_cancelled and not request.is_beam_search:
+                    self._finish(request, "interrupted")
 
     def _has_work(self) -> bool:
         return not self._scheduler.is_idle or bool(self._in_flight)
@@ -313,6 +351,9 @@ class Engine:
     def _read(self, outputs: ChunkOutputs, decoded: list[tuple[int, RunningRequest]]) -> None:
         """Send the tokens of a chunk to the requests that had the slots when it was started."""
         chunk: ChunkOutputs = jax.device_get(outputs)
+        with self._wake:
+            self._num_chunks += 1
+            self._wake.notify_all()
         for slot, request in decoded:
             if request.phase is Phase.FINISHED:
                 continue
@@ -332,21 +373,23 @@ class Engine:
 
     def _finish(self, request: RunningRequest, reason: str) -> None:
         """End a request and free its slots; the caller holds the lock."""
-        for row in request.rows:
-            if row.slot >= 0 and request.joined:
+        if request.joined:
+            for row in request.rows:
                 self._pool.activate(row.slot, False)
         self._scheduler.finish(request)
-        request.finish(reason)
+        event = request.finish(reason)
+        self._mean_total_s += 0.1 * (event.timings.total_s - self._mean_total_s)
         self._forget(request, reason)
 
-    def _finished(self, request: RunningRequest, reason: str) -> None:
+    def _finish_beams(self, request: RunningRequest, reason: str) -> None:
         """Forget a request that a beam search answered."""
         with self._wake:
+            self._counts["prompt"] += len(request.request.prompt)
             self._counts["generation"] += len(request.ids)
             self._forget(request, reason)
 
     def _forget(self, request: RunningRequest, reason: str) -> None:
-        del self._requests[request.request.request_id]
+        self._requests.pop(request.request_id, None)
         self._finish_reasons[reason] += 1
         self._wake.notify_all()
 
@@ -359,6 +402,27 @@ class Engine:
             failure = EngineDeadError(f"The engine failed: {type(error).__name__}.")
             failure.__cause__ = error
             for request in self._requests.values():
+                request.is_cancelled = True
                 request.stream.fail(failure)
             self._requests.clear()
+            self._in_flight.clear()
             self._wake.notify_all()
+
+
+class Reservation:
+    """A place in an engine's queue; as a context manager it is given back if no request used it."""
+
+    def __init__(self, engine: Engine):
+        self._engine: Engine | None = engine
+
+    def release(self) -> None:
+        """Give the place back, once."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine._release()
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()

@@ -38,6 +38,8 @@ class RunningRequest:
         self.rows = rows
         self.phase = Phase.WAITING
         self.joined = False  # whether its slots have been told to decode
+        self.is_cancelled = False
+        self.is_abandoned = False  # its reader is too slow
         self.ids: list[int] = []
         params = request.sampling_params
         self._vocabulary = vocabulary
@@ -52,6 +54,14 @@ class RunningRequest:
 
     def mark_decoding(self) -> None:
         self._decoding = time.monotonic()
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def is_beam_search(self) -> bool:
+        return self.request.sampling_params.beams > 1
 
     @property
     def num_tokens(self) -> int:
@@ -80,8 +90,6 @@ class RunningRequest:
                 TokenEvent(tuple(ids[:count]), None if logprobs is None else tuple(logprobs[:count]))
             )
         return stopped
-
-    is_abandoned = False  # the reader is too slow
 
     def finish(self, finish_reason: str) -> FinishedEvent:
         """Send and return the last event."""

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 
 class Phase(enum.Enum):
@@ -40,6 +40,7 @@ class Row:
         return len(self.tokens) - 1 - self.prefilled
 
 
+@runtime_checkable
 class Schedulable(Protocol):
     """What the scheduler knows about a request."""
 

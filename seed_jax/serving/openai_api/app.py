@@ -19,7 +19,7 @@ Chat completions carry drawn images in `message.images` (streaming: `delta.image
 with every image's 32 codes, in `segments`; responses have them as output items in order."""
 
 
-def create_app(context: ApiContext, gate: Gate = Gate(), *, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
+def create_app(context: ApiContext, gate: Gate, *, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
     """Build the application.
 
     Args:

@@ -1,9 +1,9 @@
-"""Server-sent events: encoding, keep-alive comments, and the end of a stream whose client has left or stopped reading."""
+"""Server-sent events: encoding, keep-alive comments, and the end of a stream whose client left or stopped reading."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -18,7 +18,7 @@ _PING = b": ping\n\n"
 T = TypeVar("T")
 
 
-class ClientDisconnected(Exception):
+class ClientDisconnectedError(Exception):
     """The client has closed the connection before its answer was complete."""
 
 
@@ -76,13 +76,13 @@ class EventStream(Response):
         error = None if pump.cancelled() else pump.exception()
         if is_late:
             error = timeout_error(self._timeout_s)
-        if error is None or isinstance(error, _WriteFailed):
+        if error is None or isinstance(error, _WriteError):
             return
         told = from_exception(error)
         if not self._started:
             await told.response()(scope, receive, send)
             return
-        with contextlib.suppress(_WriteFailed):
+        with contextlib.suppress(_WriteError):
             await self._write(send, encode_event(told.body()))
             await self._write(send, b"", last=True)
 
@@ -111,10 +111,10 @@ class EventStream(Response):
                         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
                     await send({"type": "http.response.body", "body": body, "more_body": not last})
             except (TimeoutError, OSError) as error:
-                raise _WriteFailed from error
+                raise _WriteError from error
 
 
-class _WriteFailed(Exception):
+class _WriteError(Exception):
     """The client does not accept what is sent."""
 
 
@@ -127,7 +127,7 @@ async def until_disconnect(request: Request, answer: Awaitable[T], timeout_s: fl
         timeout_s: seconds that it may take.
 
     Raises:
-        ClientDisconnected: nobody reads the answer any more.
+        ClientDisconnectedError: nobody reads the answer any more.
         ApiError: 504, the time is over.
     """
     task = asyncio.ensure_future(answer)
@@ -138,12 +138,22 @@ async def until_disconnect(request: Request, answer: Awaitable[T], timeout_s: fl
         if task.done():
             return task.result()
         if listener.done():
-            raise ClientDisconnected
+            raise ClientDisconnectedError
         raise timeout_error(timeout_s)
     finally:
         for one in (task, listener):
             one.cancel()
         await asyncio.gather(task, listener, return_exceptions=True)
+
+
+async def gathered(answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await several answers; the first error cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer) for answer in answers]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def timeout_error(timeout_s: float | None) -> ApiError:

@@ -16,7 +16,6 @@ import binascii
 import contextlib
 import dataclasses
 import http.client
-import io
 import ipaddress
 import os
 import re
@@ -108,7 +107,7 @@ def is_public(address: str) -> bool:
             embedded.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
         if any(inner is not None and not is_public(str(inner)) for inner in embedded):
             return False
-        if ip.ipv4_mapped is not None:
+        if ip.ipv4_mapped is not None or ip in _NAT64:
             return True  # the embedded address decided
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not ip.is_unspecified
 
@@ -172,11 +171,8 @@ class MediaLoader:
         """Return an encoded image as upright RGB, after its format and size have been checked."""
         self._check_size(len(data), where)
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                width, height = image.size
-        except Image.DecompressionBombError:
-            width, height = images.MAX_PIXELS, 2
-        except Exception:  # the decoders raise almost anything on malformed files
+            width, height = images.read_size(data, _FORMATS)
+        except UserError:
             raise _unreadable(where) from None
         if width * height > self.rules.max_pixels:
             raise ApiError(
@@ -236,12 +232,15 @@ class MediaLoader:
             descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except (OSError, RuntimeError):  # RuntimeError: a loop of links
             raise refused from None
-        with open(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise refused
             self._check_size(status.st_size, where)
-            return file.read(self.rules.max_bytes + 1)
+            with os.fdopen(os.dup(descriptor), "rb") as file:
+                return file.read(self.rules.max_bytes + 1)
+        finally:
+            os.close(descriptor)
 
     # URLs
 
@@ -339,7 +338,7 @@ class _Connection(http.client.HTTPConnection):
         return max(0.001, self._deadline - time.monotonic())
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self._address, self._remote.port), self._remaining())
+        self.sock = self._socket = socket.create_connection((self._address, self._remote.port), self._remaining())
         # A socket's own timeout begins again with every byte that arrives.
         self._timer = threading.Timer(self._remaining(), self._abort)
         self._timer.daemon = True
@@ -350,7 +349,7 @@ class _Connection(http.client.HTTPConnection):
 
     def _abort(self) -> None:
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "_Connection":
         return self

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seed_jax.serving.openai_api.errors import ApiError, from_exception
-from seed_jax.serving.openai_api.event_stream import ClientDisconnected
+from seed_jax.serving.openai_api.event_stream import ClientDisconnectedError
 
 REQUEST_ID = "x-request-id"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1", "testserver")
@@ -141,7 +141,7 @@ class GateMiddleware:
                     503, "The server is shutting down: send the request again.", code="shutting_down", retry_after_s=1
                 )
             await self.app(scope, body.receive, send_with_id)
-        except ClientDisconnected:
+        except ClientDisconnectedError:
             return
         except Exception as error:
             if started:

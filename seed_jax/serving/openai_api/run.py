@@ -82,8 +82,8 @@ class ApiServer(uvicorn.Server):
         deadline = asyncio.get_running_loop().time() + self._shutdown_timeout_s
         while self._service.num_requests and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(_POLL_S)
-        # Streams whose time is over end with an error event.
-        await asyncio.to_thread(self._service.engine.shutdown, 0.0)
+        # Answers whose time is over end as interrupted.
+        await asyncio.to_thread(self._service.shutdown)
         self.should_exit = True
 
 

@@ -24,7 +24,10 @@ from seed_jax.serving.openai_api.protocol.common import (
 MAX_CHOICES = 16
 MAX_IMAGES = 64
 MaxTokens = Annotated[int, Field(ge=1, le=2**20)]
-_PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+_PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5Er"
+    "kJggg=="
+)
 
 
 class ChatMessage(BaseModel):
@@ -57,7 +60,7 @@ class AnswerFields(SamplingFields, ImageFormatFields):
     stream_options: StreamOptions | None = None
     modalities: Annotated[list[Modality], Field(min_length=1, max_length=2)] | None = Field(
         None,
-        description='["text"]: no image; ["image"]: the answer begins with an image; both (default): the model decides.',
+        description='["text"]: no image; ["image"]: the answer begins with an image; both: the model decides.',
     )
     logprobs: Annotated[bool | Annotated[int, Field(ge=0, le=1)], Field()] | None = Field(
         None, description="Log-probabilities of the generated tokens, among those that the image grammar allows."

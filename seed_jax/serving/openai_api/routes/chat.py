@@ -31,7 +31,7 @@ from seed_jax.serving.openai_api.context import (
     new_id,
 )
 from seed_jax.serving.openai_api.errors import ApiError
-from seed_jax.serving.openai_api.event_stream import DONE, encode_event, until_disconnect
+from seed_jax.serving.openai_api.event_stream import DONE, encode_event, gathered, until_disconnect
 from seed_jax.serving.openai_api.protocol.chat import AnswerFields, ChatCompletionRequest, CompletionRequest
 from seed_jax.serving.openai_api.routes.documents import STREAMED
 
@@ -138,12 +138,7 @@ class _Run:
                 async with contextlib.aclosing(self.events(choice)) as events:
                     return await collect(events, self.writer, self.format, as_file=True)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(answer(choice)) for choice in choices]
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-        answers = [task.result() for task in tasks]
+            answers = await gathered([answer(choice) for choice in choices])
         return {
             **self.head(self.object),
             "choices": [self.choice(index, answer) for index, answer in enumerate(answers)],
@@ -262,11 +257,8 @@ class _CompletionRun(_Run):
         return {"index": index, "text": delta.pop("content", ""), **delta, "logprobs": None, "finish_reason": reason}
 
     def usage(self, finished: Sequence[Finished]) -> dict[str, Any]:
-        parts = [
-            usage([event.usage for event in finished[start : start + self.n]])
-            for start in range(0, len(finished), self.n)
-        ]
-        return _sum(parts)
+        groups = [finished[start : start + self.n] for start in range(0, len(finished), self.n)]
+        return _sum([usage([event.usage for event in group]) for group in groups])
 
 
 def _sum(values: Sequence[Any]) -> Any:

@@ -103,12 +103,8 @@ class _Form:
         for name, value in self._form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in ("image", "image[]"):
-                    raise ApiError(
-                        400,
-                        f"{name[:100]}: this file is not supported.",
-                        param=name[:100],
-                        code="unsupported_parameter",
-                    )
+                    message = f"{name[:100]}: this file is not supported."
+                    raise ApiError(400, message, param=name[:100], code="unsupported_parameter")
                 files.append(value)
             elif name in ("image", "image[]"):
                 raise ApiError(422, "image: expected a file.", param="image", code="invalid_value")

@@ -12,7 +12,7 @@ from seed_jax.inference.generation.segments import ImageSegment, parse_segments
 from seed_jax.serving.openai_api.answers import segment_entries
 from seed_jax.serving.openai_api.context import ApiContext, get_context, image_entry, image_format, reduce_seed
 from seed_jax.serving.openai_api.errors import ApiError
-from seed_jax.serving.openai_api.event_stream import until_disconnect
+from seed_jax.serving.openai_api.event_stream import gathered, until_disconnect
 from seed_jax.serving.openai_api.protocol.images import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from seed_jax.serving.openai_api.routes.documents import answered
 
@@ -78,13 +78,11 @@ async def _draw(context: ApiContext, body: DetokenizeRequest, request: Request) 
     if not service.can_draw:
         raise ApiError(400, "This server has no image decoder: it draws no images.", code="no_image_decoder")
     seed = reduce_seed(body.seed)
-    writer, options, encoding = (
-        context.image_writer(request),
-        context.draw_options(body.draw_options),
-        image_format(body),
-    )
+    options, encoding = context.draw_options(body.draw_options), image_format(body)
+    writer = context.image_writer(request)
     with service.reserve():
-        drawn = await service.draw(codes, [seed + number for number in range(len(codes))], options)
+        drawing = [service.draw(one, seed + number, options) for number, one in enumerate(codes)]
+        drawn = await gathered(drawing)
         written = [await writer.write(image, encoding, as_file=True) for image in drawn]
     return {"images": [image_entry(index, image) for index, image in enumerate(written)], "seed": seed}
 
