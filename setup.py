@@ -33,6 +33,7 @@ CORE = [
     "jaxtyping>=0.3,<0.4",
     "tqdm>=4.66.1,<5",
     "shtab>=1.7,<2",  # shell completion
+    "prompt_toolkit>=3.0.43,<4",  # line editing in `seed-jax chat`
     "huggingface_hub>=1.0,<2",  # `seed-jax fetch`
     "httpx>=0.27,<1",
 ]
@@ -44,6 +45,7 @@ EXTRAS = {
     "decoder": DECODER,
     "torch": ["torch>=2.4,<3"],
     "video": ["av>=13,<20"],
+    "ui": ["gradio>=6.21,<7"],  # the chat page: `seed-jax serve --ui`, `seed-jax chat --web`; with the extra `serve`
     "wandb": ["wandb>=0.19,<1"],
     "notebooks": ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "transformers>=4.57.1,<6"],
     "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "sphinx-book-theme>=1.2,<2"],
@@ -52,6 +54,8 @@ EXTRAS = {
 EXTRAS["test"] = [
     *EXTRAS["demo"],
     *EXTRAS["video"],
+    *EXTRAS["ui"],
+    "playwright>=1.50,<2",  # the slow lane drives the chat page in the system's Chromium
     *DECODER,
     # Exact: an open range makes pip fetch the CUDA build, several gigabytes.
     "torch==2.13.0",
@@ -94,6 +98,7 @@ setup(
         "seed_jax.evaluation.report": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
         "seed_jax.hub": ["manifest.toml"],
+        "seed_jax.serving.web": ["page.css", "page.js"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],
     },
     install_requires=CORE,

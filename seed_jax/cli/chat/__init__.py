@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from seed_jax.cli import serve
 from seed_jax.cli.generation_options import (
     add_decoding_options,
     add_image_options,
@@ -40,6 +41,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="continue the conversation saved in FILE (default: the newest one in --out)",
     )
+    web = parser.add_argument_group("web")
+    web.add_argument(
+        "--web",
+        action="store_true",
+        help="chat in a browser instead, on a page that this machine serves; of the options below, --temperature, "
+        "--top-p and --max-new-tokens are its defaults, the others are set on the page",
+    )
+    web.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port of the page; 0: a free one (default: 8000)"
+    )
     add_decoding_options(parser, DEFAULTS)
     add_image_options(parser)
     output = parser.add_argument_group("output")
@@ -58,7 +69,22 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args)
     if args.history is not None and args.history < 0:
         raise UserError(f"--history is {args.history}, expected at least 0.")
+    if args.web:
+        if args.resume is not None:
+            raise UserError("--resume continues a conversation in the terminal: with --web, open its file on the page.")
+        return _serve_page(args)
     # Imported late: `--help` and wrong arguments are answered without waiting for JAX.
     from seed_jax.cli.chat import terminal
 
     return terminal.run(args, params)
+
+
+def _serve_page(args: argparse.Namespace) -> int:
+    """Run `seed-jax serve --ui` with the options that both commands have."""
+    parser = argparse.ArgumentParser()
+    serve.add_parser(parser.add_subparsers())
+    served = parser.parse_args(["serve", "--model", str(args.model), "--ui"])
+    for name in vars(served).keys() & vars(args).keys() - {"run"}:
+        setattr(served, name, getattr(args, name))
+    serve.run(served)
+    return 0

@@ -9,9 +9,9 @@ import dataclasses
 import functools
 import logging
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -26,7 +26,7 @@ from seed_jax.inference.chat.prompts import (
 )
 from seed_jax.inference.chat.transcript import RecordedMessage, Transcript, as_attachment
 from seed_jax.inference.drawing.request import DrawOptions
-from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingParams
+from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment, TextSegment
 from seed_jax.serving.engine.request import EngineClosedError, QueueFullError
 from seed_jax.serving.service import SeedService
@@ -34,9 +34,11 @@ from seed_jax.serving.web.examples import make_examples
 from seed_jax.serving.web.rendering import ImageFiles, render
 from seed_jax.serving.web.session import AnswerOptions, ChatSession, user_message
 
+T = TypeVar("T")
 MODES = {"Text and images": "free", "Image first": "image", "Text only": "text"}
 MAX_IMAGES = 16  # of a message
 MAX_TEXT = 100_000  # characters of a message
+ALL_HISTORY = 50  # stands for a whole conversation, as far as it fits
 STATE_SECONDS = 24 * 3600  # after which the conversation of a closed tab is forgotten
 
 
@@ -74,15 +76,14 @@ class ChatPage:
 
     def build(self) -> gr.Blocks:
         """Return the page."""
-        name, events = (
-            self._config.model_name,
-            functools.partial(dict, api_visibility="private", show_progress="hidden"),
-        )
+        name = self._config.model_name
+        events = functools.partial(dict, api_visibility="private", show_progress="hidden")
         with gr.Blocks(title=f"Chat with {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
             session = gr.State(None, time_to_live=STATE_SECONDS)
             with gr.Row(elem_id="header"):
                 gr.Markdown(f"# {name}\nprompt style {self._service.style}", elem_id="title")
                 new = gr.Button("New chat", size="sm", scale=0)
+                configure = gr.Button("Settings", size="sm", scale=0)
                 opened = gr.UploadButton("Open", file_types=[".zip", ".json"], size="sm", scale=0)
                 download = gr.Button("Download", size="sm", scale=0)
                 downloaded = gr.DownloadButton("Download", elem_id="download-file")
@@ -107,12 +108,12 @@ class ChatPage:
                 file_count="multiple",
                 file_types=["image"],
                 sources=["upload"] if self._service.can_encode else [],
-                stop_btn=True,
+                stop_btn=False,
                 autofocus=True,
                 max_plain_text_length=MAX_TEXT,
                 max_lines=8,
             )
-            settings = self._build_settings()
+            settings, sidebar = self._build_settings()
             number = gr.Textbox(elem_id="edit-number", label="Question to edit", container=False)
             edit = gr.Button("Edit", elem_id="edit-button")
 
@@ -126,6 +127,7 @@ class ChatPage:
             chatbot.example_select(self.choose_example, [session, box], outputs, **events())
             edit.click(self.edit, [session, box, number], outputs, **events())
             cancel_edit.click(self.cancel_edit, [session, box], outputs, **events())
+            configure.click(lambda: gr.Sidebar(open=True), None, sidebar, **events())
             new.click(self.clear, [session, box], outputs, cancels=asked, **events())
             chatbot.clear(self.clear, [session, box], outputs, cancels=asked, **events())
             opened.upload(self.open, [session, box, opened], outputs, cancels=asked, **events())
@@ -135,30 +137,44 @@ class ChatPage:
         page.queue(default_concurrency_limit=None)
         return page
 
-    def _build_settings(self) -> list[Any]:
-        defaults = self._config.defaults
+    def _build_settings(self) -> tuple[list[Any], gr.Sidebar]:
+        defaults, max_tokens = self._config.defaults, max(self._service.max_model_len // 2, 64)
         mode_names = list(MODES) if self._service.can_encode else ["Text only"]
         with gr.Row(elem_id="images-row"):
             mode = gr.Radio(mode_names, value=mode_names[0], show_label=False, label="Answer", container=False)
-        with gr.Sidebar(label="Settings", position="right", open=False):
+        with gr.Sidebar(label="Settings", position="right", open=False) as sidebar:
             gr.Markdown("### Settings")
-            num_images = gr.Number(
-                0, label="Number of images (0: the model decides)", precision=0, minimum=0, maximum=16
-            )
-            seed = gr.Number(None, label="Seed (empty: another one for every answer)", precision=0, minimum=0)
+            seed = gr.Textbox("", label="Seed", placeholder="another one for every answer", max_lines=1)
+            num_images = gr.Textbox("", label="Number of images", placeholder="as the model decides", max_lines=1)
             temperature = gr.Slider(0, 2, defaults.temperature, step=0.05, label="Temperature (0: greedy)")
             top_p = gr.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p")
             guidance = gr.Slider(1, 10, 1, step=0.5, label="Guidance of the language model (1: none)")
             max_new_tokens = gr.Slider(
-                16, max(self._service.max_model_len // 2, 64), min(defaults.max_new_tokens, 256), step=1,
-                label="Longest answer (tokens; an image takes 34)",
+                16, max_tokens, min(defaults.max_new_tokens, max_tokens), step=1,
+                label="Longest answer in tokens (an image takes 34)",
             )  # fmt: skip
-            history = gr.Slider(0, 50, 50, step=1, label="Earlier questions that the model reads (50: as many as fit)")
-            draw_guidance = gr.Number(
-                None, label="Guidance of the image decoder (empty: its own)", minimum=0, visible=self._service.can_draw
-            )
+            history = gr.Slider(
+                0, ALL_HISTORY, ALL_HISTORY, step=1,
+                label=f"Earlier questions that the model reads ({ALL_HISTORY}: all that fit)",
+            )  # fmt: skip
             system = gr.Textbox("", label="System prompt", lines=2, visible=self._service.style != BASE_STYLE)
-        return [mode, num_images, seed, temperature, top_p, guidance, max_new_tokens, history, draw_guidance, system]
+            draw_guidance = gr.Textbox(
+                "", label="Guidance of the image decoder", placeholder="its own", max_lines=1,
+                visible=self._service.can_draw,
+            )  # fmt: skip
+        controls = [
+            mode,
+            seed,
+            num_images,
+            temperature,
+            top_p,
+            guidance,
+            max_new_tokens,
+            history,
+            system,
+            draw_guidance,
+        ]
+        return controls, sidebar
 
     def _placeholder(self) -> str:
         if self._service.style == BASE_STYLE:
@@ -173,28 +189,42 @@ class ChatPage:
         }
 
     def _answer_options(
-        self, mode, num_images, seed, temperature, top_p, guidance, max_new_tokens, history, draw_guidance, system
+        self,
+        mode: str,
+        seed: str,
+        num_images: str,
+        temperature: float,
+        top_p: float,
+        guidance: float,
+        max_new_tokens: float,
+        history: float,
+        system: str,
+        draw_guidance: str,
     ) -> AnswerOptions:
-        """Return the options that the controls show.
+        """Return the options that the controls show, in the order of `_build_settings`.
 
         Raises:
             UserError: a value is out of range, or values contradict each other.
         """
-        if seed is not None and not 0 <= seed <= MAX_SEED:
-            raise UserError(f"The seed is {seed}, expected 0 to {MAX_SEED}.")
         params = dataclasses.replace(
             self._config.defaults,
             mode=MODES[mode],
-            num_images=int(num_images) if num_images else None,
+            num_images=_number(num_images, int, "The number of images"),
             temperature=float(temperature),
             top_p=float(top_p),
             guidance_scale=float(guidance),
             max_new_tokens=int(max_new_tokens),
+            seed=_number(seed, int, "The seed") or 0,
         )
-        draw = DrawOptions(guidance_scale=None if draw_guidance is None else float(draw_guidance))
+        draw = DrawOptions(guidance_scale=_number(draw_guidance, float, "The guidance of the image decoder"))
         self._service.check_draw_options(draw)
-        max_history = None if history >= 50 else int(history)
-        return AnswerOptions(params, None if seed is None else int(seed), draw, system or "", max_history)
+        return AnswerOptions(
+            params,
+            seed=params.seed if seed.strip() else None,
+            draw=draw,
+            system=system,
+            max_history=None if history >= ALL_HISTORY else int(history),
+        )
 
     # Events: each gets the session and the content of the message box, and returns session, conversation, box, notice.
 
@@ -338,8 +368,20 @@ class ChatPage:
         return ChatSession(self._service.style)
 
     def _state(self, session: ChatSession, box: Any) -> tuple:
-        notice = gr.Row(visible=session.editing is not None)
-        return session, render(session, self._files, self._image_size), box, notice
+        """Return the values of the outputs.
+
+        Args:
+            session: the conversation.
+            box: text and files of the message box; `gr.skip()` leaves them.
+        """
+        value = {} if box == gr.skip() else {"value": box}
+        answering = session.is_answering
+        return (
+            session,
+            render(session, self._files, self._image_size),
+            gr.MultimodalTextbox(submit_btn=not answering, stop_btn=answering, **value),
+            gr.Row(visible=session.editing is not None),
+        )
 
     async def _read_message(self, text: str, paths: list[Path]) -> RecordedMessage:
         """Return the message of a text and image files, with the images encoded.
@@ -357,6 +399,18 @@ class ChatPage:
         )
         codes = [next(encoded) if one is None else one for one in known]
         return user_message(interleave(text, codes), [as_attachment(image) for image in loaded])
+
+
+def _number(text: str, convert: Callable[[str], T], name: str) -> T | None:
+    """Return the number in a text field, None if it is empty.
+
+    Raises:
+        UserError: it is no number.
+    """
+    try:
+        return convert(text) if text.strip() else None
+    except ValueError:
+        raise UserError(f"{name} is {text[:100]!r}, expected a number.") from None
 
 
 def _editable_text(message: RecordedMessage) -> str:

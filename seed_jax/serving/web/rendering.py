@@ -78,7 +78,8 @@ def _question(message: RecordedMessage, index: int, session: ChatSession, files:
     number, images = index // 2, iter(message.images)
     parts, count = [], 0
     if index and index == session.num_dropped:
-        parts.append(f'<p class="cut">The model no longer reads the {number} question(s) above.</p>')
+        above = "question above" if number == 1 else f"{number} questions above"
+        parts.append(f'<p class="cut">The model no longer reads the {above}.</p>')
     for segment in message.segments:
         if isinstance(segment, TextSegment):
             parts.append(f'<span class="words">{html.escape(segment.text)}</span>')
