@@ -44,6 +44,7 @@ def mount_page(app: FastAPI, service: SeedService, config: PageConfig, *, api_ke
     folder = Path(tempfile.mkdtemp(prefix="seed_jax_page_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     package = importlib.resources.files("seed_jax.serving.web")
+    script = package.joinpath("page.js").read_text(encoding="utf-8")
     app.add_middleware(PolicyMiddleware, root=config.root)
     return gr.mount_gradio_app(
         app,
@@ -64,7 +65,8 @@ def mount_page(app: FastAPI, service: SeedService, config: PageConfig, *, api_ke
             primary_hue="blue", neutral_hue="slate", radius_size="md", font=SYSTEM_FONTS, font_mono=MONOSPACE_FONTS
         ),
         css=package.joinpath("page.css").read_text(encoding="utf-8"),
-        head=f"<script>{package.joinpath('page.js').read_text(encoding='utf-8')}</script>",
+        # Browsers ask the server's root for an icon unless the page names one.
+        head=f'<link rel="icon" href="data:,"><script>{script}</script>',
     )
 
 

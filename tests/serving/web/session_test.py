@@ -4,70 +4,16 @@ import asyncio
 import dataclasses
 
 import pytest
-from PIL import Image
 
 from seed_jax.errors import UserError
 from seed_jax.inference.chat.prompts import USER
 from seed_jax.inference.generation.sampling_params import SamplingParams
-from seed_jax.inference.generation.segments import Generation, ImageSegment, TextSegment
+from seed_jax.inference.generation.segments import ImageSegment, TextSegment
 from seed_jax.serving.engine.request import QueueFullError
-from seed_jax.serving.messages import (
-    AnswerUsage,
-    Finished,
-    ImageCodes,
-    ImageDrawn,
-    ImageProgress,
-    ImageStarted,
-    Prompt,
-    TextDelta,
-)
-from seed_jax.serving.service import Places, SeedService
+from seed_jax.serving.messages import TextDelta
+from seed_jax.serving.service import SeedService
 from seed_jax.serving.web.session import AnswerOptions, ChatSession, ImagePart, user_message
-
-CODES = tuple(range(32))
-RED = Image.new("RGB", (8, 8), "red")
-FINISHED = Finished("eos", AnswerUsage(1, 0, 0, 1, 0), Generation((), (), "eos"))
-SCRIPT = [
-    TextDelta("A "), TextDelta("dog:\n"), ImageStarted(0), ImageCodes(0, CODES), TextDelta("and a cat"), ImageStarted(1),
-    ImageProgress(0, 3, 20), ImageCodes(1, CODES[::-1]), ImageDrawn(1, RED), ImageDrawn(0, RED), FINISHED,
-]  # fmt: skip
-
-
-class Player(SeedService):
-    """Plays events; an exception among them is raised, and None waits for ever."""
-
-    def __init__(self, *script, num_dropped=0, refusal=None):
-        self.script, self.num_dropped, self.refusal = script, num_dropped, refusal
-        self.prompts, self.params, self.closed, self.num_requests = [], [], 0, 0
-
-    def reserve(self, count=1):
-        if isinstance(self.refusal, QueueFullError):
-            raise self.refusal
-        self.num_requests += count
-        return Places(self, count)
-
-    def release(self, count):
-        self.num_requests -= count
-
-    async def prepare(self, messages, params, *, drop_oldest=False):
-        if self.refusal:
-            raise self.refusal
-        self.prompts.append([(message.role, tuple(message.content)) for message in messages])
-        return Prompt((1,), 0, self.num_dropped)
-
-    async def answer(self, prompt, params, draw=None, **_):
-        self.params.append(params)
-        try:
-            for event in self.script:
-                if event is None:
-                    await asyncio.sleep(100)
-                elif isinstance(event, Exception):
-                    raise event
-                else:
-                    yield event
-                await asyncio.sleep(0)
-        finally:
-            self.closed += 1
+from tests.serving.web.player import CODES, FINISHED, RED, SCRIPT, Player
 
 
 def options(**changes) -> AnswerOptions:
@@ -104,7 +50,7 @@ def test_text_and_images_keep_their_order_however_they_are_drawn():
 
 
 def test_an_answer_shows_its_progress():
-    session, service = ChatSession("vicuna"), Player(*SCRIPT[:7], None)
+    session, service = ChatSession("vicuna"), Player(*SCRIPT[:7], 100)
 
     async def run():
         stream = session.ask(service, question("Draw."), options())
