@@ -25,7 +25,8 @@ RED = Image.new("RGB", (64, 64), "red")
 FINISHED = Finished("eos", AnswerUsage(1, 0, 0, 1, 0), Generation((), (), "eos"))
 SCRIPT = [
     TextDelta("A "), TextDelta("dog:\n"), ImageStarted(0), ImageCodes(0, CODES), TextDelta("and a cat"),
-    ImageStarted(1), ImageProgress(0, 3, 20), ImageCodes(1, CODES[::-1]), ImageDrawn(1, RED), ImageDrawn(0, RED), FINISHED,
+    ImageStarted(1), ImageProgress(0, 3, 20), ImageCodes(1, CODES[::-1]), ImageDrawn(1, RED), ImageDrawn(0, RED),
+    FINISHED,
 ]  # fmt: skip
 
 
