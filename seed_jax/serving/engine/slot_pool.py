@@ -95,7 +95,7 @@ class SlotPool:
     @property
     def num_programs(self) -> int:
         """Return how many programs have been compiled."""
-        programs = (self._init_program, self._prefill_program, self._load_program, self._decode_program)
+        programs: Any = (self._init_program, self._prefill_program, self._load_program, self._decode_program)
         return sum(program._cache_size() for program in programs)
 
     def compile(self) -> None:
