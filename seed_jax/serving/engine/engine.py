@@ -340,7 +340,7 @@ class Engine:
             self._counts["hits"] += len(blocks) * size
             return
         tokens = row.tokens[start : min(start + size, len(row.tokens) - 1)]
-        block = self._prefix_cache.allocate(row.hashes[index]) if index < len(row.hashes) else None
+        block = self._prefix_cache.allocate(row.hashes[: index + 1]) if index < len(row.hashes) else None
         self._pool.prefill(row.slot, tokens, start, block)
         row.prefilled += len(tokens)
         self._counts["queries"] += len(tokens)
