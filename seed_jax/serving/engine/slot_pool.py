@@ -155,11 +155,9 @@ class SlotPool:
         one = BatchedSamplingParams.stack(
             [dataclasses.replace(params, stop=())], [max_new_tokens], self._generator.batcher.stop_strings
         )
-
-        def assign(array: np.ndarray, value: np.ndarray) -> None:
+        targets = jax.tree.leaves((inputs.grammar, inputs.sampling))
+        for array, value in zip(targets, jax.tree.leaves((grammar, one)), strict=True):
             array[slot] = value[0]
-
-        jax.tree.map(assign, (inputs.grammar, inputs.sampling), (grammar, one))
 
     def activate(self, slot: int, active: bool) -> None:
         """Say whether a slot takes part in the next chunks."""
