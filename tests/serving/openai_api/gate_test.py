@@ -107,7 +107,7 @@ def test_a_stream_passes_through_piece_by_piece():
 
 
 def test_files_have_unguessable_names_and_expire(tmp_path):
-    store = MediaStore(tmp_path / "media", expiry_s=100, max_bytes=10)
+    store = MediaStore(tmp_path / "media", expiry_s=100.0, max_bytes=10)
     (tmp_path / "secret.png").write_bytes(b"x")
     (tmp_path / "media/own.txt").write_text("mine")
     names = [store.add(b"1234", "png") for _ in range(2)]
