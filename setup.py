@@ -38,11 +38,18 @@ CORE = [
     "httpx>=0.27,<1",
 ]
 DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
+SERVE = [
+    "fastapi>=0.140,<1",
+    "uvicorn>=0.40,<1",
+    "python-multipart>=0.0.20,<0.1",  # forms of /v1/images/edits
+    "prometheus-client>=0.22,<1",
+]
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13", "gcsfs>=2024.1"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
     "demo": ["scikit-image>=0.24,<1"],  # its bundled public-domain photographs feed the :tiny configs
     "decoder": DECODER,
+    "serve": SERVE,
     "torch": ["torch>=2.4,<3"],
     "video": ["av>=13,<20"],
     "ui": ["gradio>=6.21,<7"],  # the chat page: `seed-jax serve --ui`, `seed-jax chat --web`; with the extra `serve`
@@ -57,6 +64,9 @@ EXTRAS["test"] = [
     *EXTRAS["ui"],
     "playwright>=1.50,<2",  # the slow lane drives the chat page in the system's Chromium
     *DECODER,
+    *SERVE,
+    "openai>=3.3,<4",  # the client that the server is tested with
+    "schemathesis>=4.20,<5",  # fuzzes the server by its own OpenAPI document
     # Exact: an open range makes pip fetch the CUDA build, several gigabytes.
     "torch==2.13.0",
     "transformers>=5,<6",  # exports load with 4.57 too, whose fast text tokenizer splits otherwise

@@ -62,6 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     images.add_argument("--max-images", type=int, default=32, metavar="N", help="per request (default: 32)")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--slots", type=int, default=8, metavar="N", help="answers decoded together (default: 8)")
+    engine.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="devices that share the language model (default: 1)"
+    )
     engine.add_argument("--max-model-len", type=int, metavar="N", help="context length (default: the model's)")
     engine.add_argument("--max-queue", type=int, default=256, metavar="N", help="waiting answers (default: 256)")
     engine.add_argument("--prefix-cache-blocks", type=int, metavar="N", help="blocks of 64 tokens; 0: none")

@@ -4,12 +4,19 @@ import argparse
 import logging
 import os
 
+import jax
+from jax.sharding import Mesh
+
+from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import LANGUAGE_MODELS
 from seed_jax.cli.generation_loading import load_config
 from seed_jax.cli.serve import API_KEY
 from seed_jax.errors import UserError
 from seed_jax.inference import memory_plan
 from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.memory_plan import SlotPoolSize
 from seed_jax.inference.seed_llama import LoadConfig
+from seed_jax.models.language_models import read_sizes
 from seed_jax.serving.engine.config import EngineConfig
 from seed_jax.serving.openai_api.app import create_app
 from seed_jax.serving.openai_api.context import ApiConfig, ApiContext
@@ -18,6 +25,7 @@ from seed_jax.serving.openai_api.media import MediaLoader, MediaRules
 from seed_jax.serving.openai_api.middleware import HEALTH, LOOPBACK_HOSTS, Gate, loopback_hosts
 from seed_jax.serving.openai_api.run import ApiServer, serve
 from seed_jax.serving.service import SeedService, ServiceConfig
+from seed_jax.sharding import make_mesh
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,8 +56,9 @@ def run(args: argparse.Namespace) -> None:
     if args.no_decoder:
         config = LoadConfig(**{**vars(config), "decoder": None})
     clip = _open_clip(args)
+    check_memory(args, config, engine)
     logging.info("loading %s ...", config.model)
-    service = SeedService.load(config, sizes)
+    service = SeedService.load(config, sizes, mesh=_mesh(args.tensor_parallel))
     name = args.name or args.model.resolve().name
     context = ApiContext(
         service,
@@ -74,6 +83,32 @@ def run(args: argparse.Namespace) -> None:
         app = mount_page(app, service, PageConfig(name, defaults), api_key=key)
     server = ApiServer(app, service, host=args.host, port=args.port, shutdown_timeout_s=args.shutdown_timeout)
     serve(server, service)
+
+
+def check_memory(args: argparse.Namespace, config: LoadConfig, engine: EngineConfig) -> None:
+    """Print the memory plan if it is tight or asked for, and refuse to load what does not fit on the first device."""
+    folder, described = model_dir.read_config(config.model, LANGUAGE_MODELS)
+    where = str(folder / model_dir.CONFIG)
+    length = engine.max_model_len or read_sizes(described["kind"], described.get("sizes", {}), where).max_length
+    blocks = engine.prefix_cache_blocks
+    if blocks is None:
+        blocks = engine.num_slots * -(-length // engine.prefill_chunk) // 2
+    pool = SlotPoolSize(engine.num_slots, length, engine.prefill_chunk, blocks, engine.max_beams)
+    plan = memory_plan.plan_directories(config, pool, num_images=args.encode_batch)
+    limit = memory_plan.parse_size(args.memory) if args.memory else memory_plan.device_memory()
+    if args.memory_plan or not plan.fits_comfortably(limit):
+        lines = "\n  ".join(plan.lines())
+        logging.info("Memory plan for %d slots of %d tokens:\n  %s", engine.num_slots, length, lines)
+    if args.tensor_parallel == 1:  # shards of the language model are not planned
+        plan.check(limit)
+
+
+def _mesh(tensor_parallel: int) -> Mesh | None:
+    """Return a mesh whose devices share the language model; None for one device."""
+    devices = jax.local_devices()
+    if not 1 <= tensor_parallel <= len(devices):
+        raise UserError(f"--tensor-parallel is {tensor_parallel}, expected 1 to {len(devices)}, the devices here.")
+    return None if tensor_parallel == 1 else make_mesh({"tensor": tensor_parallel}, devices[:tensor_parallel])
 
 
 def media_rules(args: argparse.Namespace) -> MediaRules:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from seed_jax.errors import UserError
@@ -129,12 +130,12 @@ class SeedLlama:
         return cls.from_config(config)
 
     @classmethod
-    def from_config(cls, config: LoadConfig) -> "SeedLlama":
-        """Load what a `LoadConfig` names."""
+    def from_config(cls, config: LoadConfig, mesh: Mesh | None = None) -> "SeedLlama":
+        """Load what a `LoadConfig` names; `mesh` shards the language model."""
         config = config.resolve()
         loaded, precision = open_language_model(config.model), config.precision
         generator = Generator(
-            loaded.config, loaded.params, loaded.vocabulary, precision=precision, quantize=config.quantize
+            loaded.config, loaded.params, loaded.vocabulary, precision=precision, quantize=config.quantize, mesh=mesh
         )
 
         def open_tokenizer(batch_size: int) -> ImageTokenizer:

@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from seed_jax.errors import UserError
@@ -187,12 +188,20 @@ class SeedService:
         load_config: LoadConfig,
         config: ServiceConfig | None = None,
         *,
+        mesh: Mesh | None = None,
         observer: ServiceObserver | None = None,
     ) -> "SeedService":
-        """Load what a `LoadConfig` names; `start` compiles it."""
+        """Load what a `LoadConfig` names; `start` compiles it.
+
+        Args:
+            load_config: the models.
+            config: sizes.
+            mesh: shards the language model.
+            observer: is told what happens.
+        """
         load_config = load_config.resolve()
         return cls(
-            SeedLlama.from_config(load_config),
+            SeedLlama.from_config(load_config, mesh),
             config,
             can_encode=load_config.tokenizer is not None,
             can_draw=load_config.tokenizer is not None and load_config.decoder is not None,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -178,6 +179,8 @@ class BatchSharder:
     """Moves batches to the device, or shards them over a mesh."""
 
     mesh: Mesh | None = None
+    # Programs of several threads must reach all devices in one order: else their collectives wait for each other.
+    _lock: Any = dataclasses.field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
     def num_shards(self) -> int:
@@ -188,6 +191,7 @@ class BatchSharder:
         """Make the mesh and the logical axis rules visible to programs that are called inside."""
         with contextlib.ExitStack() as stack:
             if self.mesh is not None:
+                stack.enter_context(self._lock)
                 stack.enter_context(jax.set_mesh(self.mesh))
                 stack.enter_context(nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES))
             yield

@@ -68,14 +68,14 @@ class BeamWorker:
                 logging.exception("a beam search failed")
                 failure = EngineError(f"The beam search failed: {type(error).__name__}.")
                 failure.__cause__ = error
-                request.stream.fail(failure)
                 self._on_finish(request, "error")
+                request.stream.fail(failure)
                 continue
             if generation.ids:
                 request.append(generation.ids, None)
             request.phase = Phase.FINISHED
-            request.finish_with(generation)
             self._on_finish(request, generation.finish_reason)
+            request.finish_with(generation)
 
     def _search(self, request: RunningRequest) -> Generation:
         if request.is_cancelled:

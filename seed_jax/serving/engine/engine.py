@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import itertools
 import logging
+import math
 import threading
 
 import jax
@@ -14,6 +15,7 @@ import jax
 from seed_jax.errors import UserError
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.generator import Generator
+from seed_jax.inference.memory_plan import MemoryPlan, SlotPoolSize, device_memory, plan_slots
 from seed_jax.serving.engine.beam_worker import BeamWorker
 from seed_jax.serving.engine.config import EngineConfig
 from seed_jax.serving.engine.prefix_cache import PrefixCache
@@ -71,12 +73,13 @@ class Engine:
     Args:
         generator: the language model.
         config: sizes and limits.
+        memory_limit: memory of each device in bytes; by default what the device says.
 
     Raises:
-        UserError: the sizes contradict the model or its mesh.
+        UserError: the sizes contradict the model or its mesh, or do not fit into the memory.
     """
 
-    def __init__(self, generator: Generator, config: EngineConfig | None = None):
+    def __init__(self, generator: Generator, config: EngineConfig | None = None, *, memory_limit: int | None = None):
         self.generator = generator
         self.config = config = config or EngineConfig()
         self.max_model_len = config.max_model_len or generator.config.max_length
@@ -95,6 +98,9 @@ class Engine:
         if num_blocks is None:
             num_blocks = config.num_slots * blocks_per_slot // 2
         self.slot_length = blocks_per_slot * config.prefill_chunk
+        pool = SlotPoolSize(config.num_slots, self.slot_length, config.prefill_chunk, num_blocks, config.max_beams)
+        self.memory_plan = _plan_memory(generator, pool)
+        self.memory_plan.check(device_memory() if memory_limit is None else memory_limit)
         self._batcher = dataclasses.replace(generator.batcher, max_length=self.max_model_len)
         self._scheduler: Scheduler[RunningRequest] = Scheduler(config.num_slots)
         self._prefix_cache = PrefixCache(num_blocks, config.prefill_chunk)
@@ -134,6 +140,7 @@ class Engine:
             self._wake.wait_for(lambda: not self._requests, max(timeout_s, 0.0))
             for request in self._requests.values():
                 request.is_cancelled = True
+            self._has_cancelled = True
             self._stopping = True
             self._wake.notify_all()
         self._beams.stop(STOP_TIMEOUT_S)
@@ -269,24 +276,25 @@ class Engine:
                     self._wake.wait_for(
                         lambda: self._arrived or self._has_cancelled or self._stopping or self._has_work()
                     )
-                    self._take_in()
-                    if self._stopping and not self._has_work():
-                        return
+                    cancelled = self._take_in()
+                for request in cancelled:
+                    self._finish(request, "interrupted")
+                if self._stopping and not self._has_work():
+                    return
                 self._step()
         except BaseException as error:
             logging.exception("the engine failed")
             self._fail(error)
 
-    def _take_in(self) -> None:
-        """Hand new requests to the scheduler and take cancelled ones out; the caller holds the lock."""
+    def _take_in(self) -> list[RunningRequest]:
+        """Hand new requests to the scheduler and return the cancelled ones; the caller holds the lock."""
         for request in self._arrived:
             self._scheduler.add(request)
         self._arrived.clear()
-        if self._has_cancelled or self._stopping:
-            self._has_cancelled = False
-            for request in list(self._requests.values()):
-                if request.is_cancelled and not request.is_beam_search:
-                    self._finish(request, "interrupted")
+        if not self._has_cancelled:
+            return []
+        self._has_cancelled = False
+        return [request for request in self._requests.values() if request.is_cancelled and not request.is_beam_search]
 
     def _has_work(self) -> bool:
         return not self._scheduler.is_idle or bool(self._in_flight)
@@ -311,15 +319,13 @@ class Engine:
 
     def _prefill(self) -> None:
         """Prefill prompts in order: a few chunks, or all if there is no stream that they would stall."""
-        streams = any(True for _ in self._scheduler.decoding())
         for count in itertools.count():
             with self._wake:
                 following = self._scheduler.next_prefill()
+                streams = any(True for _ in self._scheduler.decoding())
             if following is None or (streams and count >= self.config.prefill_chunks_per_step):
                 return
-            request, row = following
-            self._prefill_chunk(request, row)
-            streams = streams or request.phase is Phase.DECODE
+            self._prefill_chunk(*following)
 
     def _prefill_chunk(self, request: RunningRequest, row: Row) -> None:
         """Copy what the prefix cache has of a row, or prefill its next chunk."""
@@ -334,7 +340,7 @@ class Engine:
             self._counts["hits"] += len(blocks) * size
             return
         tokens = row.tokens[start : min(start + size, len(row.tokens) - 1)]
-        block = self._prefix_cache.allocate(row.hashes[index]) if index < len(row.hashes) else None
+        block = self._prefix_cache.allocate(row.hashes[: index + 1]) if index < len(row.hashes) else None
         self._pool.prefill(row.slot, tokens, start, block)
         row.prefilled += len(tokens)
         self._counts["queries"] += len(tokens)
@@ -357,9 +363,9 @@ class Engine:
         for slot, request in decoded:
             if request.phase is Phase.FINISHED:
                 continue
-            new = int(chunk.lengths[slot]) - len(request.ids)
-            self._counts["generation"] += new
+            before, new = len(request.ids), int(chunk.lengths[slot]) - len(request.ids)
             stopped = request.append(chunk.ids[slot, :new].tolist(), chunk.log_probs[slot, :new].tolist())
+            self._counts["generation"] += len(request.ids) - before
             reason = None
             if request.is_abandoned:
                 reason = "interrupted"
@@ -368,18 +374,18 @@ class Engine:
             elif chunk.done[slot]:
                 reason = "eos" if chunk.hit_eos[slot] else "length"
             if reason is not None:
-                with self._wake:
-                    self._finish(request, reason)
+                self._finish(request, reason)
 
     def _finish(self, request: RunningRequest, reason: str) -> None:
-        """End a request and free its slots; the caller holds the lock."""
+        """End a request, free its slots, and send its last event."""
         if request.joined:
             for row in request.rows:
                 self._pool.activate(row.slot, False)
-        self._scheduler.finish(request)
+        with self._wake:
+            self._scheduler.finish(request)
+            self._forget(request, reason)
         event = request.finish(reason)
         self._mean_total_s += 0.1 * (event.timings.total_s - self._mean_total_s)
-        self._forget(request, reason)
 
     def _finish_beams(self, request: RunningRequest, reason: str) -> None:
         """Forget a request that a beam search answered."""
@@ -407,6 +413,23 @@ class Engine:
             self._requests.clear()
             self._in_flight.clear()
             self._wake.notify_all()
+
+
+def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
+    """Plan the memory of one device with the generator's parameters as they are."""
+
+    def device_bytes(leaf: jax.Array) -> int:
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    mesh = generator.sharder.mesh
+    return plan_slots(
+        generator.config,
+        generator.precision,
+        pool,
+        sum(map(device_bytes, jax.tree.leaves(generator.params))),
+        batch_shards=generator.sharder.num_shards,
+        tensor_shards=1 if mesh is None else mesh.shape["tensor"],
+    )
 
 
 class Reservation:

@@ -43,16 +43,22 @@ class PrefixCache:
             if key not in self._blocks:
                 break
             blocks.append(self._blocks[key])
-        # Backwards: the end of a prefix goes before its beginning, without which it would be of no use.
-        for key in reversed(hashes[: len(blocks)]):
-            self._blocks.move_to_end(key)
+        self._touch(hashes[: len(blocks)])
         return blocks
 
-    def allocate(self, key: bytes) -> int | None:
-        """Return the block to store a prefix in; None if it is stored already or there is no store."""
+    def allocate(self, hashes: Sequence[bytes]) -> int | None:
+        """Return the block to store the last of a prefix's blocks in; None if it is stored already or has no place."""
+        *parents, key = hashes
         if key in self._blocks or not self.num_blocks:
             return None
         full = len(self._blocks) >= self.num_blocks
         block = self._blocks.popitem(last=False)[1] if full else len(self._blocks)
         self._blocks[key] = block
+        self._touch(parents)
         return block
+
+    def _touch(self, hashes: Sequence[bytes]) -> None:
+        """Mark as used, backwards: the end of a prefix is evicted before its beginning, without which it is useless."""
+        for key in reversed(hashes):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)

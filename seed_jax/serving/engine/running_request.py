@@ -7,11 +7,11 @@ from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.inference.generation.segments import Generation
 from seed_jax.inference.generation.stop_strings import StopStringMatcher
 from seed_jax.serving.engine.request import EngineRequest, FinishedEvent, Timings, TokenEvent, Usage
-from seed_jax.serving.engine.scheduler import Phase, Row
+from seed_jax.serving.engine.scheduler import Row, ScheduledRequest
 from seed_jax.serving.engine.stream import RequestStream
 
 
-class RunningRequest:
+class RunningRequest(ScheduledRequest):
     """A submitted request; only the engine's thread changes it.
 
     Args:
@@ -32,11 +32,10 @@ class RunningRequest:
         vocabulary: Vocabulary,
         inside_image: bool = False,
     ):
+        super().__init__(rows)
         self.request = request
         self.stream = stream
         self.max_new_tokens = max_new_tokens
-        self.rows = rows
-        self.phase = Phase.WAITING
         self.joined = False  # whether its slots have been told to decode
         self.is_cancelled = False
         self.is_abandoned = False  # its reader is too slow

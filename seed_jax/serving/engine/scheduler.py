@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, TypeVar
 
 
 class Phase(enum.Enum):
@@ -40,15 +40,19 @@ class Row:
         return len(self.tokens) - 1 - self.prefilled
 
 
-@runtime_checkable
-class Schedulable(Protocol):
-    """What the scheduler knows about a request."""
+class ScheduledRequest:
+    """What the scheduler knows about a request.
 
-    rows: list[Row]
-    phase: Phase
+    Args:
+        rows: the prompt, and with guidance the negative prompt.
+    """
+
+    def __init__(self, rows: list[Row]):
+        self.rows = rows
+        self.phase = Phase.WAITING
 
 
-T = TypeVar("T", bound=Schedulable)
+T = TypeVar("T", bound=ScheduledRequest)
 
 
 class Scheduler(Generic[T]):

@@ -95,7 +95,7 @@ class SlotPool:
     @property
     def num_programs(self) -> int:
         """Return how many programs have been compiled."""
-        programs = (self._init_program, self._prefill_program, self._load_program, self._decode_program)
+        programs: Any = (self._init_program, self._prefill_program, self._load_program, self._decode_program)
         return sum(program._cache_size() for program in programs)
 
     def compile(self) -> None:
@@ -155,11 +155,9 @@ class SlotPool:
         one = BatchedSamplingParams.stack(
             [dataclasses.replace(params, stop=())], [max_new_tokens], self._generator.batcher.stop_strings
         )
-
-        def assign(array: np.ndarray, value: np.ndarray) -> None:
+        targets = jax.tree.leaves((inputs.grammar, inputs.sampling))
+        for array, value in zip(targets, jax.tree.leaves((grammar, one)), strict=True):
             array[slot] = value[0]
-
-        jax.tree.map(assign, (inputs.grammar, inputs.sampling), (grammar, one))
 
     def activate(self, slot: int, active: bool) -> None:
         """Say whether a slot takes part in the next chunks."""

@@ -89,7 +89,7 @@ def from_exception(error: BaseException) -> ApiError:
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
     if isinstance(error, EngineClosedError):
-        return ApiError(503, "The server is shutting down or not ready yet.", code="not_ready", retry_after_s=1)
+        return ApiError(503, "The server is shutting down or not ready yet.", code="not_ready", retry_after_s=1.0)
     if isinstance(error, EngineDeadError):
         return ApiError(503, "The engine has failed: restart the server.", code="engine_failed")
     if isinstance(error, SlowReaderError):

@@ -47,7 +47,7 @@ class MediaStore:
         max_bytes: of all files together; the oldest are deleted.
     """
 
-    def __init__(self, directory: Path, *, expiry_s: float = 3600, max_bytes: int = 1024 * MIB):
+    def __init__(self, directory: Path, *, expiry_s: float = 3600.0, max_bytes: int = 1024 * MIB):
         self.directory = directory
         self._expiry_s = expiry_s
         self._max_bytes = max_bytes

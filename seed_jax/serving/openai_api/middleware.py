@@ -138,7 +138,7 @@ class GateMiddleware:
             self.gate.check(scope["path"], headers)
             if self._is_draining() and scope["path"] != HEALTH and scope["method"] == "POST":
                 raise ApiError(
-                    503, "The server is shutting down: send the request again.", code="shutting_down", retry_after_s=1
+                    503, "The server is shutting down: send the request again.", code="shutting_down", retry_after_s=1.0
                 )
             await self.app(scope, body.receive, send_with_id)
         except ClientDisconnectedError:

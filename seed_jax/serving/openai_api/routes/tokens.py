@@ -127,7 +127,8 @@ async def _embed(context: ApiContext, body: EmbeddingRequest) -> dict[str, Any]:
         text_rows = iter(await asyncio.to_thread(context.clip.embed_texts, texts) if texts else ())
         rows = [next(text_rows if isinstance(one, str) else image_rows) for one in contents]
     size = service.tokens_per_image
-    count = len(images) * size + sum(len(await service.encode_text(text)) for text in texts)
+    lengths = [len(await service.encode_text(text)) for text in texts]
+    count = len(images) * size + sum(lengths)
     as_base64 = body.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _base64(row) if as_base64 else row.tolist()}
