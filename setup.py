@@ -33,20 +33,29 @@ CORE = [
     "jaxtyping>=0.3,<0.4",
     "tqdm>=4.66.1,<5",
     "shtab>=1.7,<2",  # shell completion
+    "prompt_toolkit>=3.0.43,<4",  # line editing in `seed-jax chat`
     "huggingface_hub>=1.0,<2",  # `seed-jax fetch`
     "httpx>=0.27,<1",
     "filelock>=3.16,<5",  # JAX bounds the size of its compilation cache with it
     "packaging>=24",  # `seed-jax doctor` compares what is installed with these bounds
 ]
 DECODER = ["diffusers>=0.39,<0.40"]  # the last release line with Flax classes
+SERVE = [
+    "fastapi>=0.140,<1",
+    "uvicorn>=0.40,<1",
+    "python-multipart>=0.0.20,<0.1",  # forms of /v1/images/edits
+    "prometheus-client>=0.22,<1",
+]
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13", "gcsfs>=2024.1"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
     "demo": ["scikit-image>=0.24,<1"],  # its bundled public-domain photographs feed the :tiny configs
     "decoder": DECODER,
+    "serve": SERVE,
     "torch": ["torch>=2.4,<3"],
     "gguf": ["gguf>=0.17,<0.20"],  # exports for llama.cpp
     "video": ["av>=13,<20"],
+    "ui": ["gradio>=6.21,<7"],  # the chat page: `seed-jax serve --ui`, `seed-jax chat --web`; with the extra `serve`
     "wandb": ["wandb>=0.19,<1"],
     "notebooks": ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "transformers>=4.57.1,<6"],
     "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "sphinx-book-theme>=1.2,<2"],
@@ -55,7 +64,12 @@ EXTRAS = {
 EXTRAS["test"] = [
     *EXTRAS["demo"],
     *EXTRAS["video"],
+    *EXTRAS["ui"],
+    "playwright>=1.50,<2",  # the slow lane drives the chat page in the system's Chromium
     *DECODER,
+    *SERVE,
+    "openai>=3.3,<4",  # the client that the server is tested with
+    "schemathesis>=4.20,<5",  # fuzzes the server by its own OpenAPI document
     # Exact: an open range makes pip fetch the CUDA build, several gigabytes.
     "torch==2.13.0",
     "transformers>=5,<6",  # exports load with 4.57 too, whose fast text tokenizer splits otherwise
@@ -100,6 +114,7 @@ setup(
         "seed_jax.convert.model_card": ["*.py.txt"],
         "seed_jax.doctor": ["goldens.safetensors", "vocabulary/*"],
         "seed_jax.hub": ["manifest.toml"],
+        "seed_jax.serving.web": ["page.css", "page.js"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],
     },
     install_requires=CORE,

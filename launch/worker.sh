@@ -5,6 +5,7 @@
 #
 #   install EXTRAS       make .venv with the extras of setup.py; does nothing where that is done
 #   start FLAG...        train in the background, unless it does so already
+#   serve FLAG...        the same with `seed-jax serve`
 #   running              succeed while the training runs
 #   logs LINES           follow the log until the training ends (LINES as `tail -n` takes them)
 #   wait SECONDS         wait for the training to end, kill it after that time; print `seed_jax exit CODE`
@@ -22,7 +23,7 @@ training_pid() {
   local pid
   pid=$(cat $state/pid 2>/dev/null) || return
   # After a reboot the number may belong to another process. (`start` is what it looks like for a moment.)
-  tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q 'worker.sh \(record\|start\) ' && echo "$pid"
+  tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q 'worker.sh \(record\|start\|serve\) ' && echo "$pid"
 }
 
 running() { training_pid >/dev/null; }
@@ -39,8 +40,9 @@ install_extras() {
   [ -n "$dry_run" ] || { mkdir -p $state && echo "$wanted" >$state/installed; }
 }
 
+# start MODULE FLAG...
 start() {
-  local command=(bash launch/worker.sh record "$state/exit" .venv/bin/python -m seed_jax.main "$@")
+  local command=(bash launch/worker.sh record "$state/exit" .venv/bin/python -m "$@")
   if running; then
     echo 'seed_jax start: it runs already'
     return
@@ -105,7 +107,8 @@ stop() {
 [ "${1-}" != --dry-run ] || { dry_run=1 && shift; }
 case ${1-} in
   install) install_extras "$2" ;;
-  start) shift && start "$@" ;;
+  start) shift && start seed_jax.main "$@" ;;
+  serve) shift && start seed_jax.cli serve "$@" ;;
   running) running ;;
   logs) logs "$2" ;;
   wait) run outlast "$2" && run echo "seed_jax exit $(exit_code)" ;;

@@ -104,6 +104,24 @@ def load(source: ImageInput, name: str | None = None) -> Image.Image:
         raise UserError(f"Cannot read {name}: {' '.join(reason.split())}; replace or remove it.") from error
 
 
+def read_size(data: bytes, formats: Sequence[str] = FORMATS) -> tuple[int, int]:
+    """Return width and height of an encoded image, which is not decoded.
+
+    Args:
+        data: encoded bytes.
+        formats: those of FORMATS that are accepted.
+
+    Raises:
+        UserError: the bytes are no image in one of the formats.
+    """
+    accepted = [name for name in _supported_formats() if name in formats]
+    try:
+        with Image.open(io.BytesIO(_without_png_metadata(data)), formats=accepted) as image:
+            return image.size
+    except Exception as error:  # the decoders raise almost anything on malformed files
+        raise UserError(f"Not an image in one of the formats {', '.join(accepted)}.") from error
+
+
 def as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     """Return the images of a sequence or of an array [N, H, W, C]; a single image becomes a list of one."""
     if isinstance(images, np.ndarray):

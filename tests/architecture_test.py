@@ -38,6 +38,7 @@ LAYERS = [
     "quickstart",
     "evaluate",
     "doctor",
+    "serving",
     "main",
     "cli",
 ]
@@ -47,6 +48,10 @@ CONFINED = {
     "skimage": (("demo.py",), False),
     "torch": (("convert",), False),
     "transformers": (("convert",), False),
+    "fastapi": (("serving/openai_api", "serving/web", "cli/serve.py"), True),
+    "starlette": (("serving/openai_api", "serving/web"), True),
+    "uvicorn": (("serving/openai_api", "serving/web", "cli/serve.py", "cli/chat"), True),
+    "prometheus_client": (("serving/openai_api/metrics.py", "cli/serve.py"), True),
 }
 NEVER = ("tensorflow", "tensorflow_datasets.core.tf_compat")
 MOST_ENTRIES = 14

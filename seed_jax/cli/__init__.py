@@ -29,6 +29,7 @@ COMMANDS = {
     "data": ("data", "build and inspect dataset shards"),
     "generate": ("generate", "generate text and images from prompts"),
     "chat": ("chat", "chat with a model in the terminal"),
+    "serve": ("serve", "serve a model behind OpenAI's API"),
     "eval": ("eval", "evaluate a model on benchmarks, and score predictions"),
     "train": ("train", "train a stage, or a recipe of several"),
     "plan": ("plan", "plan memory and time of a training step for a pod, without the pod"),

@@ -102,7 +102,7 @@ class ImageTokenizer:
             known = ", ".join(images.INTERPOLATIONS)
             raise UserError(f"Unknown interpolation {preprocessing.interpolation!r}: expected one of {known}.")
         model_dir.check_tree(params, abstract_params(config), "the image tokenizer")
-        num_devices = 1 if mesh is None else mesh.size
+        self._num_devices = num_devices = 1 if mesh is None else mesh.size
         self.config = config
         self.precision = precision
         self.preprocessing = preprocessing
@@ -179,16 +179,17 @@ class ImageTokenizer:
         codes = [np.asarray(batch) for batch in dispatched]
         return np.concatenate([np.zeros((0, self.config.codes_per_image), np.int32), *codes])[: len(pixels)]
 
-    def dispatch_pixels(self, pixels: Sequence[np.ndarray] | np.ndarray) -> jax.Array:
+    def dispatch_pixels(self, pixels: Sequence[np.ndarray] | np.ndarray, batch_size: int | None = None) -> jax.Array:
         """Start encoding up to `batch_size` resized images and return at once.
 
         Args:
             pixels: N images, uint8 [S, S, 3].
+            batch_size: by default that of this tokenizer; every other one compiles a program of its own.
 
         Returns:
             Codes, int32 [batch_size, Q], that are still being computed; the first N entries are valid.
         """
-        return self.encode_program(self.params, self.put_batch(pixels))
+        return self.encode_program(self.params, self.put_batch(pixels, batch_size))
 
     def encode_stream(
         self, items: Iterable[tuple[Hashable, str | Path | bytes]], *, workers: int = 4
@@ -217,6 +218,15 @@ class ImageTokenizer:
             UserError: an image has another number of codes than this tokenizer's, or a code is out of range.
         """
         codes = np.asarray(codes, np.int32)
+        self.check_codes(codes)
+        parts = [
+            np.asarray(self._embed_program(self.params, self.put_batch(batch)))
+            for batch in _batched(codes, self.batch_size)
+        ]
+        return np.concatenate([np.zeros((0, *self.config.embedding_shape), np.float32), *parts])[: len(codes)]
+
+    def check_codes(self, codes: Int[np.ndarray, "N ..."]) -> None:
+        """Raise UserError if images have another number of codes than this tokenizer's, or codes out of range."""
         expected, limit = self.config.codes_per_image, self.config.num_codes
         if codes.shape[1:] != (expected,) or (codes.size and not 0 <= codes.min() <= codes.max() < limit):
             values = f", values {codes.min()} to {codes.max()}" if codes.size else ""
@@ -224,16 +234,12 @@ class ImageTokenizer:
                 f"Codes of images have the shape {codes.shape}{values}: expected {expected} codes from 0 to "
                 f"{limit - 1} per image, as this image tokenizer makes them."
             )
-        parts = [
-            np.asarray(self._embed_program(self.params, self.put_batch(batch)))
-            for batch in _batched(codes, self.batch_size)
-        ]
-        return np.concatenate([np.zeros((0, *self.config.embedding_shape), np.float32), *parts])[: len(codes)]
 
-    def put_batch(self, rows: Sequence[np.ndarray] | np.ndarray) -> jax.Array:
+    def put_batch(self, rows: Sequence[np.ndarray] | np.ndarray, batch_size: int | None = None) -> jax.Array:
         """Pad a batch with zeros to `batch_size` and transfer it to the device or devices."""
         batch = np.stack(cast(Sequence[np.ndarray], rows))
-        padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        size = self.batch_size if batch_size is None else -(-batch_size // self._num_devices) * self._num_devices
+        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
         return jax.device_put(np.pad(batch, padding), self._batch_sharding)
 
     def _load_params(self, params: Tree, mesh: Mesh | None) -> Tree:

@@ -74,16 +74,50 @@ class Workload:
 
 
 @dataclasses.dataclass(frozen=True)
+class SlotPoolSize:
+    """The slots of a serving engine (`seed_jax.serving.engine`), which hold as many requests as they are.
+
+    Attributes:
+        slots: requests at a time.
+        length: positions of a slot, prompt and answer together.
+        prefill_chunk: prompt tokens that are prefilled at a time; also the size of a block of the prefix cache.
+        prefix_cache_blocks: blocks of the prefix cache.
+        beams: of the largest beam search beside the slots; 1: none.
+    """
+
+    slots: int
+    length: int
+    prefill_chunk: int
+    prefix_cache_blocks: int = 0
+    beams: int = 1
+
+    @property
+    def decode_workload(self) -> Workload:
+        """Return the batch that needs as much memory as the slots while they decode."""
+        return Workload(prompts=self.slots, prompt_length=self.length, new_tokens=self.length)
+
+    @property
+    def beam_workload(self) -> Workload:
+        """Return the largest beam search."""
+        return Workload(beams=self.beams, prompt_length=self.length, new_tokens=self.length)
+
+
+@dataclasses.dataclass(frozen=True)
 class MemoryPlan:
     """Memory in bytes by name.
 
     Attributes:
         resident: what is allocated all the time.
         temporary: what each program needs while it runs; one program runs at a time.
+        remedy: what to change if the memory does not suffice.
     """
 
     resident: dict[str, int]
     temporary: dict[str, int]
+    remedy: str = (
+        "use --quantize int8 or int4, fewer prompts or beams at a time, a smaller --max-new-tokens, or draw later with "
+        "`seed-jax detokenize`"
+    )
 
     @property
     def peak(self) -> int:
@@ -109,15 +143,14 @@ class MemoryPlan:
             temporary = _format_bytes(max(self.temporary.values(), default=0))
             raise UserError(
                 f"This needs {_format_bytes(self.peak)} of memory, but {_format_bytes(limit)} are available ({parts}, "
-                f"temporary buffers up to {temporary}): use --quantize int8 or int4, fewer prompts or beams at a time, "
-                "a smaller --max-new-tokens, or draw later with `seed-jax detokenize`."
+                f"temporary buffers up to {temporary}): {self.remedy}."
             )
 
 
 def plan_memory(
     llama: LanguageModelConfig,
     precision: Precision,
-    workload: Workload,
+    workload: Workload | SlotPoolSize,
     *,
     quantize: str | None = None,
     tokenizer: SeedTokenizerConfig | None = None,
@@ -130,33 +163,79 @@ def plan_memory(
     Args:
         llama: sizes of the language model.
         precision: its dtypes.
-        workload: the largest batch.
+        workload: the largest batch, or the slots of a serving engine.
         quantize: quantization of the language model's kernels.
         tokenizer: sizes of the image tokenizer.
         quantize_vit: quantization of its ViT's kernels.
         num_images: images that are encoded at a time.
         decoder: sizes of the decoder.
     """
-    resident = {
-        "language model": tree_bytes(llama_weights(llama, precision, quantize)),
-        "KV cache": kv_cache_bytes(llama, precision, workload),
-    }
-    temporary = {"prefill": prefill_bytes(llama, workload), "decode": decode_bytes(llama, workload)}
+    weights = tree_bytes(llama_weights(llama, precision, quantize))
+    if isinstance(workload, SlotPoolSize):
+        plan = plan_slots(llama, precision, workload, weights)
+    else:
+        plan = MemoryPlan(
+            {"language model": weights, "KV cache": kv_cache_bytes(llama, precision, workload)},
+            {"prefill": prefill_bytes(llama, workload), "decode": decode_bytes(llama, workload)},
+        )
+    resident, temporary = plan.resident, plan.temporary
     if tokenizer is not None:
         resident["image tokenizer"] = tree_bytes(tokenizer_weights(tokenizer, quantize_vit))
         temporary["encoding images"] = encode_bytes(tokenizer, num_images)
     if decoder is not None:
         resident["decoder"] = tree_bytes(decoder_weights(decoder, precision))
         temporary["drawing"] = draw_bytes(decoder)
-    return MemoryPlan(resident, temporary)
+    return plan
 
 
-def plan_directories(config: LoadConfig, workload: Workload, *, num_images: int = 0) -> MemoryPlan:
+def plan_slots(
+    config: LanguageModelConfig,
+    precision: Precision,
+    pool: SlotPoolSize,
+    weights: int,
+    *,
+    batch_shards: int = 1,
+    tensor_shards: int = 1,
+) -> MemoryPlan:
+    """Plan the memory of a language model with the slots of a serving engine, on one device.
+
+    Args:
+        config: sizes of the language model.
+        precision: its dtypes.
+        pool: the slots.
+        weights: bytes of its parameters on the device.
+        batch_shards: devices over which the mesh shards slots.
+        tensor_shards: devices over which the mesh shards key-value heads.
+    """
+    per_position = 2 * config.num_layers * config.num_kv_heads * config.head_size * precision.compute_dtype.itemsize
+    scratch = 1  # a block for chunks that are not stored
+    blocks = (pool.prefix_cache_blocks + scratch) * pool.prefill_chunk
+    chunk = Workload(prompt_length=pool.prefill_chunk, new_tokens=1)
+    row = 2 * pool.length * config.num_kv_heads * config.head_size  # one layer of a slot, in float32
+    scores = 3 * config.num_heads * pool.prefill_chunk * pool.length
+    resident = {
+        "language model": weights,
+        "KV-cache pool": pool.slots * pool.length * per_position // (batch_shards * tensor_shards),
+        "prefix cache": blocks * per_position // tensor_shards,
+    }
+    temporary = {
+        "prefill of a chunk": prefill_bytes(config, chunk) + 4 * (2 * row + scores),
+        "decode": decode_bytes(config, pool.decode_workload) // batch_shards,
+    }
+    if pool.beams > 1:
+        beams = pool.beam_workload
+        search = kv_cache_bytes(config, precision, beams) // tensor_shards
+        resident["beam search"] = search + max(prefill_bytes(config, beams), decode_bytes(config, beams))
+    remedy = "use fewer slots, a shorter context, a smaller prefix cache, fewer beams, or quantized weights"
+    return MemoryPlan(resident, temporary, remedy)
+
+
+def plan_directories(config: LoadConfig, workload: Workload | SlotPoolSize, *, num_images: int = 0) -> MemoryPlan:
     """Plan the memory of model directories, of which only `config.json` is read.
 
     Args:
         config: the models.
-        workload: the largest batch.
+        workload: the largest batch, or the slots of a serving engine.
         num_images: images that are encoded at a time; without images and decoder, no image tokenizer is loaded.
     """
     tokenizer = None

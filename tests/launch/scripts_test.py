@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from seed_jax.cli import build_parser
 from tests.launch.stubs import ROOT, Stubs, setup_table
 
 LAUNCH = ROOT / "launch"
@@ -18,6 +19,7 @@ DOCKERFILES = sorted(LAUNCH.glob("docker/*.Dockerfile"))
 TRAINING = "-- --config=configs/pretrain.py:8b --workdir=gs://b/r"
 TPU = "--name=seed --project=p --zone=z"
 GKE = "--name=seed --image=i:1 --accelerator=v5e-64"
+SERVE_GKE = "--name=seed --image=i:1 --accelerator=v5e-4 --bucket=b --secret=keys"
 DRY_RUNS = [
     f"tpu_vm.sh run --dry-run {TPU} --accelerator=v5e-64 --num-slices=2 --delete-after {TRAINING}",
     f"tpu_vm.sh create --dry-run {TPU} --accelerator=v5e-64",
@@ -36,6 +38,18 @@ DRY_RUNS = [
     "worker.sh --dry-run start --config=c --workdir=w",
     "worker.sh --dry-run logs +1",
     "worker.sh --dry-run wait 600",
+    "worker.sh --dry-run serve --model=m",
+    f"serve_tpu_vm.sh run --dry-run {TPU} --accelerator=v5e-1 --spot --models=gs://b/m -- --model=models/m",
+    f"serve_tpu_vm.sh logs --dry-run {TPU}",
+    f"serve_tpu_vm.sh status --dry-run {TPU}",
+    f"serve_tpu_vm.sh tunnel --dry-run {TPU}",
+    f"serve_tpu_vm.sh stop --dry-run {TPU}",
+    f"serve_tpu_vm.sh delete --dry-run {TPU}",
+    f"serve_gke.sh run --dry-run {SERVE_GKE} -- --model=/models/m",
+    "serve_gke.sh logs --dry-run --name=seed",
+    "serve_gke.sh status --dry-run --name=seed",
+    "serve_gke.sh forward --dry-run --name=seed",
+    "serve_gke.sh delete --dry-run --name=seed",
 ]
 
 
@@ -66,7 +80,9 @@ def test_a_dry_run_prints_commands_and_runs_none(tmp_path, command):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sh", "slurm.sbatch", "worker.sh"])
+@pytest.mark.parametrize(
+    "script", ["tpu_vm.sh", "gke.sh", "slurm.sh", "slurm.sbatch", "worker.sh", "serve_tpu_vm.sh", "serve_gke.sh"]
+)
 def test_help_is_the_comment_on_top(tmp_path, script):
     done = Stubs(tmp_path).run(f"launch/{script}", "--help")
     assert done.returncode == 0
@@ -74,7 +90,9 @@ def test_help_is_the_comment_on_top(tmp_path, script):
     assert "set -euo pipefail" not in done.stdout
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sh", "slurm.sbatch"])
+@pytest.mark.parametrize(
+    "script", ["tpu_vm.sh", "gke.sh", "slurm.sh", "slurm.sbatch", "serve_tpu_vm.sh", "serve_gke.sh"]
+)
 def test_help_names_every_option(script):
     text = (LAUNCH / script).read_text(encoding="utf-8")
     top, code = text.split("set -euo pipefail", 1)
@@ -104,16 +122,23 @@ def instructions(dockerfile):
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles_fit_the_package(dockerfile):
-    """Docker cannot be run in the tests: what the files name exists, and the image runs the training as process 1."""
+    """Docker cannot be run in the tests: what the files name exists, and process 1 is the training or the server."""
     parts = instructions(dockerfile)
     for words in (value.split() for name, value in parts if name == "COPY"):
         assert all((ROOT / source).exists() for source in words[:-1])
     copied = {source for name, value in parts if name == "COPY" for source in value.split()[:-1]}
     assert {"setup.py", "pyproject.toml", "README.md", "seed_jax", "configs"} <= copied
     (argument,) = (value for name, value in parts if name == "ARG")
-    assert argument == f"EXTRAS={dockerfile.name.split('.')[0]}"
-    assert {argument.removeprefix("EXTRAS="), "demo"} <= set(setup_table("EXTRAS"))
-    assert json.loads(dict(parts)["ENTRYPOINT"]) == ["python", "-m", "seed_jax.main"]
+    kind, _, device = dockerfile.name.split(".")[0].rpartition("_")
+    extras = {"serve", "decoder"} if kind == "serve" else set()
+    assert set(argument.removeprefix("EXTRAS=").split(",")) == extras | ({device} - {"cpu"})
+    assert extras | ({device} - {"cpu"}) | {"demo"} <= set(setup_table("EXTRAS"))
+    entrypoint = json.loads(dict(parts)["ENTRYPOINT"])
+    if kind == "serve":
+        assert entrypoint[0] == "seed-jax"
+        assert build_parser("serve").parse_args([*entrypoint[1:], "--model", "m"]).host == "0.0.0.0"
+    else:
+        assert entrypoint == ["python", "-m", "seed_jax.main"]
     minor = int(re.fullmatch(r"python:3\.(\d+)-slim", dict(parts)["FROM"])[1])
     assert minor >= 11
     assert not any(

@@ -1,7 +1,9 @@
 """The quickstart in its shortest form, from a teacher trained in its shortest form: every step, and resuming."""
 
+import base64
 import json
 import shlex
+import subprocess
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from seed_jax.quickstart.config import QuickstartConfig
 from seed_jax.train.config.schema import parse
 from tests.support import meshes
 from tests.support.pages import command_lines
+from tests.support.servers import ServerProcess
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,6 +107,22 @@ def test_the_commands_of_the_docs_run(finished, tmp_path, monkeypatch):
         assert cli.main(shlex.split(line)[1:]) == 0
     assert (tmp_path / "drawn/contact_sheet.png").is_file()
     assert len(list((tmp_path / "drawn").glob("0*.png"))) == 12 * 5
+
+
+@pytest.mark.slow
+def test_the_serve_block_of_the_readme_serves_the_quickstart(finished, tmp_path):
+    _, workdir = finished
+    start, ask = command_lines("README.md", "serve command")
+    _, _, start = start.partition(" && ")
+    words = shlex.split(start.replace("runs/quickstart", str(workdir)).replace("--port 8000", "--slots 2"))
+    assert words[:2] == [".venv/bin/seed-jax", "serve"]
+    server = ServerProcess(tmp_path / "log", *words[2:])
+    answer = subprocess.run(
+        shlex.split(ask.replace("http://127.0.0.1:8000", server.url)), capture_output=True, text=True, check=True
+    )
+    (image,) = json.loads(answer.stdout)["data"]
+    assert base64.b64decode(image["b64_json"]).startswith(b"\x89PNG")
+    assert server.stop() == 0
 
 
 @pytest.mark.slow

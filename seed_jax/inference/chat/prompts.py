@@ -9,6 +9,7 @@ Every prompt begins with BOS. Images may stand anywhere in a message; in the tra
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 
 from seed_jax.data.templates.dialogue import Markers
@@ -18,6 +19,8 @@ from seed_jax.inference.generation.segments import ImageSegment, MalformedSegmen
 
 USER, ASSISTANT = "user", "assistant"
 PLACEHOLDER = "<image>"
+ESCAPED_PLACEHOLDER = r"\<image>"  # stands for the characters `<image>`
+_PLACEHOLDER = re.compile(r"(?<!\\)<image>")
 BASE_STYLE = "base"
 # The same markers as in training samples.
 STYLES = {name: Markers.of_style(name) for name in ("vicuna", "llama2")} | {BASE_STYLE: Markers("", "", "")}
@@ -49,7 +52,9 @@ class FittedPrompt:
     num_dropped: int
 
 
-def build_prompt(messages: Sequence[Message], style: str, vocabulary: Vocabulary, *, as_one: bool = False) -> list[int]:
+def build_prompt(
+    messages: Sequence[Message], style: str, vocabulary: Vocabulary, *, as_one: bool = False, system: str = ""
+) -> list[int]:
     """Return the token ids after which the assistant's next message is generated.
 
     Control tokens in the text of a user (`<img>`, `</s>`) are encoded as plain text.
@@ -60,6 +65,7 @@ def build_prompt(messages: Sequence[Message], style: str, vocabulary: Vocabulary
         vocabulary: of the model.
         as_one: encode the conversation as one text, as the original's demo does; by default every message is encoded
             separately, as in training, so that each begins with its own space (spec I.A.22).
+        system: text before the first message, on a line of its own, as in training samples with a system message.
 
     Raises:
         UserError: the style is unknown, the roles do not alternate, or a message contains a malformed image.
@@ -74,23 +80,31 @@ def build_prompt(messages: Sequence[Message], style: str, vocabulary: Vocabulary
         content = [_content(segment) for segment in message.segments]
         before = (markers.between if index else "") + markers.before
         groups.append([before, *content, markers.after] if message.role == USER else [space, *content])
+    if system:
+        groups.insert(0, [system if system.endswith("\n") else f"{system}\n"])
     groups = [[part for group in groups for part in group]] if as_one else groups
     return [vocabulary.bos, *(i for group in groups for i in vocabulary.encode_parts(group, plain=True))]
 
 
 def fit_prompt(
-    messages: Sequence[Message], style: str, vocabulary: Vocabulary, max_tokens: int, *, as_one: bool = False
+    messages: Sequence[Message],
+    style: str,
+    vocabulary: Vocabulary,
+    max_tokens: int,
+    *,
+    as_one: bool = False,
+    system: str = "",
 ) -> FittedPrompt:
     """Build a prompt of at most `max_tokens` tokens, dropping the oldest questions and their answers if necessary.
 
-    Messages are dropped as a whole: an image is never truncated.
+    Messages are dropped as a whole: an image is never truncated. The system text is kept.
 
     Raises:
         UserError: the last message alone is too long.
     """
     ids = []
     for num_dropped in range(0, len(messages), 2):
-        ids = build_prompt(messages[num_dropped:], style, vocabulary, as_one=as_one)
+        ids = build_prompt(messages[num_dropped:], style, vocabulary, as_one=as_one, system=system)
         if len(ids) <= max_tokens:
             return FittedPrompt(ids, num_dropped)
     raise UserError(
@@ -107,11 +121,12 @@ def check_style(style: str) -> None:
 
 def check_placeholders(text: str, num_images: int) -> None:
     """Raise UserError if a text has `<image>` placeholders, but not as many as there are images."""
-    count = text.count(PLACEHOLDER)
+    count = len(_PLACEHOLDER.findall(text))
     if count not in (0, num_images):
         raise UserError(
             f"The prompt has {count} {PLACEHOLDER} placeholder(s) but {num_images} image(s) are given: give one image "
-            "per placeholder, or leave the placeholders out to put the images before the text."
+            "per placeholder, leave the placeholders out to put the images before the text, or write "
+            f"{ESCAPED_PLACEHOLDER} for the characters themselves."
         )
 
 
@@ -119,7 +134,7 @@ def interleave(text: str, images: Sequence[Sequence[int]], group_sizes: Sequence
     """Return text and images as segments: images replace the `<image>` placeholders, or precede the text.
 
     Args:
-        text: text of a message.
+        text: text of a message; `\\<image>` stands for the characters `<image>`.
         images: codes of each image.
         group_sizes: how many consecutive images share a placeholder, such as the frames of a video; by default one
             each.
@@ -128,10 +143,11 @@ def interleave(text: str, images: Sequence[Sequence[int]], group_sizes: Sequence
     check_placeholders(text, len(group_sizes))
     rest = iter(ImageSegment(tuple(codes)) for codes in images)
     groups = [list(itertools.islice(rest, size)) for size in group_sizes]
-    if PLACEHOLDER not in text:
-        return [*itertools.chain(*groups), *([TextSegment(text)] if text else [])]
+    pieces = [piece.replace(ESCAPED_PLACEHOLDER, PLACEHOLDER) for piece in _PLACEHOLDER.split(text)]
+    if len(pieces) == 1:
+        return [*itertools.chain(*groups), *([TextSegment(pieces[0])] if pieces[0] else [])]
     segments: list[Segment] = []
-    for piece, group in itertools.zip_longest(text.split(PLACEHOLDER), groups, fillvalue=()):
+    for piece, group in itertools.zip_longest(pieces, groups, fillvalue=()):
         segments += [TextSegment(str(piece))] if piece else []
         segments += group
     return segments

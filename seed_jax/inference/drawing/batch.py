@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -70,14 +71,7 @@ def draw_batch(
         tile: side in latents of the tiles in which the autoencoder decodes; None decodes at once.
         on_step: called after each step of the sampler.
     """
-    if isinstance(decoder, StableDiffusion):
-        condition = batch.embeddings
-        negative = batch.negative_text_states if batch.negative_embeddings is None else batch.negative_embeddings
-    else:
-        levels = jnp.full(batch.embeddings.shape[:1], noise_level)
-        labels = decoder.class_labels(params, batch.embeddings, batch.noise, levels)
-        condition = UnclipCondition(batch.text_states, labels)
-        negative = _negative_condition(decoder, params, batch)
+    condition, negative = conditions(decoder, params, batch, noise_level)
     trajectory = decoder.sample_latents(
         params,
         batch.latents,
@@ -89,6 +83,18 @@ def draw_batch(
     )
     pixels = decoder.decode_latents(params, trajectory.final, tile=tile)
     return jnp.round(pixels * 255).astype(jnp.uint8)
+
+
+def conditions(
+    decoder: Unclip | StableDiffusion, params: Tree, batch: DrawBatch, noise_level: Int[Array, ""]
+) -> tuple[Any, Any]:
+    """Return the condition of the images, and the one that guidance moves away from."""
+    if isinstance(decoder, StableDiffusion):
+        negative = batch.negative_text_states if batch.negative_embeddings is None else batch.negative_embeddings
+        return batch.embeddings, negative
+    levels = jnp.full(batch.embeddings.shape[:1], noise_level)
+    labels = decoder.class_labels(params, batch.embeddings, batch.noise, levels)
+    return UnclipCondition(batch.text_states, labels), _negative_condition(decoder, params, batch)
 
 
 def _negative_condition(unclip: Unclip, params: Tree, batch: DrawBatch) -> UnclipCondition:

@@ -29,6 +29,7 @@ from seed_jax.inference.drawing.batch import (
     seeded_noise,
 )
 from seed_jax.inference.drawing.request import DecoderConfig, DrawOptions, DrawRequest, build_request, resolve_options
+from seed_jax.inference.drawing.stepwise import StepwiseDrawing, StepwisePrograms
 from seed_jax.models.diffusion import DECODERS, StableDiffusion, StableDiffusionConfig, Unclip, sampler_steps
 from seed_jax.precision import Precision, as_dtype
 from seed_jax.typing import Tree
@@ -84,6 +85,7 @@ class Drawer:
         self._completed_steps = 0  # of the batches before the present one
         self._text_states = functools.lru_cache(CACHED_PROMPTS)(self._encode_prompt)
         self._encode_program = jax.jit(self.decoder.encode_text)
+        self._stepwise_programs = StepwisePrograms(self.decoder, self.mesh)
         self._draw_program = jax.jit(self._draw_sharded, static_argnames=("guided", "tile", "progress"))
 
     @classmethod
@@ -181,6 +183,33 @@ class Drawer:
                 images = np.asarray(drawn)[: len(request) - start]
                 jax.effects_barrier()  # wait for the last callbacks of the progress bar
                 yield images
+
+    def begin(
+        self,
+        embeddings: Float[np.ndarray | Array, "B ..."],
+        seeds: Sequence[int],
+        options: DrawOptions | None = None,
+        *,
+        batch_size: int | None = None,
+        **inputs,
+    ) -> StepwiseDrawing:
+        """Prepare one batch that is drawn a few steps at a time, with other work between them.
+
+        Args:
+            embeddings: as in `draw`.
+            seeds: as in `draw`.
+            options: as in `draw`.
+            batch_size: pad the batch to this size, so that few programs serve batches of all sizes.
+            inputs: as in `draw`.
+        """
+        options = resolve_options(self.config, options or DrawOptions())
+        assert options.steps is not None and options.guidance_scale is not None  # noqa: PT018  resolved
+        request = build_request(self.config, embeddings, seeds, **inputs)
+        steps = sampler_steps(options.sampler or self.config.sampler, self.config.noise, options.steps)
+        num_shards = sharding.num_batch_shards(self.mesh)
+        rows = -(-max(batch_size or 0, len(request)) // num_shards) * num_shards
+        batch = self._batch(request, np.minimum(np.arange(rows), len(request) - 1))
+        return StepwiseDrawing(self._stepwise_programs, self.params, batch, steps, options, len(request))
 
     def _batch(self, request: DrawRequest, index: np.ndarray) -> DrawBatch:
         unet, shape = self.config.unet, self.config.embedding_shape

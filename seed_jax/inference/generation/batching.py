@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -85,6 +86,7 @@ class Batcher:
 
     Attributes:
         num_shards: batch sizes are rounded up to a multiple of it.
+        max_length: context length, prompt and answer together; by default the model's.
     """
 
     config: LanguageModelConfig
@@ -92,6 +94,12 @@ class Batcher:
     grammar: Grammar
     stop_strings: StopStringCompiler
     num_shards: int = 1
+    max_length: int | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Return the context length, prompt and answer together."""
+        return self.config.max_length if self.max_length is None else self.max_length
 
     def token_budget(self, request: Request, name: str = "The prompt") -> int:
         """Return how many tokens may be generated: max_new_tokens, limited by the context length.
@@ -103,7 +111,7 @@ class Batcher:
         Raises:
             UserError: the prompt is empty, too long, of another vocabulary, or leaves no room for required images.
         """
-        sampling_params, limit = request.sampling_params, self.config.max_length
+        sampling_params, limit = request.sampling_params, self.context_length
         self._check_ids(request.prompt, name)
         longest = len(request.prompt)
         if request.guided and request.negative_prompt is not None:
@@ -135,7 +143,7 @@ class Batcher:
             sampling=sampling,
             beams=first.sampling_params.beams,
             guided=first.guided,
-            max_new_tokens=bucket(max(budgets), self.config.max_length),
+            max_new_tokens=bucket(max(budgets), self.context_length),
         )
 
     def padded_batch_size(self, count: int) -> int:
@@ -145,7 +153,7 @@ class Batcher:
 
     def pad(self, prompts: Sequence[Sequence[int]]) -> PromptBatch:
         """Return prompts as arrays, padded on the right to a bucket."""
-        length = bucket(max(map(len, prompts)), self.config.max_length)
+        length = bucket(max(map(len, prompts)), self.context_length)
         tokens: Any = np.full((len(prompts), length), self.vocabulary.pad, np.int32)
         for index, prompt in enumerate(prompts):
             tokens[index, : len(prompt)] = prompt
@@ -153,7 +161,7 @@ class Batcher:
         return PromptBatch(tokens, lengths)
 
     def _check_ids(self, ids: Sequence[int], name: str) -> None:
-        limit = self.config.max_length
+        limit = self.context_length
         if not 0 < len(ids) < limit:
             raise UserError(
                 f"{name} has {len(ids)} tokens, expected 1 to {limit - 1}: the model's context is {limit} tokens, "
@@ -171,6 +179,8 @@ class BatchSharder:
     """Moves batches to the device, or shards them over a mesh."""
 
     mesh: Mesh | None = None
+    # Programs of several threads must reach all devices in one order: else their collectives wait for each other.
+    _lock: Any = dataclasses.field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
     def num_shards(self) -> int:
@@ -181,6 +191,7 @@ class BatchSharder:
         """Make the mesh and the logical axis rules visible to programs that are called inside."""
         with contextlib.ExitStack() as stack:
             if self.mesh is not None:
+                stack.enter_context(self._lock)
                 stack.enter_context(jax.set_mesh(self.mesh))
                 stack.enter_context(nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES))
             yield

@@ -259,7 +259,7 @@ def _add_noise(
     temperature = sampling.sampler.temperature
 
     def add(total: Float[Array, "B W"]) -> Float[Array, "B W"]:
-        keys = step_keys(sampling.sampler.seed, step)
+        keys = step_keys(sampling.sampler.seed, jnp.broadcast_to(step, temperature.shape))
         noise = jax.vmap(lambda key: jax.random.gumbel(key, total.shape[1:], jnp.float32))(keys)
         return jnp.where((temperature > 0)[:, None], total + noise, total)
 

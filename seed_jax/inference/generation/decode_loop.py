@@ -1,7 +1,9 @@
 """The decoding program: prefill, then a loop over a static KV cache with the image grammar inside (spec I.C).
 
 The loop runs up to a given step and can be continued by the same compiled program, so that tokens can be streamed and a
-generation can be interrupted.
+generation can be interrupted. Every sequence has a counter of its own (`DecodeOutputs.lengths`), which selects its
+position, its random numbers and its budget: sequences of one batch may have begun at different times, as those of
+`seed_jax.serving.engine` do.
 """
 
 import dataclasses
@@ -24,10 +26,12 @@ class DecodeOutputs:
     """Generated tokens of a batch.
 
     Attributes:
-        ids: generated token ids; N is the largest token budget of the batch.
-        lengths: how many ids are valid; EOS does not count.
+        ids: generated token ids; N is the largest token budget of the batch, or what the caller reads at a time.
+        lengths: how many ids were generated; EOS does not count.
         done: whether a sequence is finished: by EOS (`hit_eos`), a stop string (`hit_stop`) or its token budget.
         scores: for beam search, log p / length ** length_penalty.
+        log_probs: log-probability of each id among the tokens that the grammar allowed, before temperature and filters;
+            None if they are not recorded.
     """
 
     ids: Int[Leaf, "B N"]
@@ -36,15 +40,23 @@ class DecodeOutputs:
     hit_eos: Bool[Leaf, " B"]
     hit_stop: Bool[Leaf, " B"]
     scores: Float[Leaf, " B"] | None = None
+    log_probs: Float[Leaf, "B N"] | None = None
 
 
 @flax.struct.dataclass
 class DecodeState:
-    """The carry of the decode loop."""
+    """The carry of the decode loop.
+
+    Attributes:
+        step: decode steps since the state was made.
+        token: last token of each sequence, whose successor the next step chooses.
+        offset: how many tokens of each sequence precede the first column of `outputs.ids`.
+    """
 
     step: Int[Leaf, ""]
     token: Int[Leaf, " M"]
     outputs: DecodeOutputs
+    offset: Int[Leaf, " B"]
     grammar: GrammarState
     stop: Int[Leaf, " B"]
     prompt_lengths: Int[Leaf, " M"]
@@ -82,6 +94,7 @@ class DecodeLoop:
                 hit_eos=false,
                 hit_stop=false,
             ),
+            offset=zeros,
             grammar=self.grammar.initial_state(prompts.tokens[conditional], prompts.lengths[conditional]),
             stop=zeros,
             prompt_lengths=prompts.lengths,
@@ -91,13 +104,17 @@ class DecodeLoop:
     def decode(
         self, params: Tree, sampling: BatchedSamplingParams, state: DecodeState, until_step: Int[Array, ""]
     ) -> DecodeState:
-        """Run decode steps until `until_step` tokens are generated or every sequence is done."""
+        """Run decode steps until there have been `until_step` or every sequence is done."""
 
         def unfinished(state: DecodeState) -> Bool[Array, ""]:
             return ~state.outputs.done.all() & (state.step < until_step)
 
         def body(state: DecodeState) -> DecodeState:
-            positions = state.prompt_lengths + state.step - 1  # in the first step that of the prompt's last token
+            lengths = self.runner.repeat_for_branches(state.outputs.lengths)
+            positions = state.prompt_lengths + lengths - 1  # in the first step that of the prompt's last token
+            # Finished sequences leave the cache as it is: positions beyond the last slot are dropped.
+            done = self.runner.repeat_for_branches(state.outputs.done)
+            positions = jnp.where(done, state.cache.slots, positions)
             output = self.runner.decode_step(params, state.token, state.cache, positions, sampling.guidance_scale)
             return self._choose(state, output, sampling)
 
@@ -109,7 +126,8 @@ class DecodeLoop:
     def _choose(self, state: DecodeState, output: StepOutput, sampling: BatchedSamplingParams) -> DecodeState:
         before, budget = state.outputs, sampling.max_new_tokens
         allowed = self.grammar.allowed_tokens(sampling.image_constraints, state.grammar, budget - before.lengths)
-        token = sample_tokens(jnp.where(allowed, output.logits, -jnp.inf), sampling.sampler, state.step)
+        logits = jnp.where(allowed, output.logits, -jnp.inf)
+        token = sample_tokens(logits, sampling.sampler, before.lengths)
         active = ~before.done
         hit_eos = before.hit_eos | (active & (token == self.grammar.eos))
         lengths = before.lengths + (active & ~hit_eos)
@@ -120,18 +138,26 @@ class DecodeLoop:
             # Text before the required images does not count towards a stop string.
             stop = jnp.where(can_finish, sampling.stop.advance(stop, token), 0)
             hit_stop = hit_stop | (active & ~hit_eos & sampling.stop.is_final(stop))
+        # A comparison instead of a scatter: it stays within the shards of the batch.
+        is_column = jnp.arange(before.ids.shape[1])[None] == (before.lengths - state.offset)[:, None]
+        log_probs = before.log_probs
+        if log_probs is not None:
+            chosen = jnp.take_along_axis(logits, token[:, None], axis=1) - jax.nn.logsumexp(logits, 1, keepdims=True)
+            log_probs = jnp.where(is_column, chosen, log_probs)
         outputs = dataclasses.replace(
             before,
-            ids=jax.lax.dynamic_update_slice(before.ids, token[:, None], (0, state.step)),
+            ids=jnp.where(is_column, token[:, None], before.ids),
             lengths=lengths,
             done=before.done | hit_eos | hit_stop | (lengths >= budget),
             hit_eos=hit_eos,
             hit_stop=hit_stop,
+            log_probs=log_probs,
         )
         return DecodeState(
             step=state.step + 1,
             token=self.runner.repeat_for_branches(token),
             outputs=outputs,
+            offset=state.offset,
             grammar=grammar,
             stop=stop,
             prompt_lengths=state.prompt_lengths,

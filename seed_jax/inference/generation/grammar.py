@@ -104,6 +104,14 @@ class Grammar:
         emitted = jnp.where(inside, lengths - begin - 1, zeros).astype(jnp.int32)
         return GrammarState(inside_image=inside, codes_emitted=emitted, images_begun=zeros)
 
+    def state_after(self, prompt: Sequence[int]) -> GrammarState:
+        """Return the state after one prompt as arrays of length 1, computed on the host."""
+        since_boi, since_eoi = _distance_from_end(prompt, self.boi), _distance_from_end(prompt, self.eoi)
+        inside = since_boi < since_eoi
+        flag: Any = np.array([inside])
+        emitted: Any = np.array([since_boi if inside else 0], np.int32)
+        return GrammarState(inside_image=flag, codes_emitted=emitted, images_begun=np.zeros_like(emitted))
+
     def min_new_tokens(self, constraint: ImageConstraint, prompt: Sequence[int]) -> int:
         """Return the fewest tokens that satisfy the grammar: the rest of the prompt's image and the required images."""
         if not constraint.enforced:

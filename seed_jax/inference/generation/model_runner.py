@@ -10,7 +10,7 @@ from typing import cast
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from seed_jax.models.nn.decoder_only import DecodeOutput, DecoderOnly
 from seed_jax.models.nn.kv_cache import KVCache
@@ -77,6 +77,11 @@ class ModelRunner:
         decoded = self._forward(params, token[:, None], cache, positions[:, None])
         return StepOutput(self._guide(decoded.logits[:, 0], guidance_scale), decoded.cache)
 
+    def append(self, params: Tree, tokens: Int[Array, "M T"], cache: KVCache, positions: Int[Array, "M T"]) -> KVCache:
+        """Return the KV cache with a chunk of each prompt, whose earlier positions are in it."""
+        first = jnp.zeros(len(tokens), jnp.int32)  # its logits are not used, and not computed
+        return self._forward(params, tokens, cache, positions, logits_at=first).cache
+
     def score(
         self, params: Tree, tokens: Int[Array, "M T"], cache: KVCache, positions: Int[Array, "M T"]
     ) -> Float[Array, "M T V"]:
@@ -88,9 +93,9 @@ class ModelRunner:
         last = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
         return self.repeat_for_beams(last)
 
-    def repeat_for_branches(self, token: Int[Array, " R"]) -> Int[Array, " M"]:
-        """Repeat chosen tokens for the negative branch, which continues with the same tokens."""
-        return jnp.repeat(token, self.num_branches)
+    def repeat_for_branches(self, x: Shaped[Array, " R"]) -> Shaped[Array, " M"]:
+        """Repeat a value of each sequence for its negative branch, which continues with the same tokens."""
+        return jnp.repeat(x, self.num_branches)
 
     def repeat_for_beams(self, x: Array) -> Array:
         """Repeat every prompt's entry (and its negative's) for its beams; the batch axis of caches is axis 1."""
@@ -113,9 +118,31 @@ class ModelRunner:
         return cast(DecodeOutput, self.model.apply({"params": params}, *arguments, method="decode", **options))
 
     def _guide(self, logits: Float[Array, "M V"], guidance_scale: Float[Array, " R"]) -> Float[Array, "R V"]:
-        if not self.guided:
-            return logits
-        log_probs = jax.nn.log_softmax(logits, axis=-1)
-        conditional, negative, scale = log_probs[0::2], log_probs[1::2], guidance_scale[:, None]
-        # At scale 1 exactly the sequence's own scores, free of the rounding of the sum.
-        return jnp.where(scale == 1.0, conditional, negative + scale * (conditional - negative))
+        return guide(logits, guidance_scale) if self.guided else logits
+
+
+def guide(logits: Float[Array, "M V"], guidance_scale: Float[Array, " R"]) -> Float[Array, "R V"]:
+    """Return the guided log-probabilities of pairs of conditional and negative sequences."""
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    conditional, negative, scale = log_probs[0::2], log_probs[1::2], guidance_scale[:, None]
+    # At scale 1 exactly the sequence's own scores, free of the rounding of the sum.
+    return jnp.where(scale == 1.0, conditional, negative + scale * (conditional - negative))
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotRunner(ModelRunner):
+    """Runs decode steps of slots, of which every two neighbours may be a guided sequence and its negative.
+
+    Sequences M and outputs R are the same here: guided neighbours (a scale other than 1) get equal logits, and with
+    equal sampling parameters they draw equal tokens.
+    """
+
+    def _guide(self, logits: Float[Array, "M V"], guidance_scale: Float[Array, " M"]) -> Float[Array, "M V"]:
+        if len(logits) % 2:
+            return logits  # no neighbours, no guidance
+
+        def guided(logits: Float[Array, "M V"]) -> Float[Array, "M V"]:
+            pairs = jnp.repeat(guide(logits, guidance_scale[0::2]), 2, axis=0)
+            return jnp.where((guidance_scale != 1.0)[:, None], pairs, logits)
+
+        return jax.lax.cond(jnp.any(guidance_scale != 1.0), guided, lambda logits: logits, logits)

@@ -25,22 +25,22 @@ class SamplerParams:
     seed: UInt32[Leaf, " B"]
 
 
-def step_keys(seeds: UInt32[Leaf, " B"], step: Int[Array, ""]) -> Key[Array, " B"]:
-    """Return the PRNG keys for token number `step`; each depends on its sequence's seed and the step only."""
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(jnp.asarray(seeds))
+def step_keys(seeds: UInt32[Leaf, " B"], steps: Int[Array, " B"]) -> Key[Array, " B"]:
+    """Return the PRNG keys for each sequence's token number `steps`; each depends on its own seed and number only."""
+    return jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step))(jnp.asarray(seeds), steps)
 
 
-def sample_tokens(logits: Float[Array, "B V"], sampler: SamplerParams, step: Int[Array, ""]) -> Int[Array, " B"]:
+def sample_tokens(logits: Float[Array, "B V"], sampler: SamplerParams, steps: Int[Array, " B"]) -> Int[Array, " B"]:
     """Sample (or, at temperature 0, choose greedily) one token per sequence.
 
     Args:
         logits: -inf marks forbidden tokens; ties go to the lowest id.
         sampler: parameters of the batch.
-        step: number of the token, which selects the random numbers.
+        steps: number of each sequence's token, which selects its random numbers.
     """
 
     def add_noise(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        keys = step_keys(sampler.seed, step)
+        keys = step_keys(sampler.seed, steps)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
         return jnp.where((sampler.temperature > 0)[:, None], filter_logits(logits, sampler) + noise, logits)
 

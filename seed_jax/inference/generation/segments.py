@@ -98,15 +98,27 @@ class Generation:
     ) -> "Generation":
         """Build the answer of sequence `index` from outputs on the host; a sequence not done was interrupted."""
         ids = tuple(map(int, outputs.ids[index, : outputs.lengths[index]]))
-        segments = parse_segments(ids, vocabulary)
         finish_reason = "length" if outputs.done[index] else "interrupted"
         if outputs.hit_eos[index]:
             finish_reason = "eos"
         elif outputs.hit_stop[index]:
             finish_reason = "stop"
-            last = segments[-1] if segments else None
-            if isinstance(last, TextSegment):
-                text = truncate_at_stop(last.text, sampling_params.stop_strings)
-                segments[-1:] = [TextSegment(text)] if text else []
         score = None if outputs.scores is None else float(outputs.scores[index])
-        return cls(ids, tuple(segments), finish_reason, score)
+        return cls.from_ids(ids, finish_reason, sampling_params, vocabulary, score)
+
+    @classmethod
+    def from_ids(
+        cls,
+        ids: Sequence[int],
+        finish_reason: str,
+        sampling_params: SamplingParams,
+        vocabulary: Vocabulary,
+        score: float | None = None,
+    ) -> "Generation":
+        """Build the answer from its ids without EOS; after a stop string the last text ends before it."""
+        segments = parse_segments(ids, vocabulary)
+        last = segments[-1] if segments else None
+        if finish_reason == "stop" and isinstance(last, TextSegment):
+            text = truncate_at_stop(last.text, sampling_params.stop_strings)
+            segments[-1:] = [TextSegment(text)] if text else []
+        return cls(tuple(ids), tuple(segments), finish_reason, score)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt16
 
 from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.inference.generation.sampling_params import ImageConstraint
 from seed_jax.typing import Leaf
 
 _STATES_MULTIPLE = 16  # tables are padded to a multiple, so that few compiled programs serve all stop strings
@@ -84,6 +85,50 @@ class StopStringCompiler:
         for token, text in enumerate(texts):
             padded[token, : len(text)] = list(text)
         return padded
+
+
+class StopStringMatcher:
+    """Finds stop strings in the tokens of one sequence on the host, by the rules of the compiled program.
+
+    Args:
+        vocabulary: of the model.
+        stop: stop strings.
+        constraint: text before its required images does not count.
+        inside_image: whether the prompt ended inside an image.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        stop: tuple[str, ...],
+        constraint: ImageConstraint,
+        inside_image: bool,
+    ):
+        self._vocabulary = vocabulary
+        self._transitions = build_automaton(stop) if stop else None
+        self._constraint = constraint
+        self._inside_image = inside_image
+        self._images_begun = 0
+        self._state = 0
+
+    def advance(self, token: int) -> bool:
+        """Return whether a stop string is complete after one more token."""
+        if self._transitions is None:
+            return False
+        begins = token == self._vocabulary.boi
+        self._inside_image = (self._inside_image or begins) and token != self._vocabulary.eoi
+        self._images_begun += begins
+        constraint = self._constraint
+        can_finish = not self._inside_image and self._images_begun >= constraint.min_images
+        text = self._vocabulary.token_bytes(token)
+        if not text or (constraint.enforced and not can_finish):
+            self._state = 0
+            return False
+        for byte in text:
+            self._state = int(self._transitions[self._state, byte])
+            if self._state == len(self._transitions):
+                return True
+        return False
 
 
 def truncate_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ where x is x_k, or once, in PNDM's second evaluation, the sample before it. The 
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -42,6 +42,27 @@ class SamplerSteps:
 
 
 @flax.struct.dataclass
+class SamplerState:
+    """What one evaluation hands to the next.
+
+    Attributes:
+        sample: the present sample.
+        previous: the sample before it.
+        remembered: combinations of earlier samples and outputs, the newest first.
+    """
+
+    sample: Float[Array, "B h w C"] | Any  # Any: shardings have the same structure
+    previous: Float[Array, "B h w C"] | Any
+    remembered: Float[Array, "3 B h w C"] | Any
+
+    @classmethod
+    def start(cls, latents: Float[Array, "B h w C"]) -> "SamplerState":
+        """Return the state before the first evaluation, in float32."""
+        x = latents.astype(jnp.float32)
+        return cls(x, x, jnp.zeros((ORDER - 1, *x.shape), jnp.float32))
+
+
+@flax.struct.dataclass
 class Trajectory:
     """The final sample, and on request the samples after every evaluation."""
 
@@ -67,23 +88,30 @@ def sample(
         on_step: called with the number of evaluations done, from inside the compiled loop.
     """
 
-    def body(carry, step_and_index):
+    def body(state, step_and_index):
         index, step = step_and_index
-        x, previous, remembered = carry
-        output = model(x, step.timesteps).astype(jnp.float32)
-        u = step.from_sample * x + step.from_output * output
-        recent = jnp.concatenate([u[None], remembered])
-        origin = jnp.where(step.restart, previous, x)
-        following = step.keep * origin + jnp.einsum("o,o...->...", step.weights, recent, precision="highest")
+        state = sampler_step(model, state, step)
         if on_step is not None:
             on_step(index + 1)
-        remembered = jnp.where(step.push, recent[:-1], remembered)
-        return (following, x, remembered), following if return_intermediates else None
+        return state, state.sample if return_intermediates else None
 
-    x = latents.astype(jnp.float32)
-    carry = (x, x, jnp.zeros((ORDER - 1, *x.shape), jnp.float32))
-    (final, _, _), intermediates = jax.lax.scan(body, carry, (jnp.arange(len(steps)), steps))
-    return Trajectory(final, intermediates)
+    state, intermediates = jax.lax.scan(body, SamplerState.start(latents), (jnp.arange(len(steps)), steps))
+    return Trajectory(state.sample, intermediates)
+
+
+def sampler_step(
+    model: Callable[[Float[Array, "B h w C"], Int[Array, ""]], Float[Array, "B h w C"]],
+    state: SamplerState,
+    step: SamplerSteps,
+) -> SamplerState:
+    """Evaluate the model once; `step` is one entry of the table."""
+    x = state.sample
+    output = model(x, step.timesteps).astype(jnp.float32)
+    u = step.from_sample * x + step.from_output * output
+    recent = jnp.concatenate([u[None], state.remembered])
+    origin = jnp.where(step.restart, state.previous, x)
+    following = step.keep * origin + jnp.einsum("o,o...->...", step.weights, recent, precision="highest")
+    return SamplerState(following, x, jnp.where(step.push, recent[:-1], state.remembered))
 
 
 def guided(

@@ -63,6 +63,42 @@ class KVCache:
         return LayerCache(k=self.k[layer], v=self.v[layer])
 
 
+@flax.struct.dataclass
+class KVCacheRow(KVCache):
+    """One sequence of a cache that holds many: a batch of one is written to and read from row `row`, in place.
+
+    The positions of a write must be consecutive.
+    """
+
+    row: Int[Array, ""] | Any = None
+
+    def write(
+        self,
+        layer: Int[Array, ""],
+        k: Float[Array, "B T K D"],
+        v: Float[Array, "B T K D"],
+        positions: Int[Array, "B T"] | None,
+    ) -> "KVCacheRow":
+        """Return the cache with new keys and values of one layer, from position `positions[0, 0]` on."""
+        first = 0 if positions is None else positions[0, 0]
+
+        def update(stack: Array, new: Array) -> Array:
+            new = new.astype(stack.dtype).swapaxes(1, 2)[None]
+            return with_logical_constraint(
+                jax.lax.dynamic_update_slice(stack, new, (layer, self.row, 0, first, 0)), CACHE_AXES
+            )
+
+        return KVCacheRow(k=update(self.k, k), v=update(self.v, v), row=self.row)
+
+    def read(self, layer: Int[Array, ""]) -> LayerCache:
+        """Return the keys and values of one layer."""
+
+        def select(stack: Array) -> Array:
+            return jax.lax.dynamic_slice(stack, (layer, self.row, 0, 0, 0), (1, 1, *stack.shape[2:]))[0]
+
+        return LayerCache(k=select(self.k), v=select(self.v))
+
+
 def _write(
     stack: Float[Array, "L B K S D"],
     layer: Int[Array, ""],

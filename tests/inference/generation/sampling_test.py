@@ -82,7 +82,7 @@ def test_draws_follow_the_filtered_distribution():
     logits, count = jnp.array([[2.0, 1.0, 0.5, 0.0, -1.0, -jnp.inf]]), 20000
     wanted = {"temperature": 0.8, "top_k": 4, "top_p": 0.9}
     drawn = sample_tokens(
-        jnp.broadcast_to(logits, (count, 6)), settings(count, **wanted, seed=np.arange(count)), jnp.int32(3)
+        jnp.broadcast_to(logits, (count, 6)), settings(count, **wanted, seed=np.arange(count)), jnp.full(count, 3)
     )
     found = np.bincount(drawn, minlength=6) / count
     expected = np.asarray(jax.nn.softmax(filter_logits(logits, settings(1, **wanted))))[0]
@@ -95,16 +95,16 @@ def test_a_draw_depends_on_its_own_seed_and_step_only():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 50)), jnp.float32)
     seeds = np.array([5, 6, 7, 5, 2**32 - 1, 0])
     drawn = jax.jit(sample_tokens)
-    together = drawn(logits, settings(6, seed=seeds), jnp.int32(9))
+    together = drawn(logits, settings(6, seed=seeds), jnp.full(6, 9))
     for row in range(6):
-        assert drawn(logits[row : row + 1], settings(1, seed=seeds[row]), jnp.int32(9))[0] == together[row]
+        assert drawn(logits[row : row + 1], settings(1, seed=seeds[row]), jnp.full(1, 9))[0] == together[row]
     flat = jnp.zeros((2, 1000))
-    first = drawn(flat, settings(2, seed=[5, 5]), jnp.int32(0))
+    first = drawn(flat, settings(2, seed=[5, 5]), jnp.full(2, 0))
     assert first[0] == first[1]
-    assert first[0] != drawn(flat, settings(2, seed=[5, 5]), jnp.int32(1))[0]
+    assert first[0] != drawn(flat, settings(2, seed=[5, 5]), jnp.full(2, 1))[0]
 
 
 def test_temperature_zero_takes_the_likeliest_and_the_lowest_of_a_tie():
     logits = jnp.array([[0.0, 3.0, 3.0], [0.0, 3.0, 3.0]])
-    drawn = sample_tokens(logits, settings(2, temperature=[0.0, 100.0], seed=[1, 3]), jnp.int32(0))
+    drawn = sample_tokens(logits, settings(2, temperature=[0.0, 100.0], seed=[1, 3]), jnp.zeros(2, jnp.int32))
     assert drawn[0] == 1

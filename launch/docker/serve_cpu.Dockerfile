@@ -1,0 +1,19 @@
+# A server on a CPU. Build from the root of the checkout:
+#   docker build --file launch/docker/serve_cpu.Dockerfile --tag seed_jax:serve-cpu .
+#   docker run --rm --init --publish=127.0.0.1:8000:8000 --volume=/models:/models:ro --env=SEED_JAX_API_KEY seed_jax:serve-cpu --model /models/bundle
+FROM python:3.12-slim
+ARG EXTRAS=serve,decoder
+ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 JAX_COMPILATION_CACHE_DIR=/var/cache/seed_jax
+WORKDIR /opt/seed_jax
+
+# The dependencies are a layer of their own, which a change of the code leaves alone.
+COPY setup.py pyproject.toml README.md LICENSE ./
+RUN mkdir seed_jax && touch seed_jax/__init__.py && pip install ".[${EXTRAS}]" && pip uninstall --yes seed-jax
+
+COPY seed_jax seed_jax
+COPY configs configs
+RUN pip install --no-deps --editable .
+
+EXPOSE 8000
+# Exec form: the server is process 1 and SIGTERM reaches it. It needs SEED_JAX_API_KEY to listen on all addresses.
+ENTRYPOINT ["seed-jax", "serve", "--host", "0.0.0.0", "--port", "8000"]

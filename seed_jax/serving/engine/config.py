@@ -1,0 +1,40 @@
+"""Sizes and limits of the engine."""
+
+import dataclasses
+
+from seed_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Sizes and limits of an `Engine`.
+
+    Attributes:
+        num_slots: requests that are decoded together; one with classifier-free guidance takes two slots.
+        max_model_len: context length, prompt and answer together; None: the model's.
+        decode_chunk: decode steps between two occasions to join, leave or cancel.
+        prefill_chunk: prompt tokens that are prefilled at a time; also the block size of the prefix cache.
+        prefill_chunks_per_step: prefill chunks between two decode chunks, an upper bound of a stream's pause.
+        prefix_cache_blocks: blocks of `prefill_chunk` tokens whose keys and values are kept for later prompts that
+            begin alike; None: half as many as all slots hold; 0: no prefix cache.
+        max_queued_requests: requests that wait for a slot; more raise `QueueFullError`.
+        max_buffered_events: events that wait for a reader; a request whose reader is slower is cancelled.
+        max_beams: largest beam search, which runs beside the slots, one at a time; 1 refuses beams.
+    """
+
+    num_slots: int = 8
+    max_model_len: int | None = None
+    decode_chunk: int = 4
+    prefill_chunk: int = 64
+    prefill_chunks_per_step: int = 4
+    prefix_cache_blocks: int | None = None
+    max_queued_requests: int = 256
+    max_buffered_events: int = 256
+    max_beams: int = 4
+
+    def __post_init__(self):
+        smallest = {"max_model_len": 2, "prefix_cache_blocks": 0, "max_queued_requests": 0, "max_buffered_events": 2}
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), smallest.get(field.name, 1)
+            if value is not None and value < least:
+                raise UserError(f"{field.name} is {value}, expected at least {least}.")

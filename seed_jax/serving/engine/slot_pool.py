@@ -1,0 +1,281 @@
+"""The arrays of the engine on the device, and the three compiled programs that change them.
+
+One KV cache holds all slots. Beside it is a store of blocks, the prefix cache. Every array is donated to the program
+that changes it, so that it exists once.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.spmd import with_logical_constraint
+from jaxtyping import Array, Bool, Float, Int
+
+from seed_jax.inference.generation.batched_sampling_params import BatchedSamplingParams
+from seed_jax.inference.generation.batching import constrain_batch_axis
+from seed_jax.inference.generation.decode_loop import DecodeLoop, DecodeOutputs, DecodeState
+from seed_jax.inference.generation.generator import Generator
+from seed_jax.inference.generation.grammar import GrammarState
+from seed_jax.inference.generation.model_runner import SlotRunner
+from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.models.nn.kv_cache import CACHE_AXES, KVCache, KVCacheRow
+from seed_jax.typing import Leaf, Tree
+
+
+@flax.struct.dataclass
+class SlotInputs:
+    """What the host tells the device before a decode chunk.
+
+    Attributes:
+        active: False ends what a slot decodes: it is free, is being prefilled, or its request was cancelled.
+        joins: slots that begin to decode a prompt now; the next four arrays are theirs.
+        token: last token of the prompt.
+        prompt_lengths: tokens of the prompt.
+        grammar: state after the prompt.
+        sampling: sampling parameters.
+    """
+
+    active: Bool[Leaf, " S"]
+    joins: Bool[Leaf, " S"]
+    token: Int[Leaf, " S"]
+    prompt_lengths: Int[Leaf, " S"]
+    grammar: GrammarState
+    sampling: BatchedSamplingParams
+
+
+@flax.struct.dataclass
+class ChunkOutputs:
+    """What a decode chunk generated; S slots, N decode steps.
+
+    Attributes:
+        ids: tokens of each slot, from its first one in this chunk.
+        log_probs: of the tokens, see `DecodeOutputs.log_probs`.
+        lengths: tokens of each slot since it joined.
+        done: whether a slot's answer is finished.
+        hit_eos: whether EOS finished it.
+    """
+
+    ids: Int[Leaf, "S N"]
+    log_probs: Float[Leaf, "S N"]
+    lengths: Int[Leaf, " S"]
+    done: Bool[Leaf, " S"]
+    hit_eos: Bool[Leaf, " S"]
+
+
+class SlotPool:
+    """Slots on the device that decode together.
+
+    Args:
+        generator: the language model; its parameters, mesh and grammar are used.
+        num_slots: slots.
+        length: positions of a slot, a multiple of `block_size`.
+        block_size: tokens of a prefill chunk and of a block.
+        num_blocks: blocks of the prefix cache.
+        chunk: decode steps of a chunk.
+    """
+
+    def __init__(self, generator: Generator, num_slots: int, length: int, block_size: int, num_blocks: int, chunk: int):
+        self._generator = generator
+        self._chunk = chunk
+        self._block_size = block_size
+        self._num_blocks = num_blocks
+        self._loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
+        self._inputs = self._empty_inputs(num_slots)
+        self._init_program = jax.jit(self._init, static_argnums=(0, 1))
+        self._prefill_program = jax.jit(self._prefill, donate_argnums=(1, 2))
+        self._load_program = jax.jit(self._load, donate_argnums=0)
+        self._decode_program = jax.jit(self._decode, donate_argnums=1)
+        with generator.sharder.mesh_context():
+            self._state, self._store = self._init_program(num_slots, length)
+
+    @property
+    def num_programs(self) -> int:
+        """Return how many programs have been compiled."""
+        programs: Any = (self._init_program, self._prefill_program, self._load_program, self._decode_program)
+        return sum(program._cache_size() for program in programs)
+
+    def compile(self) -> None:
+        """Compile all programs, by running them on empty slots; the second round meets the shardings of the first."""
+        for _ in range(2):
+            self.prefill(0, [self._generator.vocabulary.pad], 0, None)
+            self.load(0, [0], 0)
+            self.decode()
+        jax.block_until_ready(self._state)
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int, block: int | None) -> None:
+        """Prefill up to `block_size` tokens of a prompt.
+
+        Args:
+            slot: the slot.
+            tokens: the tokens.
+            start: position of the first one, a multiple of the block size.
+            block: block of the prefix cache that stores them, too; None stores nothing.
+        """
+        padded = np.full((1, self._block_size), self._generator.vocabulary.pad, np.int32)
+        padded[0, : len(tokens)] = tokens
+        scratch = self._num_blocks
+        where = np.array([slot, start, scratch if block is None else block], np.int32)
+        with self._generator.sharder.mesh_context():
+            cache, self._store = self._prefill_program(
+                self._generator.params, self._state.cache, self._store, padded, where
+            )
+        self._state = dataclasses.replace(self._state, cache=cache)
+
+    def load(self, slot: int, blocks: Sequence[int], start: int) -> None:
+        """Copy blocks of the prefix cache to a slot, from position `start` on."""
+        capacity = self._state.cache.slots // self._block_size
+        padded = np.zeros(capacity, np.int32)
+        padded[: len(blocks)] = blocks
+        where = np.array([slot, start, len(blocks)], np.int32)
+        with self._generator.sharder.mesh_context():
+            cache = self._load_program(self._state.cache, self._store, padded, where)
+        self._state = dataclasses.replace(self._state, cache=cache)
+
+    def join(
+        self, slot: int, prompt: Sequence[int], grammar: GrammarState, params: SamplingParams, max_new_tokens: int
+    ) -> None:
+        """Let a slot, whose prompt is prefilled, begin to decode with the next chunk.
+
+        Args:
+            slot: the slot.
+            prompt: its prompt.
+            grammar: state of the grammar after the request's prompt, which is not a guided request's negative one.
+            params: sampling parameters.
+            max_new_tokens: token budget.
+        """
+        inputs = self._inputs
+        inputs.joins[slot] = True
+        inputs.token[slot] = prompt[-1]
+        inputs.prompt_lengths[slot] = len(prompt)
+        # Stop strings are found on the host.
+        one = BatchedSamplingParams.stack(
+            [dataclasses.replace(params, stop=())], [max_new_tokens], self._generator.batcher.stop_strings
+        )
+        targets = jax.tree.leaves((inputs.grammar, inputs.sampling))
+        for array, value in zip(targets, jax.tree.leaves((grammar, one)), strict=True):
+            array[slot] = value[0]
+
+    def activate(self, slot: int, active: bool) -> None:
+        """Say whether a slot takes part in the next chunks."""
+        self._inputs.active[slot] = active
+
+    def decode(self) -> ChunkOutputs:
+        """Start a decode chunk and return its outputs, which are still being computed."""
+        inputs = jax.tree.map(np.copy, self._inputs)
+        self._inputs.joins[:] = False
+        with self._generator.sharder.mesh_context():
+            self._state, outputs = self._decode_program(self._generator.params, self._state, inputs)
+        for leaf in jax.tree.leaves(outputs):
+            leaf.copy_to_host_async()
+        return outputs
+
+    def _empty_inputs(self, num_slots: int) -> SlotInputs:
+        def falses() -> Any:
+            return np.zeros(num_slots, bool)
+
+        def zeros() -> Any:
+            return np.zeros(num_slots, np.int32)
+
+        compiler = self._generator.batcher.stop_strings
+        return SlotInputs(
+            active=falses(),
+            joins=falses(),
+            token=zeros(),
+            prompt_lengths=zeros() + 1,
+            grammar=GrammarState(falses(), zeros(), zeros()),
+            sampling=BatchedSamplingParams.stack([SamplingParams()] * num_slots, [0] * num_slots, compiler),
+        )
+
+    def _init(self, num_slots: int, length: int) -> tuple[DecodeState, KVCache]:
+        zeros, false = jnp.zeros(num_slots, jnp.int32), jnp.zeros(num_slots, bool)
+        model = self._generator.model
+        state = DecodeState(
+            step=jnp.int32(0),
+            token=zeros,
+            outputs=DecodeOutputs(
+                ids=jnp.zeros((num_slots, 0), jnp.int32), lengths=zeros, done=~false, hit_eos=false, hit_stop=false
+            ),
+            offset=zeros,
+            grammar=GrammarState(false, zeros, zeros),
+            stop=zeros,
+            prompt_lengths=zeros + 1,
+            cache=model.init_cache(num_slots, length),
+        )
+        layers, _, heads, _, size = state.cache.k.shape
+        # The last block is scratch, for chunks that are not to be stored.
+        blocks = jnp.zeros((layers, self._num_blocks + 1, heads, self._block_size, size), state.cache.k.dtype)
+        return constrain_batch_axis(state), _constrain_blocks(KVCache(blocks, blocks))
+
+    def _prefill(
+        self, params: Tree, cache: KVCache, store: KVCache, tokens: Int[Array, "1 C"], where: Int[Array, " 3"]
+    ) -> tuple[KVCache, KVCache]:
+        slot, start, block = where
+        row = KVCacheRow(cache.k, cache.v, slot)
+        # What padding writes is overwritten before a position sees it.
+        positions = start + jnp.arange(self._block_size)[None]
+        filled = self._loop.runner.append(params, tokens, row, positions)
+
+        def save(stored: Array, written: Array) -> Array:
+            layers, _, heads, _, size = stored.shape
+            chunk = jax.lax.dynamic_slice(written, (0, slot, 0, start, 0), (layers, 1, heads, self._block_size, size))
+            return jax.lax.dynamic_update_slice(stored, chunk, (0, block, 0, 0, 0))
+
+        store = KVCache(save(store.k, filled.k), save(store.v, filled.v))
+        return KVCache(filled.k, filled.v), _constrain_blocks(store)
+
+    def _load(self, cache: KVCache, store: KVCache, blocks: Int[Array, " P"], where: Int[Array, " 3"]) -> KVCache:
+        slot, start, count = where
+
+        def copy(index: Int[Array, ""], cache: KVCache) -> KVCache:
+            def copy_one(written: Array, stored: Array) -> Array:
+                block = jax.lax.dynamic_slice_in_dim(stored, blocks[index], 1, axis=1)
+                place = (0, slot, 0, start + index * self._block_size, 0)
+                return with_logical_constraint(jax.lax.dynamic_update_slice(written, block, place), CACHE_AXES)
+
+            return KVCache(copy_one(cache.k, store.k), copy_one(cache.v, store.v))
+
+        return jax.lax.fori_loop(0, count, copy, cache)
+
+    def _decode(self, params: Tree, state: DecodeState, inputs: SlotInputs) -> tuple[DecodeState, ChunkOutputs]:
+        joins = jnp.asarray(inputs.joins)
+
+        def begin(fresh: Any, running: Any) -> Array:
+            return jnp.where(joins, fresh, running)
+
+        before = state.outputs
+        lengths = begin(0, before.lengths)
+        shape = (len(joins), self._chunk)
+        state = dataclasses.replace(
+            state,
+            step=jnp.int32(0),
+            token=begin(inputs.token, state.token),
+            outputs=DecodeOutputs(
+                ids=jnp.zeros(shape, jnp.int32),
+                lengths=lengths,
+                done=begin(False, before.done) | ~jnp.asarray(inputs.active),
+                hit_eos=begin(False, before.hit_eos),
+                hit_stop=before.hit_stop,
+                log_probs=jnp.zeros(shape, jnp.float32),
+            ),
+            offset=lengths,
+            grammar=jax.tree.map(begin, inputs.grammar, state.grammar),
+            prompt_lengths=begin(inputs.prompt_lengths, state.prompt_lengths),
+        )
+        state = self._loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.int32(self._chunk))
+        after = state.outputs
+        assert after.log_probs is not None
+        chunk = ChunkOutputs(after.ids, after.log_probs, after.lengths, after.done, after.hit_eos)
+        # Outputs must not share buffers with the state, which the next chunk gets donated before they are read.
+        chunk = jax.lax.optimization_barrier(jax.tree.map(jnp.copy, chunk))
+        outputs = dataclasses.replace(after, ids=jnp.zeros((shape[0], 0), jnp.int32), log_probs=None)
+        return constrain_batch_axis(dataclasses.replace(state, outputs=outputs)), chunk
+
+
+def _constrain_blocks(store: KVCache) -> KVCache:
+    """Shard the block store over heads only: any block may be copied to any slot."""
+    axes = (CACHE_AXES[0], None, *CACHE_AXES[2:])
+    return KVCache(with_logical_constraint(store.k, axes), with_logical_constraint(store.v, axes))
