@@ -1,6 +1,7 @@
 """`seed-jax serve`: an OpenAI-compatible server."""
 
 import argparse
+import os
 from pathlib import Path
 
 from seed_jax.cli.generation_options import add_model_options
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"`seed-jax serve` needs {error.name}: pip install 'seed-jax[serve]'.") from error
     del fastapi, multipart, prometheus_client, uvicorn
+    args.api_key = args.api_key or os.environ.get(API_KEY)
     # Imported late: `--help` and wrong arguments are answered without waiting for JAX.
     from seed_jax.cli import serve_api
 
