@@ -590,6 +590,8 @@ class _Answer:
                 elif isinstance(event, FinishedEvent):
                     finished = event
             assert finished is not None
+            if finished.generation.finish_reason == "interrupted":  # not by this answer's reader, which is gone then
+                raise EngineClosedError("The server shuts down before the answer is complete.")
             await self._put_segments(streamer.finish(finished.generation.segments))
             await asyncio.gather(*self._drawing)
             usage = self._usage(finished)
