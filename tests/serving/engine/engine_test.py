@@ -29,7 +29,7 @@ from seed_jax.serving.engine import (
 from tests.inference.generation.cases import SMALL, as_transformers, from_transformers, prompts, small, vocabulary
 from tests.inference.generation.cases import small_params as params_of_small
 
-CONFIG = EngineConfig(num_slots=4, decode_chunk=4, prefill_chunk=8, max_queued_requests=64)
+CONFIG = EngineConfig(num_slots=4, decode_chunk=4, prefill_chunk=8, decode_lengths=(48,), max_queued_requests=64)
 # Everything that may differ between requests.
 MIXED = [
     SamplingParams(33),
