@@ -33,6 +33,7 @@ CORE = [
     "jaxtyping>=0.3,<0.4",
     "tqdm>=4.66.1,<5",
     "shtab>=1.7,<2",  # shell completion
+    "prompt_toolkit>=3.0.43,<4",  # line editing in `seed-jax chat`
     "huggingface_hub>=1.0,<2",  # `seed-jax fetch`
     "httpx>=0.27,<1",
 ]
@@ -51,6 +52,7 @@ EXTRAS = {
     "serve": SERVE,
     "torch": ["torch>=2.4,<3"],
     "video": ["av>=13,<20"],
+    "ui": ["gradio>=6.21,<7"],  # the chat page: `seed-jax serve --ui`, `seed-jax chat --web`; with the extra `serve`
     "wandb": ["wandb>=0.19,<1"],
     "notebooks": ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "transformers>=4.57.1,<6"],
     "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "sphinx-book-theme>=1.2,<2"],
@@ -59,6 +61,8 @@ EXTRAS = {
 EXTRAS["test"] = [
     *EXTRAS["demo"],
     *EXTRAS["video"],
+    *EXTRAS["ui"],
+    "playwright>=1.50,<2",  # the slow lane drives the chat page in the system's Chromium
     *DECODER,
     *SERVE,
     "openai>=3.3,<4",  # the client that the server is tested with
@@ -104,6 +108,7 @@ setup(
         "seed_jax.evaluation.report": ["page.css"],
         "seed_jax.data.templates": ["phrases.json"],
         "seed_jax.hub": ["manifest.toml"],
+        "seed_jax.serving.web": ["page.css", "page.js"],
         "seed_jax.quickstart": ["world_teacher.safetensors"],
     },
     install_requires=CORE,

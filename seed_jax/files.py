@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -86,6 +87,21 @@ def read_json(path: AnyPath, remedy: str = "restore the file") -> dict[str, Any]
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, expected an object: {remedy}.")
     return content
+
+
+def reserve_numbered(folder: Path, name: str, suffix: str) -> Path:
+    """Create the next empty file `<name>_<number><suffix>`; two processes never receive the same one."""
+    pattern = re.compile(rf"{re.escape(name)}_(\d{{1,9}}){re.escape(suffix)}")
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    number = max(numbers, default=0) + 1
+    while True:
+        path = folder / f"{name}_{number}{suffix}"
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """`seed-jax serve`: an OpenAI-compatible server."""
 
 import argparse
+import importlib
 import os
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--clip", type=Path, metavar="DIR", help="folder of a Hugging Face CLIP ViT-H, to embed texts in /v1/embeddings"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model in the API (default: the directory's)")
+    parser.add_argument("--ui", action="store_true", help="also serve a chat page at /ui")
     network = parser.add_argument_group("network")
     network.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     network.add_argument("--port", type=int, default=8000, metavar="N", help="port; 0: a free one (default: 8000)")
@@ -96,8 +98,13 @@ def run(args: argparse.Namespace) -> None:
         import multipart
         import prometheus_client
         import uvicorn
+
+        if args.ui:
+            importlib.import_module("gradio")
     except ImportError as error:
-        raise UserError(f"`seed-jax serve` needs {error.name}: pip install 'seed-jax[serve]'.") from error
+        raise UserError(
+            f"`seed-jax serve` needs {error.name}: pip install 'seed-jax[{'ui' if args.ui else 'serve'}]'."
+        ) from error
     del fastapi, multipart, prometheus_client, uvicorn
     args.api_key = args.api_key or os.environ.get(API_KEY)
     # Imported late: `--help` and wrong arguments are answered without waiting for JAX.

@@ -74,6 +74,11 @@ def run(args: argparse.Namespace) -> None:
     )
     service.start()
     app = create_app(context, gate, is_draining=lambda: service.is_closing)
+    if args.ui:
+        from seed_jax.serving.web.mount import mount_page
+        from seed_jax.serving.web.page import PageConfig
+
+        app = mount_page(app, service, PageConfig(name, defaults), api_key=key)
     server = ApiServer(app, service, host=args.host, port=args.port, shutdown_timeout_s=args.shutdown_timeout)
     serve(server, service)
 
@@ -119,7 +124,12 @@ def build_gate(args: argparse.Namespace, key: str | None) -> Gate:
     """Return who may send what."""
     return Gate(
         api_key=key,
-        open_paths=(HEALTH, "/media/", *(["/metrics"] if args.open_metrics else [])),
+        open_paths=(
+            HEALTH,
+            "/media/",
+            *(["/metrics"] if args.open_metrics else []),
+            *(["/ui", "/ui/"] if args.ui else []),  # the page asks for the key itself
+        ),
         allowed_hosts=loopback_hosts(args.host, args.allow_host),
         allowed_origins=tuple(args.allow_origin),
         max_body_bytes=memory_plan.parse_size(args.max_body),

@@ -2,12 +2,11 @@
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_jax.files import atomic_path
+from seed_jax.files import atomic_path, reserve_numbered
 from seed_jax.inference.generation.segments import Generation, ImageSegment, Segment, TextSegment
 from seed_jax.inference.seed_llama import SeedLlama
 
@@ -35,7 +34,7 @@ def save_images(
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, image in enumerate(images, 1):
-        path = folder / f"{name}_{number}.png" if replace else _reserve(folder, name)
+        path = folder / f"{name}_{number}.png" if replace else reserve_numbered(folder, name, ".png")
         try:
             with atomic_path(path) as temporary:
                 image.save(temporary, format="PNG")
@@ -45,21 +44,6 @@ def save_images(
             raise
         paths.append(path)
     return paths
-
-
-def _reserve(folder: Path, name: str) -> Path:
-    """Create the next empty file `<name>_<number>.png`; two processes never receive the same one."""
-    pattern = re.compile(rf"{re.escape(name)}_(\d{{1,9}})\.png")
-    numbers = [int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
-    number = max(numbers, default=0) + 1
-    while True:
-        path = folder / f"{name}_{number}.png"
-        try:
-            path.open("x").close()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
 
 
 def format_segments(segments: Sequence[Segment], paths: Sequence[Path] = ()) -> list[str]:

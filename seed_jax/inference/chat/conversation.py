@@ -5,15 +5,30 @@ The original encodes all images again in every request and fails for good after 
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from seed_jax.errors import UserError
-from seed_jax.files import write_json
+from PIL import Image
+
 from seed_jax.inference.chat.prompts import ASSISTANT, BASE_STYLE, USER, FittedPrompt, Message, fit_prompt
+from seed_jax.inference.chat.transcript import RecordedMessage, Transcript
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.generator import STREAM_CHUNK_TOKENS, Generator
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation, MalformedSegment, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A user message with the request that answers it.
+
+    Attributes:
+        message: the user message.
+        request: prompt and decoding options.
+        num_dropped: earlier messages that the prompt leaves out.
+    """
+
+    message: RecordedMessage
+    request: Request
+    num_dropped: int
 
 
 class Conversation:
@@ -46,7 +61,7 @@ class Conversation:
         self.sampling_params = sampling_params or SamplingParams()
         self.as_one = as_one
         self.max_history = max_history
-        self.messages: list[Message] = []
+        self.messages: list[RecordedMessage] = []
         self.num_dropped = 0  # messages that the last prompt left out
 
     def ask(
@@ -62,34 +77,61 @@ class Conversation:
             chunk_tokens: decode steps between two pieces.
             changes: fields of `SamplingParams` by name.
         """
+        turn = self.prepare(segments, **changes)
+        for piece in self.generator.stream(turn.request, chunk_tokens):
+            if isinstance(piece, Generation):
+                self.record(turn, piece)
+            yield piece
+
+    def prepare(self, segments: Sequence[Segment], images: Sequence[Image.Image | None] = (), **changes) -> Turn:
+        """Return the request for the answer to a user message; the history stays as it is until `record`.
+
+        Args:
+            segments: text and images of the message.
+            images: what the images look like, for the transcript.
+            changes: fields of `SamplingParams` by name.
+
+        Raises:
+            UserError: the message is too long, or a decoding option is out of range.
+        """
         params = dataclasses.replace(self.sampling_params, **changes)
-        message = Message(USER, tuple(segments))
+        message = RecordedMessage(USER, tuple(segments), tuple(images))
         history = self._history()
         fitted = self._fit([*history, message], params)
-        for piece in self.generator.stream(Request(fitted.ids, params), chunk_tokens):
-            if isinstance(piece, Generation):
-                kept = tuple(part for part in piece.segments if not isinstance(part, MalformedSegment))
-                self.num_dropped = len(self.messages) - len(history) + fitted.num_dropped
-                self.messages += [message, Message(ASSISTANT, kept)]
-            yield piece
+        num_dropped = len(self.messages) - len(history) + fitted.num_dropped
+        return Turn(message, Request(fitted.ids, params), num_dropped)
+
+    def record(self, turn: Turn, answer: Generation, images: Sequence[Image.Image | None] = ()) -> None:
+        """Append a message and its answer to the history.
+
+        Args:
+            turn: the message, as prepared for the present history.
+            answer: the answer.
+            images: what the images of the answer look like, for the transcript.
+        """
+        kept = tuple(part for part in answer.segments if not isinstance(part, MalformedSegment))
+        self.num_dropped = turn.num_dropped
+        seed = turn.request.sampling_params.seed
+        self.messages += [turn.message, RecordedMessage(ASSISTANT, kept, tuple(images), seed, answer.finish_reason)]
+
+    def undo(self) -> RecordedMessage | None:
+        """Remove the last message and its answer from the history; return the message, or None if there is none."""
+        if not self.messages:
+            return None
+        message = self.messages[-2]
+        del self.messages[-2:]
+        return message
 
     def reset(self) -> None:
         """Clear the history."""
         self.messages = []
         self.num_dropped = 0
 
-    def save(self, path: str | Path) -> None:
-        """Write the messages as JSON: `[{"role", "segments": [{"type", "text" | "codes"}]}]`."""
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise UserError(f"The directory of {path} does not exist: create {path.parent}.")
-        messages = [
-            {"role": message.role, "segments": [segment.to_dict() for segment in message.segments]}
-            for message in self.messages
-        ]
-        write_json(path, messages, indent=1)
+    @property
+    def transcript(self) -> Transcript:
+        return Transcript(tuple(self.messages), self.style)
 
-    def _history(self) -> list[Message]:
+    def _history(self) -> list[RecordedMessage]:
         """Return the earlier messages that a prompt may contain."""
         limit = 0 if self.style == BASE_STYLE else self.max_history
         return self.messages if limit is None else self.messages[max(len(self.messages) - 2 * limit, 0) :]

@@ -9,6 +9,7 @@ Every prompt begins with BOS. Images may stand anywhere in a message; in the tra
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 
 from seed_jax.data.templates.dialogue import Markers
@@ -18,6 +19,8 @@ from seed_jax.inference.generation.segments import ImageSegment, MalformedSegmen
 
 USER, ASSISTANT = "user", "assistant"
 PLACEHOLDER = "<image>"
+ESCAPED_PLACEHOLDER = r"\<image>"  # stands for the characters `<image>`
+_PLACEHOLDER = re.compile(r"(?<!\\)<image>")
 BASE_STYLE = "base"
 # The same markers as in training samples.
 STYLES = {name: Markers.of_style(name) for name in ("vicuna", "llama2")} | {BASE_STYLE: Markers("", "", "")}
@@ -118,11 +121,12 @@ def check_style(style: str) -> None:
 
 def check_placeholders(text: str, num_images: int) -> None:
     """Raise UserError if a text has `<image>` placeholders, but not as many as there are images."""
-    count = text.count(PLACEHOLDER)
+    count = len(_PLACEHOLDER.findall(text))
     if count not in (0, num_images):
         raise UserError(
             f"The prompt has {count} {PLACEHOLDER} placeholder(s) but {num_images} image(s) are given: give one image "
-            "per placeholder, or leave the placeholders out to put the images before the text."
+            "per placeholder, leave the placeholders out to put the images before the text, or write "
+            f"{ESCAPED_PLACEHOLDER} for the characters themselves."
         )
 
 
@@ -130,7 +134,7 @@ def interleave(text: str, images: Sequence[Sequence[int]], group_sizes: Sequence
     """Return text and images as segments: images replace the `<image>` placeholders, or precede the text.
 
     Args:
-        text: text of a message.
+        text: text of a message; `\\<image>` stands for the characters `<image>`.
         images: codes of each image.
         group_sizes: how many consecutive images share a placeholder, such as the frames of a video; by default one
             each.
@@ -139,10 +143,11 @@ def interleave(text: str, images: Sequence[Sequence[int]], group_sizes: Sequence
     check_placeholders(text, len(group_sizes))
     rest = iter(ImageSegment(tuple(codes)) for codes in images)
     groups = [list(itertools.islice(rest, size)) for size in group_sizes]
-    if PLACEHOLDER not in text:
-        return [*itertools.chain(*groups), *([TextSegment(text)] if text else [])]
+    pieces = [piece.replace(ESCAPED_PLACEHOLDER, PLACEHOLDER) for piece in _PLACEHOLDER.split(text)]
+    if len(pieces) == 1:
+        return [*itertools.chain(*groups), *([TextSegment(pieces[0])] if pieces[0] else [])]
     segments: list[Segment] = []
-    for piece, group in itertools.zip_longest(text.split(PLACEHOLDER), groups, fillvalue=()):
+    for piece, group in itertools.zip_longest(pieces, groups, fillvalue=()):
         segments += [TextSegment(str(piece))] if piece else []
         segments += group
     return segments

@@ -4,6 +4,7 @@ Requests of unequal length and with different sampling parameters share a batch.
 length are padded to powers of two, so that a new request rarely needs a new compilation.
 """
 
+import contextlib
 import dataclasses
 import logging
 import signal
@@ -180,19 +181,23 @@ class Generator:
                     answers[index] = Generation.from_outputs(outputs, row, params, self.vocabulary)
         return answers
 
-    def stream(self, request: Request, chunk_tokens: int = STREAM_CHUNK_TOKENS) -> Iterator[Segment | Generation]:
+    def stream(
+        self, request: Request, chunk_tokens: int = STREAM_CHUNK_TOKENS, interrupt: "Interrupt | None" = None
+    ) -> Iterator[Segment | Generation]:
         """Answer one request piece by piece. Ctrl-C ends it early, as does closing the iterator.
 
         Args:
             request: the request.
             chunk_tokens: decode steps between two pieces; a beam search yields nothing before its end.
+            interrupt: ends the answer once its `requested` is set, for streams outside the main thread; by default
+                Ctrl-C does.
 
         Yields:
             Pieces of text and complete images as they are generated; at last the whole `Generation`.
         """
         streamer = SegmentStreamer(self.vocabulary, request.sampling_params.stop_strings)
         outputs = None
-        with Interrupt() as interrupt:
+        with Interrupt() if interrupt is None else contextlib.nullcontext(interrupt) as interrupt:
             for outputs in self.run(self.batcher.batch([request], ["The prompt"]), chunk_tokens):
                 if request.sampling_params.beams == 1:
                     yield from streamer.update(outputs.ids[0, : outputs.lengths[0]].tolist())

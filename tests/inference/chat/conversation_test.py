@@ -20,7 +20,7 @@ class Recorder(Generator):
         self.config, self.vocabulary = SMALL, vocabulary()
         self.prompts, self.answers = [], list(answers)
 
-    def stream(self, request, chunk_tokens=4):
+    def stream(self, request, chunk_tokens=4, interrupt=None):
         self.prompts.append(request.prompt)
         segments = self.answers.pop(0)
         yield from segments
@@ -75,10 +75,22 @@ def test_refused_messages_leave_no_trace_and_malformed_images_are_not_repeated()
     ]
 
 
-def test_a_real_model_draws_when_asked_to_and_conversations_on(tmp_path):
+def test_a_real_model_draws_when_asked_to_and_conversations_on():
     conversation = Conversation(small(), "llama2", SamplingParams(40))
-    *pieces, answer = conversation.ask(say("cat"), mode="image")
+    *pieces, answer = conversation.ask(say("cat"), mode="image", seed=3)
     assert isinstance(pieces[0], ImageSegment)
     assert conversation.messages[1].segments == answer.segments
-    with pytest.raises(UserError, match="does not exist: create"):
-        conversation.save(tmp_path / "none" / "x.json")
+    assert (conversation.messages[1].seed, conversation.messages[1].finish_reason) == (3, answer.finish_reason)
+
+
+def test_a_prepared_turn_joins_the_history_when_it_is_recorded_and_leaves_it_when_undone():
+    conversation = Conversation(Recorder(), "vicuna", SamplingParams(20))
+    turn = conversation.prepare(say("one"))
+    assert conversation.messages == []
+    conversation.record(turn, Generation((), (TextSegment("a"),), "eos"))
+    assert [message.role for message in conversation.messages] == [USER, ASSISTANT]
+    undone = conversation.undo()
+    assert undone is not None
+    assert list(undone.segments) == say("one")
+    assert conversation.messages == []
+    assert conversation.undo() is None

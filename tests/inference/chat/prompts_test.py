@@ -79,6 +79,8 @@ def test_images_go_to_their_placeholders_or_before_the_text():
     assert interleave("What?", [a, b]) == [one, two, TextSegment("What?")]
     assert interleave("<image>, <image>?", [a, b]) == [one, TextSegment(", "), two, TextSegment("?")]
     assert interleave("", [a]) == [one]
+    assert interleave(r"<image> is \<image>", [a]) == [one, TextSegment(" is <image>")]
+    assert interleave(r"\<image>", [a]) == [one, TextSegment("<image>")]
     with pytest.raises(UserError, match=r"has 2 <image> placeholder\(s\) but 1 image\(s\)"):
         interleave("<image> or <image>", [a])
     with pytest.raises(UserError, match=r"has 1 <image> placeholder\(s\) but 0 image\(s\)"):
