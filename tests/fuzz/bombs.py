@@ -2,7 +2,7 @@
 
     python -m tests.fuzz.bombs make|read NAME FOLDER
 
-`read` prints how many bytes of memory the reader took at its peak, and what it said.
+`read` prints how many bytes of memory the reader took at its peak, and the error, if it raised one.
 """
 
 import dataclasses
@@ -189,13 +189,13 @@ def main() -> None:
         return
     _warm_up()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    said = "read"
+    message = "read"
     try:
         bomb.read(path)
     except UserError as error:
-        said = str(error)
+        message = str(error)
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps([(usage.ru_maxrss - before) * 1024, usage.ru_utime + usage.ru_stime, said]))
+    print(json.dumps([(usage.ru_maxrss - before) * 1024, usage.ru_utime + usage.ru_stime, message]))
 
 
 def _warm_up() -> None:

@@ -89,8 +89,8 @@ def test_small_files_that_expand_take_less_than_a_gibibyte(name, tmp_path):
         process = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, check=False)
         assert process.returncode == 0, process.stderr[-2000:]
         results.append(process.stdout)
-    taken, seconds, said = json.loads(results[1].splitlines()[-1])
+    taken, seconds, message = json.loads(results[1].splitlines()[-1])
     size = (tmp_path / name).stat().st_size
-    print(f"{name}: {size:,} bytes on disk, {taken / 2**20:.0f} MiB, {seconds:.1f} s: {said[:100]}")
+    print(f"{name}: {size:,} bytes on disk, {taken / 2**20:.0f} MiB, {seconds:.1f} s: {message[:100]}")
     assert taken < 2**30
     assert seconds < 60

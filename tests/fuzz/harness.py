@@ -34,7 +34,7 @@ LIMIT_SECONDS = 10  # of processor time for one input
 LIMIT_BYTES = 2**30  # of address space for one input, beyond that of the process which has read all seeds
 COMMAND = [sys.executable, "-m", "tests.fuzz.harness"]  # starts a child process
 ROOT = Path(__file__).parents[2]
-_WAIT_SECONDS = 120  # for an input that uses no processor time, such as one that waits for another process
+_WAIT_SECONDS = 300  # for an input that uses no processor time because it waits, and for the start of a process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _run_child(todo: Sequence[tuple[str, int]], stop: int) -> tuple[list[list[An
                     process.kill()
         messages = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         if process.returncode and not messages:
-            raise RuntimeError(errors.read_text()[-2000:])
+            raise RuntimeError(f"a process ended with {process.returncode}: {errors.read_text()[-2000:]}")
         return messages, process.returncode
 
 

@@ -81,11 +81,11 @@ def test_a_decoder_without_an_image_encoder_is_not_exported(folder, tmp_path, ca
 
 def test_report_finds_nothing_in_a_good_folder():
     pytest.importorskip("torch")
-    found = parity_report("Import", golden.path(FOLDER), imported().params, importing=True, facts={})
-    assert found.passed
-    assert {check.name for check in found.checks} == {"unet", "vae", "text_encoder"}
-    assert max(check.value for check in found.checks) < 2e-5  # float32, of the largest value
-    assert {"unet.conv_in.weight", "image_normalizer.mean"} < {difference.name for difference in found.differences}
+    report = parity_report("Import", golden.path(FOLDER), imported().params, importing=True, facts={})
+    assert report.passed
+    assert {check.name for check in report.checks} == {"unet", "vae", "text_encoder"}
+    assert max(check.value for check in report.checks) < 2e-5  # float32, of the largest value
+    assert {"unet.conv_in.weight", "image_normalizer.mean"} < {difference.name for difference in report.differences}
 
 
 def test_report_allows_rounding_and_nothing_else(folder, tmp_path):
@@ -99,10 +99,12 @@ def test_report_allows_rounding_and_nothing_else(folder, tmp_path):
         folder / "vae/diffusion_pytorch_model.safetensors",
         lambda state: {**state, "decoder.conv_in.bias": state["decoder.conv_in.bias"] + np.float32(0.01)},
     )
-    found = parity_report("Import", folder, decoder.params, importing=True, facts={})
-    assert not found.passed
-    assert [difference.name for difference in found.differences if not difference.exact] == ["vae.decoder.conv_in.bias"]
-    assert [check.name for check in found.checks if not check.passed] == ["vae"]
+    report = parity_report("Import", folder, decoder.params, importing=True, facts={})
+    assert not report.passed
+    assert [difference.name for difference in report.differences if not difference.exact] == [
+        "vae.decoder.conv_in.bias"
+    ]
+    assert [check.name for check in report.checks if not check.passed] == ["vae"]
 
 
 def test_older_names_bin_files_and_half_variants(folder):

@@ -32,8 +32,8 @@ def test_a_fifo_in_a_folder_of_tars_is_refused(tmp_path):
 
 def test_headers_that_extend_each_other_without_end_are_damage(tmp_path):
     BOMBS["chain.tar"].make(tmp_path / "a.tar")
-    (found,) = all_samples(open_source("webdataset", [tmp_path / "a.tar"]))
-    assert found.reason == "damaged archive"
+    (sample,) = all_samples(open_source("webdataset", [tmp_path / "a.tar"]))
+    assert sample.reason == "damaged archive"
 
 
 def test_headers_of_any_size_are_damage(tmp_path):
@@ -52,9 +52,9 @@ def test_frames_of_a_video_with_one_name_are_read_in_parts(tmp_path, monkeypatch
     path = tar(tmp_path / "a.tar", members)
     assert reasons(all_samples(open_source("webdataset", [path]))) == [None] * 9
     monkeypatch.setattr("seed_jax.data.sources.tar_groups.MAX_CONTENT_BYTES", 100)
-    found = list(groups(path, 0, 9, {"png": "image", "txt": "text"}))
-    assert len(found) == 9
-    assert {group.problem.reason for group in found if group.problem} == {"file in archive too large"}
+    parts = list(groups(path, 0, 9, {"png": "image", "txt": "text"}))
+    assert len(parts) == 9
+    assert {group.problem.reason for group in parts if group.problem} == {"file in archive too large"}
 
 
 def test_a_deep_list_is_damage(tmp_path):
@@ -69,5 +69,5 @@ def test_one_value_in_many_rows_is_read_row_by_row(tmp_path):
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), pa.array([png(1)], pa.binary()))
     rows = pa.table({"image": column, "text": pa.array(["x"] * 40)})
     pq.write_table(rows, tmp_path / "a.parquet")
-    found = all_samples(open_source("parquet", [tmp_path / "a.parquet"]))
-    assert [sample.items for sample in found] == [(png(1), "x")] * 40
+    samples = all_samples(open_source("parquet", [tmp_path / "a.parquet"]))
+    assert [sample.items for sample in samples] == [(png(1), "x")] * 40
