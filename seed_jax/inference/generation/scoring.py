@@ -17,7 +17,7 @@ from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.generation.model_runner import ModelRunner, PromptBatch
 from seed_jax.typing import Tree
 
-SMALLEST_LENGTH = 8  # continuations are padded to powers of two of at least this length
+SMALLEST_LENGTH = 4  # continuations are padded to powers of two of at least this length
 
 
 @dataclasses.dataclass(frozen=True)
