@@ -209,7 +209,7 @@ def test_limits_and_shutdown(tiny_engine):
         place.release()
         place.release()
     # Nobody reads the stream: the request is cancelled, and the engine goes on.
-    stream = submit(engine, "slow", [1], LONG)
+    stream = submit(engine, "slow", [1], SamplingParams(60, mode="image"))  # an image alone is nine events
     wait_until(lambda: engine.stats().running == 0)
     with pytest.raises(SlowReaderError):
         list(stream)
