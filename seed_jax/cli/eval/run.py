@@ -121,8 +121,9 @@ def _from_words(args: argparse.Namespace) -> Any:
     if args.set:
         raise UserError("--set changes options of a config: name one with --config, or use the command's options.")
     config = base(EvaluationConfig)
+    tasks: Any = config.tasks
     for name in names:
-        config.tasks[name] = base(TaskConfig, data=str(args.data))
+        tasks[name] = base(TaskConfig, data=str(args.data))
     _override(config, args)
     return config
 
