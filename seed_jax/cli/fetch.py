@@ -14,7 +14,7 @@ from seed_jax.hub.manifest import Artefact, File, Manifest, format_size, load_ma
 DESCRIPTION = """Download official weights, tokenizers and encoders into DIR/NAME. Every file is checked by size and
 SHA-256; an interrupted download continues when the same command is run again. The hub's settings are honoured:
 HF_TOKEN for gated repositories, HF_ENDPOINT for a mirror, HF_HUB_OFFLINE for the local cache only. With --import, DIR
-becomes a model directory that `seed-jax chat --model DIR` reads."""
+becomes a model directory that chat, generate and eval read."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -14,7 +14,7 @@ from seed_jax.checkpoint import lazy, model_dir
 from seed_jax.checkpoint.store import Store
 from seed_jax.cli import main
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
-from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.models.tokenizer.text_branch import TextBranchConfig
 from seed_jax.sharding import unbox
 from seed_jax.train.stages.codebook.model import CodebookModel, CodebookSizes
@@ -56,6 +56,15 @@ def export(model, out, *options) -> int:
 def names(folder) -> list[str]:
     """Return the weight files and subfolders; the card and the scripts have tests of their own."""
     return sorted(path.name for path in folder.iterdir() if path.suffix not in (".json", ".md", ".py"))
+
+
+def test_a_vit_without_official_names_is_refused(tmp_path, capsys):
+    sizes = SeedTokenizerConfig.small()
+    params = random_like(abstract_params(sizes))
+    model_dir.save(tmp_path / "m", "seed_tokenizer", {"sizes": sizes.to_dict()}, params)
+    assert export(tmp_path / "m", tmp_path / "out") == 2
+    assert "CLIP" in capsys.readouterr().err
+    assert names(tmp_path) == ["m"]
 
 
 def same(a, b) -> None:

@@ -147,6 +147,11 @@ def open_official(directory: str | Path) -> OfficialTokenizer:
         return OfficialTokenizer(to_torch_tensors(table, params, str(directory)), None, None)
     config = SeedTokenizerConfig.from_dict(model.config.get("sizes", {}), model.config_path)
     model_dir.check_tree(params, abstract_params(config), str(directory))
+    if config.vit.pre_norm or not config.vit.patch_bias or config.vit.blocks.key_bias:
+        raise UserError(
+            f"{directory} has a ViT of CLIP's form (pre-norm, no patch bias), as the quickstart's tokenizer has, for "
+            "which the official files have no names: only tokenizers with EVA's ViT can be exported."
+        )
     collections = ("params", "retrieval", "text_branch")
     variables = {name: model.variables[name] for name in collections if name in model.variables}
     table = _variables_table(config, variables, model.config, model.config_path)
