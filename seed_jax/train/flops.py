@@ -58,15 +58,25 @@ def kernel_flops(
     return float(sum((6 if is_trained(path) else 2) * size * positions(path) for path, size in kernels.items()))
 
 
-def encoder_positions(sizes: ImageTextConfig | SeedTokenizerConfig, text_length: int) -> Callable[[ParamPath], int]:
-    """Return a function from a kernel's path to the positions of an image and a caption that it is applied to."""
+def encoder_positions(
+    sizes: ImageTextConfig | SeedTokenizerConfig, text_length: int, *, text_states: int = 1
+) -> Callable[[ParamPath], int]:
+    """Return a function from a kernel's path to the positions of an image and a caption that it is applied to.
+
+    Args:
+        sizes: of the image-text model or the tokenizer.
+        text_length: tokens of the caption.
+        text_states: outputs of the Reverse Q-Former: 1 predicts an image embedding, more a text encoder's states.
+    """
     queries, patches = sizes.qformer.num_queries, sizes.vit.num_tokens
 
     def positions(path: ParamPath) -> int:
         if "vit" in path:
             return patches
         if "reverse_qformer" in path:
-            return 1 if "cross_attention" not in path or path[-2] in ("query", "out") else queries
+            return queries if "cross_attention" in path and path[-2] in ("key", "value") else text_states
+        if path[-2] == "proj" and "blocks" not in path:  # of the text states
+            return text_states
         if "cross_attention" in path:
             return patches if path[-2] in ("key", "value") else queries
         if "self_attention" in path:

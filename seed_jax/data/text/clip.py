@@ -70,6 +70,13 @@ class ClipVocabulary:
             raise UserError(f"The CLIP tokenizer in {directory} is damaged ({problem}): download it again.")
         return vocabulary
 
+    @classmethod
+    def of_bytes(cls, max_length: int = 77) -> "ClipVocabulary":
+        """Return a vocabulary without merges, whose tokens are the bytes of a text, for models without weights."""
+        symbols = [*byte_symbols(), *(f"{symbol}{WORD_END}" for symbol in byte_symbols())]
+        ids = {symbol: index for index, symbol in enumerate([*symbols, cls.bos, cls.eos])}
+        return cls(ids, (), max_length=max_length)
+
     def save(self, directory: str | Path) -> list[Path]:
         """Write the four tokenizer files that `load` and the Hugging Face libraries read; return their paths."""
         special = {"bos_token": self.bos, "eos_token": self.eos, "unk_token": self.eos, "pad_token": self.pad}
