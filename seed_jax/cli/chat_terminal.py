@@ -9,7 +9,7 @@ from seed_jax.cli.generation_loading import load_config, load_model, log_decoder
 from seed_jax.errors import UserError
 from seed_jax.inference.answers import format_segment, save_images
 from seed_jax.inference.chat.conversation import Conversation
-from seed_jax.inference.chat.prompts import BASE_STYLE, interleave
+from seed_jax.inference.chat.prompts import SINGLE_TURN_STYLES, interleave
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation, Segment, TextSegment
 from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
@@ -27,9 +27,10 @@ def run(args: argparse.Namespace, params: SamplingParams) -> None:
     """Load the model and chat until the user quits."""
     config = load_config(args)
     model = load_model(args, config, params, num_images=PLANNED_IMAGES, draws=config.decoder is not None)
-    if model.style == BASE_STYLE:
+    if model.style in SINGLE_TURN_STYLES:
         logging.info(
-            "Prompt style base: every message is answered on its own. For a model with instruction tuning give --style."
+            "Prompt style %s: every message is answered on its own. For a model with instruction tuning give --style.",
+            model.style,
         )
     conversation = Conversation(model.generator, model.style, params, as_one=args.as_one, max_history=args.history)
     print(HELP)

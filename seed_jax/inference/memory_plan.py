@@ -27,7 +27,7 @@ from seed_jax.inference.seed_llama import LoadConfig
 from seed_jax.models.diffusion import DECODERS
 from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn.attention import QUERY_BLOCK_SIZE
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 from seed_jax.sharding import unbox
@@ -65,7 +65,7 @@ class Workload:
         """Return how many sequences the model decodes at a time."""
         return bucket(self.prompts, smallest=1) * self.beams * self.num_branches
 
-    def num_slots(self, config: LanguageModelConfig) -> int:
+    def num_slots(self, config: DecoderOnlyConfig) -> int:
         """Return the length of the KV cache."""
         longest = bucket(self.prompt_length, config.max_length) + bucket(self.new_tokens, config.max_length)
         return min(longest, config.max_length)
@@ -113,7 +113,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    llama: LanguageModelConfig,
+    llama: DecoderOnlyConfig,
     precision: Precision,
     workload: Workload,
     *,
@@ -184,12 +184,12 @@ def _read_sizes(directory: Path, kind: str | Sequence[str]) -> tuple[str, dict[s
     return config["kind"], config.get("sizes", {}), str(folder / model_dir.CONFIG)
 
 
-def kv_cache_bytes(config: LanguageModelConfig, precision: Precision, workload: Workload) -> int:
+def kv_cache_bytes(config: DecoderOnlyConfig, precision: Precision, workload: Workload) -> int:
     values_per_slot = 2 * config.num_layers * config.num_kv_heads * config.head_size
     return workload.num_sequences * workload.num_slots(config) * values_per_slot * precision.compute_dtype.itemsize
 
 
-def prefill_bytes(config: LanguageModelConfig, workload: Workload) -> int:
+def prefill_bytes(config: DecoderOnlyConfig, workload: Workload) -> int:
     num_sequences = bucket(workload.prompts, smallest=1) * workload.num_branches
     length = bucket(workload.prompt_length, config.max_length)
     scores = 3 * config.num_heads * min(length, QUERY_BLOCK_SIZE) * length
@@ -199,7 +199,7 @@ def prefill_bytes(config: LanguageModelConfig, workload: Workload) -> int:
     return 4 * num_sequences * (scores + activations) + cache_copy + kernel
 
 
-def decode_bytes(config: LanguageModelConfig, workload: Workload) -> int:
+def decode_bytes(config: DecoderOnlyConfig, workload: Workload) -> int:
     slots = workload.num_slots(config)
     logits = 8 * config.vocab_size * (workload.beams if workload.beams > 1 else 1)
     activations = 3 * config.intermediate_size + 10 * config.hidden_size + 3 * config.num_heads * slots
@@ -256,7 +256,7 @@ def tree_bytes(tree: Tree) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def llama_weights(config: LanguageModelConfig, precision: Precision, quantize: str | None) -> Tree:
+def llama_weights(config: DecoderOnlyConfig, precision: Precision, quantize: str | None) -> Tree:
     """Return the abstract parameters as `Generator` holds them."""
     model = model_class(config)(config, scan_layers=False)
     shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]

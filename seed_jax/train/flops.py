@@ -12,13 +12,14 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from seed_jax import accelerators
-from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.models.diffusion import StableDiffusionConfig, UnclipConfig
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.typing import ParamPath
 
 LANGUAGE_CONVENTION = "6 FLOPs per trained and 4 per frozen matmul parameter and token, causal attention"
 TOKENIZER_CONVENTION = "6 FLOPs per trained and 2 per frozen matmul parameter and position, without attention scores"
+DecoderSizes = UnclipConfig | StableDiffusionConfig
 DECODER_CONVENTION = "6 FLOPs per trained kernel parameter and position, without attention scores and frozen models"
 
 
@@ -88,7 +89,7 @@ def encoder_positions(
     return positions
 
 
-def decoder_flops(params: Mapping[str, Any], config: UnclipConfig, trained: tuple[str, ...]) -> float:
+def decoder_flops(params: Mapping[str, Any], config: DecoderSizes, trained: tuple[str, ...]) -> float:
     """Return FLOPs of a training step per image over the kernels of the trained parts, "unet" and "vae"."""
     positions = {"unet": _unet_positions, "vae": _vae_positions}
     total = 0
@@ -100,7 +101,7 @@ def decoder_flops(params: Mapping[str, Any], config: UnclipConfig, trained: tupl
     return 6.0 * total
 
 
-def _unet_positions(path: str, config: UnclipConfig) -> int:
+def _unet_positions(path: str, config: DecoderSizes) -> int:
     if "embedding/" in path or "time_emb_proj" in path:
         return 1
     if re.search(r"attn2/to_[kv]/", path):
@@ -108,7 +109,7 @@ def _unet_positions(path: str, config: UnclipConfig) -> int:
     return _resolution(path, config.unet.sample_size, len(config.unet.block_channels)) ** 2
 
 
-def _vae_positions(path: str, config: UnclipConfig) -> int:
+def _vae_positions(path: str, config: DecoderSizes) -> int:
     latent_size = config.unet.sample_size
     if path.startswith(("quant_conv", "post_quant_conv")):
         return latent_size**2

@@ -16,7 +16,7 @@ from seed_jax.errors import UserError
 from seed_jax.files import check_vacant, read_json
 from seed_jax.lfs import check_not_pointer
 from seed_jax.models.llama.model import LlamaConfig
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.precision import as_dtype
 
 
@@ -93,7 +93,7 @@ def component_paths(out: Path, image_tokenizer: str | Path | None, decoder: str 
     }
 
 
-def vocabulary_files(directory: Path, config: LanguageModelConfig) -> dict[str, Path]:
+def vocabulary_files(directory: Path, config: DecoderOnlyConfig) -> dict[str, Path]:
     """Find the text tokenizer's files to copy into the model directory.
 
     Returns:

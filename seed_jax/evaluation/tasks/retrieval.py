@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seed_jax.evaluation.answering import UNTUNED_STYLES
 from seed_jax.evaluation.metrics.recall import pointwise_mutual_information, ranks_by_scores
 from seed_jax.evaluation.task import DataOptions, LoadedSample, Prediction, Sample, Scores, Task
 from seed_jax.evaluation.tasks.captioning import read_captions
@@ -36,7 +37,8 @@ class LikelihoodRetrieval(Task):
 
     def predict(self, batch: Sequence[LoadedSample], model: "EvalModel", params: SamplingParams) -> list[Prediction]:
         captions = batch[0].sample.choices
-        prompts = [model.prompt("", images, style="base") for images in model.encode([one.images for one in batch])]
+        style = model.style if model.style in UNTUNED_STYLES else "base"
+        prompts = [model.prompt("", images, style=style) for images in model.encode([one.images for one in batch])]
         prompts.append([model.vocabulary.bos])
         totals: list[list[float]] = [[] for _ in prompts]
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from seed_jax.errors import UserError
 from seed_jax.files import write_json
-from seed_jax.inference.chat.prompts import ASSISTANT, BASE_STYLE, USER, FittedPrompt, Message, fit_prompt
+from seed_jax.inference.chat.prompts import ASSISTANT, SINGLE_TURN_STYLES, USER, FittedPrompt, Message, fit_prompt
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.generator import STREAM_CHUNK_TOKENS, Generator
 from seed_jax.inference.generation.sampling_params import SamplingParams
@@ -26,7 +26,7 @@ class Conversation:
 
     Args:
         generator: the language model.
-        style: "vicuna" or "llama2"; "base" has no roles: every message is answered on its own.
+        style: "vicuna" or "llama2"; "base" and "seed1" have no roles: every message is answered on its own.
         sampling_params: decoding options.
         as_one: encode the history as one text, as the original's demo does, instead of per message as in training.
         max_history: most earlier questions in a prompt; None: as many as fit.
@@ -91,7 +91,7 @@ class Conversation:
 
     def _history(self) -> list[Message]:
         """Return the earlier messages that a prompt may contain."""
-        limit = 0 if self.style == BASE_STYLE else self.max_history
+        limit = 0 if self.style in SINGLE_TURN_STYLES else self.max_history
         return self.messages if limit is None else self.messages[max(len(self.messages) - 2 * limit, 0) :]
 
     def _fit(self, messages: Sequence[Message], params: SamplingParams) -> FittedPrompt:
