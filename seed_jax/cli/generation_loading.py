@@ -14,6 +14,7 @@ from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation, ImageSegment
 from seed_jax.inference.memory_plan import Workload
 from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
+from seed_jax.sizes import parse_size
 
 
 def load_config(args: argparse.Namespace) -> LoadConfig:
@@ -52,7 +53,7 @@ def load_model(
     workload = Workload(prompts, params.beams, params.guided, new_tokens=params.max_new_tokens)
     planned = dataclasses.replace(config, decoder=config.decoder if draws else None)
     plan = memory_plan.plan_directories(planned, workload, num_images=num_images)
-    limit = memory_plan.parse_size(args.memory) if args.memory else memory_plan.device_memory()
+    limit = parse_size(args.memory) if args.memory else memory_plan.device_memory()
     if args.memory_plan or not plan.fits_comfortably(limit):
         lines = "\n  ".join(plan.lines())
         logging.info("Memory plan for prompts of up to %d tokens:\n  %s", workload.prompt_length, lines)

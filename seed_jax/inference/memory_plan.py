@@ -7,7 +7,6 @@ one time; `benchmarks/generation_memory.py` compares it with the compiler's figu
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,11 @@ from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 from seed_jax.sharding import unbox
+from seed_jax.sizes import format_memory
 from seed_jax.typing import Tree
 
 GIB = 2**30
 COMFORTABLE_FRACTION = 0.7  # of a device's memory, below which a plan needs no mention
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ class MemoryPlan:
             **{f"temporary: {name}": size for name, size in self.temporary.items()},
             "peak": self.peak,
         }
-        return [f"{name:<40} {_format_bytes(size):>12}" for name, size in rows.items()]
+        return [f"{name:<40} {format_memory(size):>12}" for name, size in rows.items()]
 
     def fits_comfortably(self, limit: int | None) -> bool:
         """Return whether the plan takes so little of `limit` bytes that it need not be reported."""
@@ -103,10 +102,10 @@ class MemoryPlan:
     def check(self, limit: int | None) -> None:
         """Raise UserError if the peak exceeds `limit` bytes; None accepts any plan."""
         if limit is not None and self.peak > limit:
-            parts = ", ".join(f"{name} {_format_bytes(size)}" for name, size in self.resident.items())
-            temporary = _format_bytes(max(self.temporary.values(), default=0))
+            parts = ", ".join(f"{name} {format_memory(size)}" for name, size in self.resident.items())
+            temporary = format_memory(max(self.temporary.values(), default=0))
             raise UserError(
-                f"This needs {_format_bytes(self.peak)} of memory, but {_format_bytes(limit)} are available ({parts}, "
+                f"This needs {format_memory(self.peak)} of memory, but {format_memory(limit)} are available ({parts}, "
                 f"temporary buffers up to {temporary}): use --quantize int8 or int4, fewer prompts or beams at a time, "
                 "a smaller --max-new-tokens, or draw later with `seed-jax detokenize`."
             )
@@ -237,18 +236,6 @@ def device_memory() -> int | None:
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def parse_size(text: str) -> int:
-    """Parse "16GiB", "16G" or a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise UserError(f"{text!r} is not an amount of memory: expected a number with a unit, such as 16GiB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _format_bytes(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
 
 
 def tree_bytes(tree: Tree) -> int:

@@ -83,11 +83,14 @@ def measure(options: MeasureOptions, image_size: int, teacher: Path, workdir: Pa
         results += [
             measure_captions(pipeline, options.samples, held_out=True),
             measure_captions(pipeline, options.samples, held_out=False),
+            measure_drawings(pipeline, options.drawings, similarity),
+            measure_free_drawings(pipeline, options.free),
+        ]
+    if pipeline.follows_instructions:
+        results += [
             measure_answers(pipeline, options.samples, held_out=True),
             measure_answers(pipeline, options.samples, held_out=False),
-            measure_drawings(pipeline, options.drawings, similarity),
             measure_edits(pipeline, options.drawings),
-            measure_free_drawings(pipeline, options.free),
             run_conversation(pipeline),
         ]
     numbers = training_metrics(workdir)
@@ -176,7 +179,7 @@ def measure_drawings(pipeline: Pipeline, count: int, similarity: Similarity) -> 
     """Generate images from captions."""
     scenes, images = _captioned_images(pipeline, count, held_out=True)
     captions = [wording.captions(scene)[0] for scene in scenes]
-    outputs = pipeline.draw(pipeline.generate_codes([drawing_prompt(caption) for caption in captions]))
+    outputs = pipeline.draw(pipeline.generate_codes([pipeline.drawing_prompt(caption) for caption in captions]))
     comparisons = _compare_images(outputs, scenes)
     numbers = _prefixed("drawn", aggregate(comparisons))
     numbers["drawn_similarity"] = similarity(np.stack(images), outputs)
@@ -193,7 +196,7 @@ def measure_free_drawings(pipeline: Pipeline, count: int) -> Measurements:
     An answer without an image counts as a wrong image.
     """
     scenes = [_scene(sample, 0) for sample in _samples("captions", count, held_out=True)]
-    prompts = [drawing_prompt(wording.captions(scene)[0]) for scene in scenes]
+    prompts = [pipeline.drawing_prompt(wording.captions(scene)[0]) for scene in scenes]
     codes, is_well_formed = pipeline.generate_codes_without_grammar(prompts)
     comparisons = _compare_images(pipeline.draw(codes[:_MAX_FREE_DRAWN]), scenes[:_MAX_FREE_DRAWN])
     return Measurements(

@@ -15,7 +15,7 @@ from seed_jax import images
 from seed_jax.convert.tokenizer import clip
 from seed_jax.data.templates.phrases import Phrases
 from seed_jax.data.world import Scene, render
-from seed_jax.inference.chat.prompts import USER, Message, build_prompt
+from seed_jax.inference.chat.prompts import SEED1_STYLE, USER, Message, build_prompt
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
 from seed_jax.inference.generation.generator import Generator
@@ -41,6 +41,8 @@ class Pipeline:
         generator: the language model, or None where the recipe ended before it.
         image_size: height and width in pixels.
         batch_size: of every call; smaller batches are padded, so that each program is compiled once.
+        style: prompt style of the language model: "vicuna", or "seed1", which knows no other request than an image to
+            caption or a caption to draw.
     """
 
     tokenizer: ImageTokenizer
@@ -48,13 +50,26 @@ class Pipeline:
     generator: Generator | None
     image_size: int
     batch_size: int
+    style: str = "vicuna"
 
     @classmethod
     def load(cls, workdir: Path, image_size: int, batch_size: int) -> "Pipeline":
         """Load the models from a quickstart's workdir."""
         tokenizer = ImageTokenizer.load(workdir / "codebook", batch_size=batch_size)
-        generator = Generator.load(workdir / "sft") if (workdir / "sft").is_dir() else None
-        return cls(tokenizer, Drawer.load(workdir / "decoder"), generator, image_size, batch_size)
+        styles = {"sft": "vicuna", "pretrain_opt": SEED1_STYLE}
+        trained = next((name for name in styles if (workdir / name).is_dir()), None)
+        generator = Generator.load(workdir / trained) if trained else None
+        style = styles[trained or "sft"]
+        return cls(tokenizer, Drawer.load(workdir / "decoder"), generator, image_size, batch_size, style)
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether the language model answers questions and edits images."""
+        return self.generator is not None and self.style != SEED1_STYLE
+
+    def drawing_prompt(self, caption: str) -> list[TextSegment]:
+        """Return the request to draw a caption."""
+        return [TextSegment(caption)] if self.style == SEED1_STYLE else drawing_prompt(caption)
 
     def render(self, scene: Scene, index: int) -> UInt8[np.ndarray, "S S 3"]:
         """Render the scene of sample `index`."""
@@ -96,7 +111,9 @@ class Pipeline:
     def _generate(self, prompts: Sequence[Sequence[Segment]], params: SamplingParams) -> list[tuple[Segment, ...]]:
         if self.generator is None:
             raise ValueError("The workdir has no language model.")
-        ids = [build_prompt([Message(USER, prompt)], "vicuna", self.generator.vocabulary) for prompt in prompts]
+        if self.style == SEED1_STYLE:  # a request beside an image has a prefix of its own
+            prompts = [[part for part in prompt if isinstance(part, ImageSegment)] or prompt for prompt in prompts]
+        ids = [build_prompt([Message(USER, prompt)], self.style, self.generator.vocabulary) for prompt in prompts]
         padded = [ids[index] for index in self._padded_indices(len(ids))]
         answers = self.generator.generate(padded, params, batch_size=self.batch_size)
         return [answer.segments for answer in answers[: len(ids)]]

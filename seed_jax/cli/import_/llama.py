@@ -1,17 +1,8 @@
 """`seed-jax import llama`: a Hugging Face LLaMA, with its text tokenizer, to a model directory."""
 
 import argparse
-from pathlib import Path
 
-from seed_jax.cli.conversion_options import (
-    AS_IN_FILES,
-    add_dtype_argument,
-    add_language_model_arguments,
-    add_out_argument,
-    add_verify_argument,
-    save_report,
-)
-from seed_jax.cli.generation_options import PROMPT_STYLES
+from seed_jax.cli.language_model_conversion import add_import_arguments, import_language_model
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -21,37 +12,12 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         help="a language model",
         description="Convert a Hugging Face LLaMA, with a LoRA adapter and a text tokenizer, to a model directory.",
     )
-    model = parser.add_argument_group("model")
-    add_language_model_arguments(model)
-    model.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="LoRA adapter to merge into the model")
-    model.add_argument("--unmerged", action="store_true", help="keep the adapter separate, as training does")
-    model.add_argument(
-        "--style", choices=PROMPT_STYLES, help="prompt style that the model was tuned with (default: base)"
-    )
-    output = parser.add_argument_group("output")
-    add_out_argument(output, "model directory")
-    add_dtype_argument(output, AS_IN_FILES)
-    add_verify_argument(output)
+    add_import_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert the model and verify it on request; return the exit code."""
-    from seed_jax.convert.llama import model_import, parity  # deferred: --help needs no JAX
+    from seed_jax.convert.llama.hf_export import LLAMA  # deferred: --help needs no JAX
 
-    config = model_import.import_to_model_dir(
-        args.source,
-        args.out,
-        adapter=args.adapter,
-        unmerged=args.unmerged,
-        vocabulary=args.vocabulary,
-        image_tokenizer=args.tokenizer,
-        decoder=args.decoder,
-        prompt_style=args.style,
-        dtype=args.dtype,
-    )
-    print(f"{args.out}: LLaMA with {config.num_layers} layers and {config.vocab_size} tokens")
-    if not args.verify:
-        return 0
-    report = parity.import_report(args.source, args.out, adapter=args.adapter, forward=args.verify == "full")
-    return save_report(report, args.out)
+    return import_language_model(LLAMA, "LLaMA", args)

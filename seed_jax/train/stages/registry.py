@@ -21,6 +21,7 @@ STAGES = {
     "codebook": "seed_jax.train.stages.codebook.stage:CodebookStage",
     "decoder": "seed_jax.train.stages.decoder.stage:DecoderStage",
     "world_teacher": "seed_jax.quickstart.teacher_stage:TeacherStage",
+    "world_text": "seed_jax.quickstart.text_stage:TextTeacherStage",
 }
 
 

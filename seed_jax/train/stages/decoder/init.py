@@ -10,7 +10,6 @@ from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
-from seed_jax.inference.drawing.drawer import decoder_params
 from seed_jax.models.diffusion import DECODERS, StableDiffusionConfig, UnclipConfig
 from seed_jax.models.diffusion.latent_diffusion import LatentDiffusion
 from seed_jax.train.config.decoder import DecoderModelConfig
@@ -81,7 +80,7 @@ def init_variables(
     """
     key_params, key_source = jax.random.split(key)
     if model_init:
-        stored = decoder_params(_open(model_init))
+        stored = model_dir.decoder_params(_open(model_init))
         model_dir.check_tree(stored, jax.eval_shape(lambda: sharding.unbox(decoder.init(key))), model_init)
         params = jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings["params"])
     else:
