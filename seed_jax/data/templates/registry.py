@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seed_jax.data.templates import chat, continuation, conversation, instruct, pretrain, prompts, seed1
+from seed_jax.data.templates import chat, continuation, conversation, instruct, pretrain, prompts
 from seed_jax.data.templates.layout import Fields, RandomChoices, RenderContext, TaskDefinition
 from seed_jax.data.templates.phrases import DEFAULT, Phrases
 from seed_jax.data.templates.sample import RenderedSample, TemplateOptions, assemble
@@ -27,8 +27,8 @@ TASKS: dict[str, type[TaskDefinition]] = {
     "pretrain.text_conversation": chat.PretrainTextConversation,
     "pretrain.video_caption": pretrain.VideoCaption,
     "pretrain.visual_question": chat.PretrainVisualQuestion,
-    "seed1.caption": seed1.Caption,
-    "seed1.image": seed1.Image,
+    "seed1.caption": pretrain.Seed1Caption,
+    "seed1.image": pretrain.Seed1Image,
     "sft.conversation": conversation.Conversation,
     "sft.difference": instruct.Difference,
     "sft.edit": instruct.Edit,

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Sequence
 
 from seed_jax.data.templates.dialogue import Markers
-from seed_jax.data.templates.seed1 import CAPTION_PREFIX, IMAGE_PREFIX
+from seed_jax.data.templates.pretrain import SEED1_CAPTION_PREFIX, SEED1_IMAGE_PREFIX
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, Segment, TextSegment
@@ -166,8 +166,8 @@ def _with_prefix(parts: list[str | tuple[int, ...]]) -> list[str | tuple[int, ..
     """Return the parts of a message to SEED-OPT with the prefix of its task."""
     text = "".join(part for part in parts if isinstance(part, str)).strip()
     if any(not isinstance(part, str) for part in parts):
-        return parts if text else [*parts, CAPTION_PREFIX]
-    return [text if text.startswith(IMAGE_PREFIX) else f"{IMAGE_PREFIX} {text}"]
+        return parts if text else [*parts, SEED1_CAPTION_PREFIX]
+    return [text if text.startswith(SEED1_IMAGE_PREFIX) else f"{SEED1_IMAGE_PREFIX} {text}"]
 
 
 def _content(segment: Segment) -> str | tuple[int, ...]:
