@@ -105,12 +105,18 @@ def open_stable_diffusion(
 def read_config(folder: Path, vocabulary: ClipVocabulary) -> StableDiffusionConfig:
     """Read the configs of all subfolders; say which release of Stable Diffusion it is where it is not version 1."""
     sampler, noise = folder_config.read_scheduler(folder / "scheduler/scheduler_config.json")
-    width = read_json(folder / "unet/config.json", _REMEDY).get("cross_attention_dim")
+    unet = read_json(folder / "unet/config.json", _REMEDY)
+    width, name = unet.get("cross_attention_dim"), str(unet.get("_name_or_path") or "")
     if width != 768:
         release = "2" if width == 1024 else "another release"
         logging.warning(
             "%s is of Stable Diffusion %s (text states of width %s): SEED-1's embeddings have width 768 and do not "
             "fit it.", folder, release, width,
+        )  # fmt: skip
+    elif "diffusion-v1" in name and "v1-4" not in name:
+        logging.warning(
+            "%s says that it is %s: it fits, but SEED-1 was made with Stable Diffusion 1.4, whose images differ.",
+            folder, name,
         )  # fmt: skip
     return StableDiffusionConfig(
         unet=folder_config.read_unet(folder / "unet/config.json", class_labels=False),
