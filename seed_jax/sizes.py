@@ -25,13 +25,13 @@ def parse_size(text: str) -> int:
     return size
 
 
-def format_size(size: float) -> str:
+def format_size(size: float | int) -> str:
     """Return an amount of storage with three digits and a decimal unit, such as "13.6 GB"."""
     unit = next((unit for unit in ("G", "M", "K") if size >= 0.9995 * _DECIMAL[unit]), "")
     return f"{size / _DECIMAL[unit]:.3g} {unit.replace('K', 'k')}B"
 
 
-def format_memory(size: float) -> str:
+def format_memory(size: float | int) -> str:
     """Return an amount of memory with two decimals and a binary unit, such as "5.02 GiB"."""
     unit = "G" if size >= _BINARY["G"] / 10 else "M"
     return f"{size / _BINARY[unit]:.2f} {unit}iB"
