@@ -190,6 +190,9 @@ class LanguageStage(Stage[LanguageConfig]):
     def flops_per_unit(self) -> float:
         flat: dict[ParamPath, Any] = flatten_dict(sharding.unbox(self.abstract_variables()))
         matrices = {path: leaf.size for path, leaf in flat.items() if path[-1] in ("kernel", "a", "b")}
+        if ("params", "lm_head", "kernel") not in flat:  # the head is the embedding table
+            table = ("params", "embed_tokens", "embedding")
+            matrices[table] = flat[table].size
         trained = sum(size for path, size in matrices.items() if self.is_trainable(path))
         return flops.transformer_flops_per_token(
             trained_matmul=trained,

@@ -29,7 +29,7 @@ from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 from seed_jax.train.stage import LossOutput
 from seed_jax.train.stages import warm_start
 from seed_jax.train.stages.language import TINY_VOCABULARY, LanguageStage
-from seed_jax.typing import Tree
+from seed_jax.typing import ParamPath, Tree
 
 
 class SeedOptStage(LanguageStage):
@@ -86,6 +86,10 @@ class SeedOptStage(LanguageStage):
                 f"{codes[0]} of width {codes[1]}: name the image tokenizer that it was trained with."
             )
         return dataclasses.replace(sizes, num_codes=codes[0], code_width=codes[1])
+
+    def is_trainable(self, path: ParamPath) -> bool:
+        """The code vectors are the image tokenizer's and never train."""
+        return path[1] != "code_vectors" and super().is_trainable(path)
 
     def prepare(self, workdir: AnyPath) -> None:
         directory = Path(self.config.data.vocabulary)
