@@ -24,7 +24,7 @@ from seed_jax.errors import UserError
 from seed_jax.train.config import LanguageConfig, base
 
 VARIANTS = ("2.7b", "tiny")
-PAIRS, EPOCHS = 5_000_000, 4  # the paper's pairs; the epochs are ours
+PAIRS, EPOCHS = 5_000_000, 4  # the paper's pairs; the epochs are ours, half of them in each direction
 _TOKENS = 55  # of a pair in one direction, on average: 34 of an image, some 20 of prompt and caption
 
 
