@@ -16,12 +16,14 @@ import numpy as np
 from peaks import GIB, apart, seed_jax
 
 from seed_jax.convert.key_table import expected_shapes
-from seed_jax.convert.llama.hf_export import hf_config, parse_size, write_weights
+from seed_jax.convert.llama.hf_export import hf_config
 from seed_jax.convert.llama.key_table import abstract_params, key_table
+from seed_jax.convert.sharded_writer import write_weights
 from seed_jax.convert.tensors import LazyTensor, TensorDict, open_tensors
 from seed_jax.files import write_json
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.precision import as_dtype
+from seed_jax.sizes import parse_size
 
 
 def main() -> int:

@@ -11,6 +11,9 @@ Run the same command again to resume.
 
 Variants
     world     the default, 10 to 12 minutes
+    seed1     the same world with the first paper's system: codes predict text states through a Reverse Q-Former, Stable
+              Diffusion draws, a small OPT captions and draws (it neither answers nor edits)
+    seed1_shortest  every step of it once, for tests
     teacher   train the networks that the others start from, about two hours on two cores; use them with
               --config.teacher=W/teacher
     shortest  every step once, for tests: two minutes; learns next to nothing
@@ -21,10 +24,10 @@ All options: `seed_jax.quickstart.config.QuickstartConfig`; those of a stage are
 import ml_collections
 
 from seed_jax.errors import UserError
-from seed_jax.quickstart.config import QuickstartConfig, TeacherStageConfig
+from seed_jax.quickstart.config import QuickstartConfig, TeacherStageConfig, TextTeacherConfig
 from seed_jax.train.config import base, load_neighbor
 
-VARIANTS = ("world", "teacher", "shortest")
+VARIANTS = ("world", "teacher", "shortest", "seed1", "seed1_shortest")
 
 
 def get_config(variant: str = "world") -> ml_collections.ConfigDict:
@@ -33,9 +36,12 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
         raise UserError(f"configs/quickstart.py has no variant {variant!r}: expected one of {', '.join(VARIANTS)}.")
     config = base(QuickstartConfig)
     config.stages = _teacher_stages() if variant == "teacher" else _stages()
+    if variant.startswith("seed1"):
+        config.system = "seed1"
+        config.stages = _seed1_stages()
     if variant == "teacher":
         config.world.update(captions=32_000, crowded=10_000)
-    if variant == "shortest":
+    if variant.endswith("shortest"):
         _shorten(config)
     return config
 
@@ -54,6 +60,26 @@ def _stages() -> ml_collections.ConfigDict:
     stages.decoder = _decoder(steps=180, batch_size=32, peak_lr=5e-4)
     stages.pretrain = _language("pretrain", steps=650, peak_lr=2e-3)
     stages.sft = _language("sft", steps=1250, peak_lr=1.5e-3)
+    return stages
+
+
+def _seed1_stages() -> ml_collections.ConfigDict:
+    """Return SEED-1's stages: tokenizer as SEED-2's but for what the codes predict, no instruction tuning."""
+    stages = _stages()
+    del stages.pretrain, stages.sft
+    stages.text = base(TextTeacherConfig)
+    stages.text.precision.update(frozen="float32", compute="float32")
+    stages.text.data.update(flip=0.0, workers=0)
+    stages.text.optimizer.update(b2=0.98, weight_decay=0.01, clip_norm=1.0, warmup_ratio=0.05)
+    _scale(stages.text, steps=600, batch_size=64, peak_lr=2e-3)
+    stages.codebook.model.head = "text_features"
+    stages.codebook.teacher.vision = ""
+    # The UNet's attention to text states starts from random weights: more steps than SEED-2's decoder needs.
+    stages.decoder = _decoder(steps=1200, batch_size=32, peak_lr=1e-3)
+    stages.decoder.model.decoder = "stable_diffusion"
+    stages.pretrain_opt = _scaled(load_neighbor(__file__, "pretrain_opt"), steps=1200, batch_size=8, peak_lr=2e-3)
+    stages.pretrain_opt.data.sequence_length = 256
+    stages.pretrain_opt.optimizer.warmup_ratio = 0.05
     return stages
 
 

@@ -27,7 +27,7 @@ from seed_jax.data.text import bert
 from seed_jax.data.text.vocabulary import train_small
 from seed_jax.errors import UserError
 from seed_jax.files import new_directory, write_text
-from seed_jax.inference.chat.prompts import BASE_STYLE, USER, Message, build_prompt
+from seed_jax.inference.chat.prompts import BASE_STYLE, SEED1_STYLE, USER, Message, build_prompt
 from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment, Segment, TextSegment
@@ -86,6 +86,11 @@ class LanguageDemo:
 
     def mixture(self, stage: str) -> list[dict[str, Any]]:
         """Return `data.mixture`: captions for pre-training, questions with answers for instruction tuning."""
+        if stage == "pretrain_opt":
+            return [
+                {"path": str(self.shards("captions")), "task": task, "weight": 1.0, "params": {"max_length": 128}}
+                for task in ("seed1.caption", "seed1.image")
+            ]
         name, task = ("questions", "sft.qa") if stage == "sft" else ("captions", "pretrain.image_text_pair")
         # Half of the dialogues ask for an image instead of about one.
         params = {"max_length": 128, "reverse_ratio": 0.5}
@@ -182,6 +187,8 @@ def show_samples(demo: LanguageDemo, stage: str, workdir: Path) -> None:
     codes = tokenizer.encode([images.load(path) for path in paths])
     generator = Generator.load(workdir)
     style, question = ("vicuna", [TextSegment(QUESTION)]) if stage == "sft" else (BASE_STYLE, [])
+    if stage == "pretrain_opt":
+        style = SEED1_STYLE
     prompts = [[ImageSegment(tuple(map(int, row))), *question] for row in codes]
     answers = _generate(generator, prompts, style, "text")
     print("\nCaptions of held-out images (a model of this size memorizes; do not expect sense):")

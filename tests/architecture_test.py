@@ -15,6 +15,7 @@ LAYERS = [
     "terminal",
     "typing",
     "precision",
+    "sizes",
     "files",
     "lfs",
     "backends",

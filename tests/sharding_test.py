@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from seed_jax import sharding
 from seed_jax.errors import UserError
+from seed_jax.models.llama.block import LORA_TARGETS
 from seed_jax.models.llama.model import Llama, LlamaConfig
 from seed_jax.models.nn import lora
 
@@ -83,7 +84,7 @@ def test_shard_batch_assembles_the_global_batch():
 @pytest.mark.parametrize("sizes", [LlamaConfig.seed_8b(), LlamaConfig.seed_14b()], ids=["8b", "14b"])
 def test_no_large_tensor_of_the_real_models_is_replicated(sizes):
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
-    model = Llama(sizes, lora=lora.LoraSpec())
+    model = Llama(sizes, lora=lora.LoraSpec(LORA_TARGETS))
     params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32))["params"]
     tree = {"params": params, "lora": lora.abstract(params, model.lora)}
     shardings = sharding.tree_shardings(tree, mesh)
@@ -113,7 +114,7 @@ def test_shardings_of_the_real_models_equal_the_goldens(model, mesh):
     After an intended change, `SEED_JAX_WRITE_GOLDENS=1 pytest tests/sharding_test.py` rewrites the goldens.
     """
     sizes = {"8b": LlamaConfig.seed_8b(), "14b": LlamaConfig.seed_14b()}[model]
-    llama = Llama(sizes, lora=lora.LoraSpec())
+    llama = Llama(sizes, lora=lora.LoraSpec(LORA_TARGETS))
     params = jax.eval_shape(llama.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32))["params"]
     tree = {"params": params, "lora": lora.abstract(params, llama.lora)}
     shape = {"replica": 1, "fsdp": 1, "tensor": 1} | TABLES[mesh]

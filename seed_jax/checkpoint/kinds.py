@@ -14,6 +14,7 @@ class ModelKind(enum.StrEnum):
     UNCLIP = "unclip"
     STABLE_DIFFUSION = "stable_diffusion"
     CLIP_VISION = "clip_vision"
+    CLIP_TEXT = "clip_text"
 
     @property
     def description(self) -> str:
@@ -35,4 +36,5 @@ _DESCRIPTIONS = {
     ModelKind.UNCLIP: "an unCLIP image decoder",
     ModelKind.STABLE_DIFFUSION: "a Stable Diffusion 1 image decoder",
     ModelKind.CLIP_VISION: "a CLIP vision encoder",
+    ModelKind.CLIP_TEXT: "a CLIP text encoder",
 }

@@ -223,3 +223,10 @@ def check_tree(params: Tree, expected: Tree, source: str) -> None:
     ]
     if problems:
         raise UserError(f"The parameters in {source} do not fit the model: {'; '.join(problems)}.")
+
+
+def decoder_params(stored: Tree) -> Tree:
+    """Return the parameters to draw with; those of a training workdir are the moving averages."""
+    if "params" not in stored:
+        return stored
+    return {**stored["params"], **{part: tree for part, tree in stored["ema"].items() if part != "updates"}}

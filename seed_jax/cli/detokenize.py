@@ -33,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, type=Path, metavar="DIR", help="image tokenizer")
-    model.add_argument("--unclip", required=True, type=Path, metavar="DIR", help="decoder")
+    model.add_argument(
+        "--decoder", "--unclip", dest="decoder", required=True, type=Path, metavar="DIR", help="image decoder"
+    )
     model.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the UNet (default: %(default)s)"
     )
@@ -149,7 +151,7 @@ def _parse_line(place: str, number: int, text: bytes) -> CodesLine:
 
 def _check_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that determine the images; refuse a folder with images of other settings."""
-    settings = {"model": str(args.model), "unclip": str(args.unclip)}
+    settings = {"model": str(args.model), "unclip": str(args.decoder)}
     settings["codes"] = hashlib.sha256(read_bytes(args.codes, MAX_LIST_BYTES)).hexdigest()
     settings |= {name: getattr(args, name) for name in _DRAWING_OPTIONS}
     path = args.out / SETTINGS
@@ -177,7 +179,7 @@ def _draw(args: argparse.Namespace, settings: dict[str, Any], missing: list[tupl
     embedded = tokenizer.embed_codes(np.asarray([line.codes for line in lines], np.int32))
     embeddings = {line.number: embedding for line, embedding in zip(lines, embedded, strict=True)}
     del tokenizer  # frees its weights before the decoder's are loaded
-    drawer = Drawer.load(args.unclip, dtype=args.dtype, vae_dtype=args.vae_dtype)
+    drawer = Drawer.load(args.decoder, dtype=args.dtype, vae_dtype=args.vae_dtype)
     batches = drawer.stream(
         np.stack([embeddings[line.number] for line, _, _ in missing]),
         [seed for _, seed, _ in missing],

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seed_jax.errors import UserError
-from seed_jax.hub.manifest import Artefact, File, Manifest, format_size, load_manifest
+from seed_jax.hub.manifest import Artefact, File, Manifest, load_manifest
+from seed_jax.sizes import format_size
 
 DESCRIPTION = """Download official weights, tokenizers and encoders into DIR/NAME. Every file is checked by size and
 SHA-256; an interrupted download continues when the same command is run again. The hub's settings are honoured:

@@ -9,7 +9,7 @@ from typing import Any
 
 from seed_jax.inference.generation.sampling_params import EARLY_STOPPING, LENGTH_PENALTY_ON, SamplingParams
 
-PROMPT_STYLES = ("base", "llama2", "vicuna")
+PROMPT_STYLES = ("base", "llama2", "seed1", "vicuna")
 QUANTIZATIONS = ("int4", "int8")
 DTYPES = ("bfloat16", "float32")
 

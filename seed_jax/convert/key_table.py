@@ -187,6 +187,12 @@ def _lazy_param(entry: Entry, tensors: TensorDict, like: Any) -> LazyArray:
     return LazyArray(tuple(like.shape), np.dtype(like.dtype), read)
 
 
+def select_params(table: Sequence[Entry], params: Mapping[str, Any]) -> Tree:
+    """Return the part of a tree that these entries cover."""
+    flat = _flatten(params)
+    return unflatten_dict({entry.path: flat[entry.path] for entry in table}, sep="/")
+
+
 def to_torch_tensors(table: Sequence[Entry], params: Mapping[str, Any], source: str) -> TensorDict:
     """Return our parameters under PyTorch names and in PyTorch layouts, each read when it is asked for.
 

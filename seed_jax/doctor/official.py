@@ -18,9 +18,11 @@ from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
 from seed_jax.checkpoint.lazy import load_on_device
 from seed_jax.convert.diffusion import parity as decoder_parity
 from seed_jax.convert.diffusion.diffusers_export import export_unclip
-from seed_jax.convert.llama import parity as llama_parity
-from seed_jax.convert.llama.hf_export import export_llama
+from seed_jax.convert.hugging_face import parity
+from seed_jax.convert.hugging_face.export import export_language_model
+from seed_jax.convert.llama.hf_export import LLAMA
 from seed_jax.convert.merging import cast_params
+from seed_jax.convert.opt.hf_export import OPT
 from seed_jax.convert.parity import Check, ParityReport
 from seed_jax.convert.tensors import open_tensors
 from seed_jax.convert.tokenizer import parity as tokenizer_parity
@@ -31,6 +33,7 @@ from seed_jax.files import write_text
 from seed_jax.hub.download import RECORD, read_record
 from seed_jax.inference.language_model import read_references
 
+_LAYOUTS = {ModelKind.LLAMA: LLAMA, ModelKind.OPT: OPT}
 DOWNLOADS = "downloads"  # of `seed-jax fetch --import`, beside the parts
 
 
@@ -112,12 +115,13 @@ def _sources(part: Path, provenance: dict[str, Any], model: Path) -> dict[str, P
 
 
 def _compare(part: Path, kind: str, sources: dict[str, Path]) -> ParityReport:
-    if kind == ModelKind.LLAMA:
+    if kind in _LAYOUTS:
+        layout = _LAYOUTS[kind]
         if "from" in sources:
-            return llama_parity.import_report(sources["from"], part, adapter=sources.get("adapter"))
+            return parity.import_report(layout, sources["from"], part, adapter=sources.get("adapter"))
         with _temporary(part) as directory:
-            export_llama(part, directory)
-            return llama_parity.export_report(part, directory)
+            export_language_model(layout, part, directory)
+            return parity.export_report(layout, part, directory)
     if kind == ModelKind.IMAGE_TOKENIZER:
         return _compare_tokenizer(part, sources)
     if kind == ModelKind.UNCLIP:
@@ -132,7 +136,7 @@ def _compare(part: Path, kind: str, sources: dict[str, Path]) -> ParityReport:
         with _temporary(part) as directory:
             export_unclip(part, directory)
             return decoder_parity.parity_report(title, directory, params, importing=False, facts=facts)
-    supported = "a LLaMA, an image tokenizer, an unCLIP decoder or a bundle of them"
+    supported = "a LLaMA, an OPT, an image tokenizer, an unCLIP decoder or a bundle of them"
     raise UserError(f"{part} holds a model of kind {kind!r}, which has no PyTorch restatement here: give {supported}.")
 
 

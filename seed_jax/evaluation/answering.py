@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from seed_jax.evaluation.eval_model import EvalModel
 
 LETTERS = "ABCDEFGHIJ"
+UNTUNED_STYLES = ("base", "seed1")  # prompt styles of models that continue a text instead of following instructions
 # How choices are compared: the sum of token log-probabilities (the official rule of SEED-Bench with LLaMA), their mean,
 # the sum by characters, and the sum without the choice's log-probability after BOS alone.
 RULES = ("sum", "token_mean", "character_mean", "pmi")
@@ -51,7 +52,7 @@ class RankedChoices(Task):
 
     def prompt(self, sample: Sample, style: str) -> str:
         """Return the text of the user's message in a prompt style; images precede it."""
-        return f"Question: {sample.text}\nAnswer:" if style == "base" else sample.text
+        return f"Question: {sample.text}\nAnswer:" if style in UNTUNED_STYLES else sample.text
 
     def predict(self, batch: Sequence[LoadedSample], model: "EvalModel", params: SamplingParams) -> list[Prediction]:
         codes = model.encode([loaded.images for loaded in batch])

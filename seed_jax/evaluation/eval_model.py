@@ -88,7 +88,8 @@ class EvalModel:
 
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[str]]) -> list[list[Score]]:
         """Return the log-probabilities of texts after each prompt, which is prefilled once for all of them."""
-        ids = [[self.vocabulary.encode(text, plain=True) for text in group] for group in continuations]
+        blank = self.vocabulary.blank
+        ids = [[self.vocabulary.encode(blank + text, plain=True) for text in group] for group in continuations]
         return self.scorer.score(prompts, ids, batch_size=len(prompts))
 
     def score_images(self, prompts: Sequence[Sequence[int]], images: Sequence[Codes]) -> list[list[Score]]:

@@ -20,11 +20,12 @@ from typing import Any
 
 from seed_jax.errors import UserError
 from seed_jax.files import locked, parse_json, read_text, write_json
-from seed_jax.hub.manifest import Artefact, File, Source, format_size
+from seed_jax.hub.manifest import Artefact, File, Source
 from seed_jax.hub.sources import Locator, Remote, SourceError, describe
 from seed_jax.hub.transfer import Progress, Stopped, Transfer
 from seed_jax.hub.verify import Expected, WrongContent, check, check_size
 from seed_jax.lfs import lfs_pointer
+from seed_jax.sizes import format_size
 
 RECORD = "fetched.json"
 PARTIAL = ".partial"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from seed_jax.errors import UserError
 from seed_jax.files import read_text
+from seed_jax.sizes import parse_size
 
 FILE = Path(__file__).with_name("manifest.toml")
 UNKNOWN = "unknown"
@@ -21,7 +22,6 @@ GATED = ("no", "yes", UNKNOWN)
 SIZE_TOLERANCE = 0.02
 # Below this, files of the same name and use differ between mirrors (JSON printed otherwise): a warning only.
 SMALL = 1_000_000
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -211,24 +211,6 @@ def load_manifest(path: Path = FILE) -> Manifest:
     return manifest
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of a printed size such as "13.6 GB" (decimal units).
-
-    Raises:
-        ValueError: the text is not a size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) (B|kB|MB|GB)", text)
-    if not match:
-        raise ValueError(f"{text!r} is not a size such as '13.6 GB'")
-    return round(float(match[1]) * _UNITS[match[2]])
-
-
-def format_size(size: int) -> str:
-    """Return a size as pages print it: three digits and a decimal unit."""
-    unit = next((unit for unit in ("GB", "MB", "kB") if size >= 0.9995 * _UNITS[unit]), "B")
-    return f"{size / _UNITS[unit]:.3g} {unit}"
-
-
 class _Table:
     """A TOML table that is read key by key, so that a missing, mistyped or unknown key is an error with its place."""
 
@@ -337,8 +319,8 @@ def _file(table: _Table) -> File:
     if isinstance(size, str):
         try:
             size = None if size == UNKNOWN else parse_size(size)
-        except ValueError as error:
-            raise table.error(str(error)) from None
+        except UserError as error:
+            raise table.error(str(error).removesuffix(".")) from None
     else:
         exact = True
         if size <= 0:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from seed_jax.hub.manifest import format_size
 from seed_jax.hub.sources import TRANSIENT_STATUS, Remote, SourceError, first_line, status_text
 from seed_jax.hub.verify import START, kind_of
+from seed_jax.sizes import format_size
 
 if TYPE_CHECKING:
     import httpx

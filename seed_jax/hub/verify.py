@@ -5,8 +5,9 @@ import hashlib
 import logging
 from pathlib import Path
 
-from seed_jax.hub.manifest import SIZE_TOLERANCE, SMALL, Artefact, File, format_size
+from seed_jax.hub.manifest import SIZE_TOLERANCE, SMALL, Artefact, File
 from seed_jax.lfs import parse_pointer
+from seed_jax.sizes import format_size
 
 START = 1024  # bytes that `kind_of` looks at
 _PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")

@@ -3,7 +3,7 @@
 `config.json` of a model directory (or of the `model/` folder of a training workdir) may name what belongs to the model,
 with paths relative to the folder that holds the file:
 
-    "prompt_style"      "vicuna", "llama2" or "base"
+    "prompt_style"      "vicuna", "llama2", "base" or "seed1"
     "image_tokenizer"   model directory of the image tokenizer, or null
     "decoder"           model directory of the image decoder, or null
 
@@ -26,9 +26,9 @@ from seed_jax.convert.model_card.card import write_bundle_card
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import write_json
-from seed_jax.models.language_models import read_sizes
+from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn import lora
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.typing import Tree
 
 PROMPT_STYLE = "prompt_style"
@@ -45,7 +45,7 @@ class ModelReferences:
         language_model: model directory or training workdir.
         image_tokenizer: model directory, if one is named.
         decoder: model directory, if one is named.
-        prompt_style: "vicuna", "llama2" or "base", if one is named.
+        prompt_style: "vicuna", "llama2", "base" or "seed1", if one is named.
     """
 
     language_model: Path
@@ -97,7 +97,7 @@ def write_bundle(
         language_model: model directory or training workdir.
         image_tokenizer: model directory or training workdir; by default what the language model names.
         decoder: model directory or training workdir; by default what the language model names.
-        prompt_style: "vicuna", "llama2" or "base"; by default what the language model names.
+        prompt_style: "vicuna", "llama2", "base" or "seed1"; by default what the language model names.
 
     Raises:
         UserError: a directory does not hold a model of its kind.
@@ -138,7 +138,7 @@ class LanguageModel:
         references: what belongs to the model.
     """
 
-    config: LanguageModelConfig
+    config: DecoderOnlyConfig
     params: Tree
     vocabulary: Vocabulary
     references: ModelReferences
@@ -166,15 +166,16 @@ def _language_model(loaded: model_dir.ModelDir, references: ModelReferences) -> 
     missing = sorted({"sizes", IMAGE_TOKENIZER} - loaded.config.keys())
     if missing:
         raise UserError(f"{where} lacks {' and '.join(missing)}: import the model again.")
+    sizes = read_sizes(loaded.kind, loaded.config["sizes"], where)
     return LanguageModel(
-        config=read_sizes(loaded.kind, loaded.config["sizes"], where),
-        params=_merged_params(loaded.params, loaded.config.get("lora"), where),
+        config=sizes,
+        params=_merged_params(loaded.params, model_class(sizes).lora_targets, loaded.config.get("lora"), where),
         vocabulary=Vocabulary.load(loaded.directory),
         references=references,
     )
 
 
-def _merged_params(tree: Tree, spec: dict[str, Any] | None, where: str) -> Tree:
+def _merged_params(tree: Tree, targets: tuple[str, ...], spec: dict[str, Any] | None, where: str) -> Tree:
     """Return a model directory's parameters as they are; merge the collections of a checkpoint."""
     if "params" not in tree:
         return tree
@@ -184,7 +185,7 @@ def _merged_params(tree: Tree, spec: dict[str, Any] | None, where: str) -> Tree:
     if not spec:
         raise UserError(f"{where} has no 'lora', which gives the scale of the checkpoint's adapters: restore it.")
     merge = merge_lora if any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(tree["params"])) else lora.merge
-    return merge(tree["params"], adapters, lora.read_spec(spec, where))
+    return merge(tree["params"], adapters, lora.read_spec(spec, where, targets))
 
 
 def _path(folder: Path, config: dict[str, Any], key: str, where: str) -> Path | None:

@@ -9,7 +9,6 @@ import functools
 import logging
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,15 @@ from seed_jax.inference.seed_llama import LoadConfig
 from seed_jax.models.diffusion import DECODERS
 from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn.attention import QUERY_BLOCK_SIZE
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
 from seed_jax.sharding import unbox
+from seed_jax.sizes import format_memory, parse_size
 from seed_jax.typing import Tree
 
 GIB = 2**30
 COMFORTABLE_FRACTION = 0.7  # of a device's memory, below which a plan needs no mention
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Workload:
         """Return how many sequences the model decodes at a time."""
         return bucket(self.prompts, smallest=1) * self.beams * self.num_branches
 
-    def num_slots(self, config: LanguageModelConfig) -> int:
+    def num_slots(self, config: DecoderOnlyConfig) -> int:
         """Return the length of the KV cache."""
         longest = bucket(self.prompt_length, config.max_length) + bucket(self.new_tokens, config.max_length)
         return min(longest, config.max_length)
@@ -130,7 +129,7 @@ class MemoryPlan:
             **{f"temporary: {name}": size for name, size in self.temporary.items()},
             "peak": self.peak,
         }
-        return [f"{name:<40} {_format_bytes(size):>12}" for name, size in rows.items()]
+        return [f"{name:<40} {format_memory(size):>12}" for name, size in rows.items()]
 
     def fits_comfortably(self, limit: int | None) -> bool:
         """Return whether the plan takes so little of `limit` bytes that it need not be reported."""
@@ -139,16 +138,16 @@ class MemoryPlan:
     def check(self, limit: int | None) -> None:
         """Raise UserError if the peak exceeds `limit` bytes; None accepts any plan."""
         if limit is not None and self.peak > limit:
-            parts = ", ".join(f"{name} {_format_bytes(size)}" for name, size in self.resident.items())
-            temporary = _format_bytes(max(self.temporary.values(), default=0))
+            parts = ", ".join(f"{name} {format_memory(size)}" for name, size in self.resident.items())
+            temporary = format_memory(max(self.temporary.values(), default=0))
             raise UserError(
-                f"This needs {_format_bytes(self.peak)} of memory, but {_format_bytes(limit)} are available ({parts}, "
+                f"This needs {format_memory(self.peak)} of memory, but {format_memory(limit)} are available ({parts}, "
                 f"temporary buffers up to {temporary}): {self.remedy}."
             )
 
 
 def plan_memory(
-    llama: LanguageModelConfig,
+    llama: DecoderOnlyConfig,
     precision: Precision,
     workload: Workload | SlotPoolSize,
     *,
@@ -189,7 +188,7 @@ def plan_memory(
 
 
 def plan_slots(
-    config: LanguageModelConfig,
+    config: DecoderOnlyConfig,
     precision: Precision,
     pool: SlotPoolSize,
     weights: int,
@@ -296,12 +295,12 @@ def _read_sizes(directory: Path, kind: str | Sequence[str]) -> tuple[str, dict[s
     return config["kind"], config.get("sizes", {}), str(folder / model_dir.CONFIG)
 
 
-def kv_cache_bytes(config: LanguageModelConfig, precision: Precision, workload: Workload) -> int:
+def kv_cache_bytes(config: DecoderOnlyConfig, precision: Precision, workload: Workload) -> int:
     values_per_slot = 2 * config.num_layers * config.num_kv_heads * config.head_size
     return workload.num_sequences * workload.num_slots(config) * values_per_slot * precision.compute_dtype.itemsize
 
 
-def prefill_bytes(config: LanguageModelConfig, workload: Workload) -> int:
+def prefill_bytes(config: DecoderOnlyConfig, workload: Workload) -> int:
     num_sequences = bucket(workload.prompts, smallest=1) * workload.num_branches
     length = bucket(workload.prompt_length, config.max_length)
     scores = 3 * config.num_heads * min(length, QUERY_BLOCK_SIZE) * length
@@ -311,7 +310,7 @@ def prefill_bytes(config: LanguageModelConfig, workload: Workload) -> int:
     return 4 * num_sequences * (scores + activations) + cache_copy + kernel
 
 
-def decode_bytes(config: LanguageModelConfig, workload: Workload) -> int:
+def decode_bytes(config: DecoderOnlyConfig, workload: Workload) -> int:
     slots = workload.num_slots(config)
     logits = 8 * config.vocab_size * (workload.beams if workload.beams > 1 else 1)
     activations = 3 * config.intermediate_size + 10 * config.hidden_size + 3 * config.num_heads * slots
@@ -351,31 +350,19 @@ def device_memory() -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def parse_size(text: str) -> int:
-    """Parse "16GiB", "16G" or a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise UserError(f"{text!r} is not an amount of memory: expected a number with a unit, such as 16GiB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _format_bytes(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
-
-
 def tree_bytes(tree: Tree) -> int:
     """Return the bytes of all arrays of a tree, abstract ones too."""
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def llama_weights(config: LanguageModelConfig, precision: Precision, quantize: str | None) -> Tree:
+def llama_weights(config: DecoderOnlyConfig, precision: Precision, quantize: str | None) -> Tree:
     """Return the abstract parameters as `Generator` holds them."""
     dtype_of = weight_loading.matrix_dtype(precision.compute_dtype)
     return weight_loading.abstract(_llama_shapes(config), dtype_of, weight_loading.llama_schemes(quantize))
 
 
 @functools.cache  # tracing the released sizes takes seconds, and plans of several dtypes share the shapes
-def _llama_shapes(config: LanguageModelConfig) -> Tree:
+def _llama_shapes(config: DecoderOnlyConfig) -> Tree:
     model = model_class(config)(config, scan_layers=False)
     return unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
 

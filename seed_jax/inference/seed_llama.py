@@ -13,7 +13,15 @@ from PIL import Image
 
 from seed_jax.errors import UserError
 from seed_jax.images import ImageInput, as_list, load
-from seed_jax.inference.chat.prompts import BASE_STYLE, USER, Message, build_prompt, check_style, interleave
+from seed_jax.inference.chat.prompts import (
+    BASE_STYLE,
+    SEED1_STYLE,
+    USER,
+    Message,
+    build_prompt,
+    check_style,
+    interleave,
+)
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
 from seed_jax.inference.generation.generator import Generator
@@ -34,7 +42,7 @@ class LoadConfig:
         model: directory of the language model: model directory, bundle or training workdir.
         tokenizer: directory of the image tokenizer; by default the one that the model's config.json names.
         decoder: directory of the image decoder, needed for drawing only; by default the one that config.json names.
-        style: prompt style ("vicuna", "llama2" or "base"); by default the one that config.json names, else "base".
+        style: prompt style ("vicuna", "llama2", "base" or "seed1"); by default that of config.json, else "base".
         dtype: compute dtype; by default bfloat16, on a CPU float32.
         quantize: "int8" or "int4" quantizes the language model's kernels.
         quantize_vit: "int8" or "int4" quantizes the kernels of the image tokenizer's ViT.
@@ -84,7 +92,7 @@ class SeedLlama:
         generator: the language model.
         open_tokenizer: loads the image tokenizer for a batch size.
         open_drawer: loads the decoder.
-        style: prompt style: "vicuna", "llama2" or "base".
+        style: prompt style: "vicuna", "llama2", "base" or "seed1".
     """
 
     def __init__(
@@ -139,6 +147,11 @@ class SeedLlama:
         """
         config = config.resolve()
         loaded, precision = open_language_model(config.model), config.precision
+        if config.style == SEED1_STYLE and loaded.config.num_input_tokens == loaded.config.vocab_size:
+            raise UserError(
+                f"Prompt style {SEED1_STYLE!r} shows images as code vectors, which {config.model} does not read: it is "
+                "for models of configs/pretrain_opt.py; use another --style."
+            )
         generator = Generator(
             loaded.config, loaded.params, loaded.vocabulary, precision=precision, quantize=config.quantize, mesh=mesh
         )

@@ -11,7 +11,7 @@ from typing import Any
 from seed_jax.errors import UserError
 from seed_jax.models.llama.config import LlamaConfig
 from seed_jax.models.llama.model import Llama
-from seed_jax.models.nn.decoder_only import DecoderOnly, LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnly, DecoderOnlyConfig
 from seed_jax.models.opt.config import OptConfig
 from seed_jax.models.opt.model import Opt
 
@@ -20,7 +20,7 @@ from seed_jax.models.opt.model import Opt
 class Architecture:
     """The classes of a language model."""
 
-    config_class: type[LanguageModelConfig]
+    config_class: type[DecoderOnlyConfig]
     model_class: type[DecoderOnly]
 
 
@@ -28,12 +28,12 @@ class Architecture:
 ARCHITECTURES = {"llama": Architecture(LlamaConfig, Llama), "opt": Architecture(OptConfig, Opt)}
 
 
-def read_sizes(kind: str, sizes: Mapping[str, Any], where: str = "config") -> LanguageModelConfig:
+def read_sizes(kind: str, sizes: Mapping[str, Any], where: str = "config") -> DecoderOnlyConfig:
     """Return the config that `sizes` of a model directory's `config.json` describe.
 
     Args:
         kind: of the model directory.
-        sizes: result of `LanguageModelConfig.to_dict`.
+        sizes: result of `DecoderOnlyConfig.to_dict`.
         where: origin of the sizes in error messages.
 
     Raises:
@@ -44,11 +44,11 @@ def read_sizes(kind: str, sizes: Mapping[str, Any], where: str = "config") -> La
     return ARCHITECTURES[kind].config_class.from_dict(sizes, where)
 
 
-def model_class(config: LanguageModelConfig) -> type[DecoderOnly]:
+def model_class(config: DecoderOnlyConfig) -> type[DecoderOnly]:
     """Return the class of the model that has this config."""
     return next(entry.model_class for entry in ARCHITECTURES.values() if isinstance(config, entry.config_class))
 
 
-def kind_of(config: LanguageModelConfig) -> str:
+def kind_of(config: DecoderOnlyConfig) -> str:
     """Return the kind of a model directory that holds a model of this config."""
     return next(kind for kind, entry in ARCHITECTURES.items() if isinstance(config, entry.config_class))

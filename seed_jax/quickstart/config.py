@@ -74,12 +74,17 @@ class MeasureOptions(Section):
         yield from not_positive(self, "samples", "drawings", "free", "batch")
 
 
+SYSTEMS = ("seed1", "seed2")
+
+
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig(Section):
     """Options of a recipe.
 
     Attributes:
         stage: "recipe".
+        system: "seed2", or "seed1": codes predict text states, Stable Diffusion draws, and the language model is an OPT
+            that captions and draws.
         seed: of the data and of every stage.
         teacher: directory of pretrained networks (`T/teacher` of the variant `teacher`); "" for those of the package.
         tokenizer: variants of the image tokenizer.
@@ -89,12 +94,16 @@ class QuickstartConfig(Section):
     """
 
     stage: str = STAGE
+    system: str = "seed2"
     seed: int = 42
     teacher: str = ""
     tokenizer: TokenizerOptions = TokenizerOptions()
     world: WorldOptions = WorldOptions()
     evaluate: MeasureOptions = MeasureOptions()
     stages: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def problems(self) -> Problems:
+        yield from not_one_of(self, system=SYSTEMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,3 +138,49 @@ class TeacherStageConfig(TrainConfig):
             yield "data.demo", "is True, but this stage makes no demo data: set it to False"
         if not self.data.mixture:
             yield "data.mixture", "is empty: name at least one directory of shards of `--source world`, task captions"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTeacherModelConfig(Section):
+    """The text encoder.
+
+    Attributes:
+        width: of its states.
+        layers: number of blocks.
+        heads: attention heads.
+        vision: model directory of the vision tower whose image embeddings captions are matched with.
+    """
+
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+    vision: str = ""
+
+    def problems(self) -> Problems:
+        yield from not_positive(self, "width", "layers", "heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTeacherDataConfig(ImageDataConfig):
+    """Captioned images.
+
+    Attributes:
+        vocabulary: directory of the captions' CLIP vocabulary.
+    """
+
+    vocabulary: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTeacherConfig(TrainConfig):
+    """Options of the stage `world_text`."""
+
+    stage: str = "world_text"
+    model: TextTeacherModelConfig = TextTeacherModelConfig()
+    data: TextTeacherDataConfig = TextTeacherDataConfig()
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        for section, option in ((self.model, "vision"), (self.data, "vocabulary")):
+            if not getattr(section, option):
+                yield f"{'model' if option == 'vision' else 'data'}.{option}", "is empty: the recipe names it"

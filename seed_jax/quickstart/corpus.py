@@ -12,6 +12,7 @@ from seed_jax.data.sources import open_source
 from seed_jax.data.sources.world import make_raw_sample, read_description
 from seed_jax.data.templates import Phrases
 from seed_jax.data.text import bert
+from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.data.text.vocabulary import train_small
 from seed_jax.data.world import TASKS, make_sample
 from seed_jax.files import write_bytes, write_json
@@ -56,6 +57,11 @@ class Corpus:
         return self.directory / bert.FILE
 
     @property
+    def clip_vocabulary(self) -> Path:
+        """Directory of the vocabulary of SEED-1's text encoder."""
+        return self.directory / "clip_vocabulary"
+
+    @property
     def vocabulary(self) -> Path:
         """Directory of the language model's vocabulary."""
         return self.directory / "vocabulary"
@@ -69,7 +75,9 @@ class Corpus:
         return [{"path": str(self.images), "weight": 1.0}]
 
     def language_mixture(self, stage: str) -> list[dict[str, Any]]:
-        """Return `data.mixture` of a language stage, "pretrain" or "sft"."""
+        """Return `data.mixture` of a language stage, "pretrain", "sft" or "pretrain_opt"."""
+        if stage == "pretrain_opt":
+            return [self._component("captions", task, 1.0) for task in ("seed1.caption", "seed1.image")]
         if stage == "pretrain":
             return [
                 self._component("captions", "pretrain.image_text_pair", 4.0),
@@ -112,7 +120,11 @@ def build_image_shards(corpus: Corpus, config: QuickstartConfig) -> None:
         image = make_raw_sample(description, index, "").items[0]
         assert isinstance(image, bytes)
         write_bytes(corpus.examples / f"{index:02}.png", image)
-    bert.train_small(_vocabulary_texts(config.seed), _BERT_SIZE).save(corpus.bert_vocabulary)
+    texts = _vocabulary_texts(config.seed)
+    bert.train_small(texts, _BERT_SIZE).save(corpus.bert_vocabulary)
+    if config.system == "seed1":
+        corpus.clip_vocabulary.mkdir(exist_ok=True)
+        ClipVocabulary.train_small(texts).save(corpus.clip_vocabulary)
 
 
 def build_language_shards(corpus: Corpus, config: QuickstartConfig, tokenizer: Path) -> None:
@@ -121,7 +133,7 @@ def build_language_shards(corpus: Corpus, config: QuickstartConfig, tokenizer: P
     texts = _vocabulary_texts(config.seed)
     train_small(texts, corpus.vocabulary, vocab_size=_PIECES, num_codes=loaded.config.num_codes)
     encoder = BatchImageEncoder(loaded)
-    for task in TASKS:
+    for task in ("captions",) if config.system == "seed1" else TASKS:
         description = corpus.write_description(task, config, task=task, count=getattr(config.world, task))
         _build([description], corpus.tokenized(task), encoder)
 

@@ -86,9 +86,13 @@ def measure(options: MeasureOptions, image_size: int, teacher: Path, workdir: Pa
     def open_pipeline() -> Pipeline:
         return Pipeline.load(workdir, image_size, options.batch, teacher / "vision")
 
-    models = [name for name in ("codebook", "decoder", "sft") if (workdir / name).is_dir()]
+    models = [name for name in ("codebook", "decoder", "sft", "pretrain_opt") if (workdir / name).is_dir()]
     description = {name: fingerprint(workdir / name) for name in models}
-    tasks = world_tasks(options, image_size, has_language_model="sft" in models)
+    follows_instructions = "sft" in models
+    has_language_model = follows_instructions or "pretrain_opt" in models
+    tasks = world_tasks(
+        options, image_size, has_language_model=has_language_model, follows_instructions=follows_instructions
+    )
     runs: list[TaskRun] = []
     for task in tasks:
         settings = RunOptions(options.batch)
@@ -108,7 +112,7 @@ def measure(options: MeasureOptions, image_size: int, teacher: Path, workdir: Pa
             numbers["codes_seen"] = len(np.unique(codes)) / run.predictions[0]["num_codes"]
         if task.example and task.held_out:
             examples += _examples(task, run, options.shown)
-    if "sft" in models:
+    if follows_instructions:
         examples += run_conversation(open_pipeline())
     return Measurements(numbers, tuple(examples))
 

@@ -14,7 +14,7 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.convert.tokenizer import clip
 from seed_jax.data.templates.phrases import Phrases
-from seed_jax.inference.chat.prompts import USER, Message, build_prompt
+from seed_jax.inference.chat.prompts import SEED1_STYLE, USER, Message, build_prompt
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
 from seed_jax.inference.generation.generator import Generator
@@ -40,6 +40,8 @@ class Pipeline:
         generator: the language model, or None where the recipe ended before it.
         image_size: height and width in pixels.
         batch_size: of every call; smaller batches are padded, so that each program is compiled once.
+        style: prompt style of the language model: "vicuna", or "seed1", which knows no other request than an image to
+            caption or a caption to draw.
         similarity: of images, under the teacher's vision tower.
     """
 
@@ -49,14 +51,26 @@ class Pipeline:
     image_size: int
     batch_size: int
     similarity: "Similarity"
+    style: str = "vicuna"
 
     @classmethod
     def load(cls, workdir: Path, image_size: int, batch_size: int, vision: Path) -> "Pipeline":
         """Load the models from a quickstart's workdir, and a vision tower that compares images."""
         tokenizer = ImageTokenizer.load(workdir / "codebook", batch_size=batch_size)
-        generator = Generator.load(workdir / "sft") if (workdir / "sft").is_dir() else None
-        drawer = Drawer.load(workdir / "decoder")
-        return cls(tokenizer, drawer, generator, image_size, batch_size, Similarity(vision))
+        styles = {"sft": "vicuna", "pretrain_opt": SEED1_STYLE}
+        trained = next((name for name in styles if (workdir / name).is_dir()), None)
+        generator = Generator.load(workdir / trained) if trained else None
+        drawer, style = Drawer.load(workdir / "decoder"), styles[trained or "sft"]
+        return cls(tokenizer, drawer, generator, image_size, batch_size, Similarity(vision), style)
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether the language model answers questions and edits images."""
+        return self.generator is not None and self.style != SEED1_STYLE
+
+    def drawing_prompt(self, caption: str) -> list[TextSegment]:
+        """Return the request to draw a caption."""
+        return [TextSegment(caption)] if self.style == SEED1_STYLE else drawing_prompt(caption)
 
     def tokenize(self, pixels: Sequence[UInt8[np.ndarray, "S S 3"]]) -> Int[np.ndarray, "N Q"]:
         """Return the codes of images."""
@@ -97,7 +111,9 @@ class Pipeline:
     def _generate(self, prompts: Sequence[Sequence[Segment]], params: SamplingParams) -> list[tuple[Segment, ...]]:
         if self.generator is None:
             raise ValueError("The workdir has no language model.")
-        ids = [build_prompt([Message(USER, prompt)], "vicuna", self.generator.vocabulary) for prompt in prompts]
+        if self.style == SEED1_STYLE:  # a request beside an image has a prefix of its own
+            prompts = [[part for part in prompt if isinstance(part, ImageSegment)] or prompt for prompt in prompts]
+        ids = [build_prompt([Message(USER, prompt)], self.style, self.generator.vocabulary) for prompt in prompts]
         padded = [ids[index] for index in self._padded_indices(len(ids))]
         answers = self.generator.generate(padded, params, batch_size=self.batch_size)
         return [answer.segments for answer in answers[: len(ids)]]

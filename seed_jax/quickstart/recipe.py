@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
@@ -57,7 +57,7 @@ def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | Pa
         UserError: bad options, or a workdir that was begun with other options.
     """
     options = parse(QuickstartConfig, config)
-    recipe = TeacherTraining if "reader" in options.stages else Quickstart
+    recipe = TeacherTraining if "reader" in options.stages else RECIPES[options.system]
     directory = workdirs.resolve(workdir)
     if not isinstance(directory, Path):
         raise UserError(f"--workdir {workdir} is in a bucket: the quickstart needs a local directory.")
@@ -139,6 +139,8 @@ class Recipe(abc.ABC):
 class Quickstart(Recipe):
     """Train the image tokenizer, the decoder and the language model from the teacher's networks, and measure them."""
 
+    language_model: ClassVar[str] = "sft"  # stage whose workdir holds the language model to measure
+
     @property
     def teacher(self) -> Path:
         return Path(self.config.teacher or self.workdir / "teacher")
@@ -199,7 +201,7 @@ class Quickstart(Recipe):
 
         write_bundle(
             self.workdir,
-            language_model=self.workdir / "sft",
+            language_model=self.workdir / self.language_model,
             image_tokenizer=self.workdir / "codebook",
             decoder=self.workdir / "decoder",
         )
@@ -212,11 +214,55 @@ class Quickstart(Recipe):
 
         results = measure(self.config.evaluate, self.config.world.side, self.teacher, self.workdir)
         write_json(self.workdir / "results.json", results.numbers)
-        if (self.workdir / "sft").is_dir():
+        if (self.workdir / self.language_model).is_dir():
             write_report(self.workdir, results, self.times())
             update_bundle_card(self.workdir)  # with the results
         for name, value in results.numbers.items():
             logging.info("%-40s %.3f", name, value)
+
+
+class Seed1Quickstart(Quickstart):
+    """The same with SEED-1: its text encoder is trained first, and its language model captions and draws only."""
+
+    language_model = "pretrain_opt"
+
+    def steps(self) -> Iterator[Step]:
+        if not self.config.teacher:
+            yield Step("teacher", 4, self.unpack_teacher)
+        yield Step("images", 16, self.build_images)
+        yield Step("text", 60, self.train_text)
+        yield Step("qformer", 32, self.train_qformer)
+        yield Step("codebook", 120, self.train_codebook)
+        yield Step("decoder", 400, self.train_decoder)
+        yield Step("tokenize", 30, self.tokenize)
+        yield Step("pretrain_opt", 150, self.pretrain)
+        yield Step("bundle", 1, self.bundle)
+        yield Step("evaluate", 25, self.evaluate)
+
+    def train_text(self) -> None:
+        paths = {"model.vision": self.teacher / "vision", "data.vocabulary": self.corpus.clip_vocabulary}
+        self.train("text", self.corpus.image_mixture(), paths)
+
+    def train_codebook(self) -> None:
+        text = self.workdir / "text"
+        paths = {"teacher.text": text, "teacher.text_vocabulary": self.corpus.clip_vocabulary}
+        self.train(
+            "codebook", self.corpus.image_mixture(), {**self._tokenizer_paths(self.workdir / "qformer"), **paths}
+        )
+
+    def train_decoder(self) -> None:
+        start = self.workdir / "data/decoder_start"
+        teacher_files.make_stable_diffusion(start, self.teacher / "unclip", self.workdir / "text")
+        paths = {"model.init": start, "source.tokenizer": self.workdir / "codebook"}
+        self.train("decoder", self.corpus.image_mixture(), paths)
+
+    def pretrain(self) -> None:
+        paths = {"data.vocabulary": self.corpus.vocabulary, "model.code_vectors": self.workdir / "codebook"}
+        self.train("pretrain_opt", self.corpus.language_mixture("pretrain_opt"), paths)
+
+
+# `system` -> recipe
+RECIPES: dict[str, type[Quickstart]] = {"seed1": Seed1Quickstart, "seed2": Quickstart}
 
 
 class TeacherTraining(Recipe):

@@ -30,6 +30,7 @@ _WHOLE = {
     "drawn_attributes": "drawn_whole",
     "edited_attributes": "edited_whole",
 }
+_INSTRUCTED = ("answer", "edited")  # tasks that SEED-1's language model is not trained for
 # Task of the examples -> title and description.
 _SECTIONS = {
     "rebuild": ("Reconstruction", "Left an image, right what is generated from its 32 codes. The texture may change."),
@@ -120,6 +121,8 @@ def write_report(workdir: Path, results: Measurements, times: dict[str, float]) 
 def _goals_table(numbers: dict[str, float]) -> str:
     rows = []
     for name, (title, goal) in GOALS.items():
+        if name.startswith(_INSTRUCTED) and name not in numbers:
+            continue
         value, whole = numbers[name], numbers.get(_WHOLE.get(name, ""))
         rows.append(
             f"<tr><td>{title}<td>{_bar(value, goal)}<td class=n>{value:.1%}<td class=n>{goal:.0%}"

@@ -34,7 +34,6 @@ from seed_jax.quickstart.pipeline import (
     TEXT,
     WITHOUT_GRAMMAR,
     Pipeline,
-    drawing_prompt,
     image_segment,
 )
 from seed_jax.quickstart.read_captions import Comparison, aggregate, compare, is_correct_answer, read_caption
@@ -44,27 +43,33 @@ _MAX_FREE_DRAWN = 200  # images generated without the grammar that are decoded; 
 HELD_OUT, KNOWN = "held_out", "known"
 
 
-def world_tasks(options: MeasureOptions, image_size: int, *, has_language_model: bool) -> list["WorldTask"]:
+def world_tasks(
+    options: MeasureOptions, image_size: int, *, has_language_model: bool, follows_instructions: bool
+) -> list["WorldTask"]:
     """Return the tasks of a quickstart.
 
     Args:
         options: number of samples.
         image_size: height and width in pixels.
         has_language_model: whether the recipe trained one; without it, only reconstruction is measured.
+        follows_instructions: whether it answers questions and edits images, too.
     """
     rebuilt = Reconstructions("rebuilt", "captions", options.drawings, image_size)
     if not has_language_model:
         return [rebuilt]
     samples, drawings = options.samples, options.drawings
+    instructed = [
+        Answers(f"answer_{HELD_OUT}", "questions", samples, image_size),
+        Answers(f"answer_{KNOWN}", "questions", samples, image_size, held_out=False),
+        Edits("edited", "edits", drawings, image_size),
+    ]
     return [
         rebuilt,
         Captions(f"caption_{HELD_OUT}", "captions", samples, image_size),
         Captions(f"caption_{KNOWN}", "captions", samples, image_size, held_out=False),
-        Answers(f"answer_{HELD_OUT}", "questions", samples, image_size),
-        Answers(f"answer_{KNOWN}", "questions", samples, image_size, held_out=False),
         Drawings("drawn", "captions", drawings, image_size),
-        Edits("edited", "edits", drawings, image_size),
         FreeDrawings("free", "captions", options.free, image_size),
+        *(instructed if follows_instructions else ()),
     ]
 
 
@@ -242,7 +247,7 @@ class Drawings(DrawnScenes):
         return Sample(str(index), (), wording.captions(scene)[0], truth={"scene": scene, "image": image})
 
     def predict(self, batch: Sequence[LoadedSample], model: Pipeline, params: SamplingParams) -> list[Prediction]:
-        codes = model.generate_codes([drawing_prompt(loaded.sample.text) for loaded in batch], params)
+        codes = model.generate_codes([model.drawing_prompt(loaded.sample.text) for loaded in batch], params)
         return self.compare(batch, codes, model, is_similar=True)
 
 
@@ -277,7 +282,7 @@ class FreeDrawings(DrawnScenes):
         return Sample(str(index), (), wording.captions(scene)[0], truth={"scene": scene})
 
     def predict(self, batch: Sequence[LoadedSample], model: Pipeline, params: SamplingParams) -> list[Prediction]:
-        prompts = [drawing_prompt(loaded.sample.text) for loaded in batch]
+        prompts = [model.drawing_prompt(loaded.sample.text) for loaded in batch]
         codes, is_well_formed = model.generate_codes_without_grammar(prompts, params)
         drawn = [loaded for loaded in batch if int(loaded.sample.id) < _MAX_FREE_DRAWN]
         predictions = self.compare(drawn, codes[: len(drawn)], model) if drawn else []

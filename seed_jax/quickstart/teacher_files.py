@@ -5,7 +5,9 @@ start/    an image tokenizer with the same encoder and a trained Q-Former, rando
 unclip/   a decoder that generates images from the vision tower's embeddings (`model.init`)
 """
 
+import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.tokenizer import clip
+from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.drawing.drawer import decoder_params
+from seed_jax.models.clip.text import PromptTokens
+from seed_jax.models.diffusion import StableDiffusion, StableDiffusionConfig, UnclipConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.quickstart.teacher_stage import HEADS
 from seed_jax.typing import Tree
@@ -39,7 +45,7 @@ def pack(workdir: Path, out: Path) -> None:
         "vision": reader.params["params"],
         "ln_vision": heads["ln_vision"],
         "qformer": heads["qformer"],
-        "unclip": decoder_params(painter.params),
+        "unclip": model_dir.decoder_params(painter.params),
     }
     configs = {
         "vision": reader.config["sizes"],
@@ -84,6 +90,50 @@ def unpack(out: Path, path: Path = PACKED, *, num_codes: int | None = None, caus
     for name, (kind, sizes, tree) in models.items():
         if not (out / name).is_dir():
             model_dir.save(out / name, kind, {"sizes": sizes}, tree, provenance=provenance)
+
+
+def make_stable_diffusion(out: Path, unclip: Path, text: Path) -> None:
+    """Write a Stable Diffusion decoder to train, unless there is one.
+
+    The autoencoder, and whatever of the UNet has the same shape, are the unCLIP decoder's; the text encoder is the one
+    that was trained for SEED-1; the attention to its states starts from random weights.
+
+    Args:
+        out: model directory to write.
+        unclip: model directory of the unCLIP decoder.
+        text: workdir of the stage `world_text`.
+    """
+    if out.is_dir():
+        return
+    painter, (text_sizes, text_params) = model_dir.load(unclip), clip.import_text(text)
+    vocabulary = ClipVocabulary.load(model_dir.read_config(text)[0])
+    small = StableDiffusionConfig.small((text_sizes.max_length, text_sizes.hidden_size))
+    prompt = PromptTokens(**{name: vocabulary.ids[getattr(vocabulary, name)] for name in ("bos", "eos", "pad")})
+    unclip_sizes = UnclipConfig.from_dict(painter.config["sizes"])
+    sizes = dataclasses.replace(
+        small, vae=unclip_sizes.vae, text=text_sizes, prompt=prompt, noise=unclip_sizes.noise,
+        sampler=unclip_sizes.sampler,
+    )  # fmt: skip
+    shapes = sharding.unbox(jax.eval_shape(StableDiffusion(sizes).unet.init, jax.random.key(0)))
+    found: dict[tuple[str, ...], Any] = flatten_dict(painter.params["unet"])
+    rng = np.random.default_rng(0)
+
+    def start(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path in found and found[path].shape == leaf.shape:
+            return np.asarray(found[path])
+        if path[-1] in ("scale", "bias"):
+            return np.full(leaf.shape, path[-1] == "scale", np.float32)
+        fan_in = int(np.prod(leaf.shape[:-1]))
+        # The output of new attention blocks starts at zero, so that the UNet first does what it was trained for.
+        scale = 0.0 if "proj_out" in path else fan_in**-0.5
+        return scale * rng.standard_normal(leaf.shape, np.float32)
+
+    flat: dict[tuple[str, ...], Any] = flatten_dict(shapes)
+    unet = unflatten_dict({path: start(path, leaf) for path, leaf in flat.items()})
+    params = {"unet": unet, "vae": painter.params["vae"], "text": text_params}
+    with tempfile.TemporaryDirectory() as temporary:
+        files = {path.name: path for path in vocabulary.save(temporary)}
+        model_dir.save(out, ModelKind.STABLE_DIFFUSION, {"sizes": sizes.to_dict()}, params, files=files)
 
 
 def _read_configs(path: Path) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from seed_jax import accelerators
-from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.models.diffusion import StableDiffusionConfig, UnclipConfig
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.typing import ParamPath
 
 LANGUAGE_CONVENTION = "6 FLOPs per trained and 4 per frozen matmul parameter and token, causal attention"
 TOKENIZER_CONVENTION = "6 FLOPs per trained and 2 per frozen matmul parameter and position, without attention scores"
+DecoderSizes = UnclipConfig | StableDiffusionConfig
 DECODER_CONVENTION = "6 FLOPs per trained kernel parameter and position, without attention scores and frozen models"
 
 
@@ -58,15 +59,25 @@ def kernel_flops(
     return float(sum((6 if is_trained(path) else 2) * size * positions(path) for path, size in kernels.items()))
 
 
-def encoder_positions(sizes: ImageTextConfig | SeedTokenizerConfig, text_length: int) -> Callable[[ParamPath], int]:
-    """Return a function from a kernel's path to the positions of an image and a caption that it is applied to."""
+def encoder_positions(
+    sizes: ImageTextConfig | SeedTokenizerConfig, text_length: int, *, text_states: int = 1
+) -> Callable[[ParamPath], int]:
+    """Return a function from a kernel's path to the positions of an image and a caption that it is applied to.
+
+    Args:
+        sizes: of the image-text model or the tokenizer.
+        text_length: tokens of the caption.
+        text_states: outputs of the Reverse Q-Former: 1 predicts an image embedding, more a text encoder's states.
+    """
     queries, patches = sizes.qformer.num_queries, sizes.vit.num_tokens
 
     def positions(path: ParamPath) -> int:
         if "vit" in path:
             return patches
         if "reverse_qformer" in path:
-            return 1 if "cross_attention" not in path or path[-2] in ("query", "out") else queries
+            return queries if "cross_attention" in path and path[-2] in ("key", "value") else text_states
+        if path[-2] == "proj" and "blocks" not in path:  # of the text states
+            return text_states
         if "cross_attention" in path:
             return patches if path[-2] in ("key", "value") else queries
         if "self_attention" in path:
@@ -78,7 +89,7 @@ def encoder_positions(sizes: ImageTextConfig | SeedTokenizerConfig, text_length:
     return positions
 
 
-def decoder_flops(params: Mapping[str, Any], config: UnclipConfig, trained: tuple[str, ...]) -> float:
+def decoder_flops(params: Mapping[str, Any], config: DecoderSizes, trained: tuple[str, ...]) -> float:
     """Return FLOPs of a training step per image over the kernels of the trained parts, "unet" and "vae"."""
     positions = {"unet": _unet_positions, "vae": _vae_positions}
     total = 0
@@ -90,7 +101,7 @@ def decoder_flops(params: Mapping[str, Any], config: UnclipConfig, trained: tupl
     return 6.0 * total
 
 
-def _unet_positions(path: str, config: UnclipConfig) -> int:
+def _unet_positions(path: str, config: DecoderSizes) -> int:
     if "embedding/" in path or "time_emb_proj" in path:
         return 1
     if re.search(r"attn2/to_[kv]/", path):
@@ -98,7 +109,7 @@ def _unet_positions(path: str, config: UnclipConfig) -> int:
     return _resolution(path, config.unet.sample_size, len(config.unet.block_channels)) ** 2
 
 
-def _vae_positions(path: str, config: UnclipConfig) -> int:
+def _vae_positions(path: str, config: DecoderSizes) -> int:
     latent_size = config.unet.sample_size
     if path.startswith(("quant_conv", "post_quant_conv")):
         return latent_size**2

@@ -175,9 +175,9 @@ def test_a_number_beyond_float16_is_named_and_nothing_written(source, tmp_path, 
 
 
 def test_a_wrong_file_fails_the_verification(model, tmp_path, monkeypatch, capsys):
-    from seed_jax.convert.llama import hf_export
+    from seed_jax.convert.hugging_face import export as hugging_face
 
-    whole = hf_export.write_llama
+    whole = hugging_face.write_model
 
     def spoiled(directory, *args):
         whole(directory, *args)
@@ -187,7 +187,7 @@ def test_a_wrong_file_fails_the_verification(model, tmp_path, monkeypatch, capsy
         )
         save_file(tensors, directory / "model.safetensors", {"format": "pt"})
 
-    monkeypatch.setattr(hf_export, "write_llama", spoiled)
+    monkeypatch.setattr(hugging_face, "write_model", spoiled)
     assert export(model, tmp_path / "out", "--verify") == 1
     assert "29 of 30 tensors exact; logits 2." in (out := capsys.readouterr().out)
     assert out.rstrip().endswith("FAILED")

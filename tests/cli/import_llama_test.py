@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import main
-from seed_jax.convert.llama.peft import SAVED_MODULES
-from seed_jax.convert.llama.source import LlamaSource
+from seed_jax.convert.hugging_face.source import LanguageModelSource
+from seed_jax.convert.llama.hf_export import LLAMA
 from seed_jax.inference.language_model import load_language_model
 from tests.convert.llama import cases
 from tests.support import golden
@@ -68,7 +68,7 @@ def test_old_style_shards_with_wrong_token_ids(copy, tmp_path, caplog):
     assert run(copy, tmp_path / "out", "--verify") == 0
     assert "bos_token_id 1, eos_token_id 2, pad_token_id 0 are used instead" in caplog.text
     assert checks(tmp_path / "out").keys() == {"logits", "KL divergence"}
-    assert LlamaSource.open(tmp_path / "out").dtype == np.float16
+    assert LanguageModelSource.open(LLAMA, tmp_path / "out").dtype == np.float16
     assert main(["export", "llama", "--model", str(tmp_path / "out"), "--out", str(tmp_path / "back")]) == 0
     assert json.loads((tmp_path / "back/generation_config.json").read_text()) == {
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -89,7 +89,7 @@ def test_an_adapter_that_peft_saved_is_read(source, tmp_path, safe):
 
     base = transformers.LlamaForCausalLM.from_pretrained(source)
     pattern = r".*\.(q_proj|v_proj|down_proj)"
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=pattern, modules_to_save=list(SAVED_MODULES))
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=pattern, modules_to_save=list(LLAMA.saved_modules))
     model = peft.get_peft_model(base, config)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_an_adapter_that_peft_saved_is_read(source, tmp_path, safe):
         (tmp_path / "saved/adapter_model.safetensors").unlink()
     assert run(source, tmp_path / "out", "--adapter", tmp_path / "saved", "--unmerged", "--verify") == 0
     assert checks(tmp_path / "out")["logits"] < 1e-4
-    spec = LlamaSource.open(tmp_path / "out").spec
+    spec = LanguageModelSource.open(LLAMA, tmp_path / "out").spec
     assert (spec.rank, spec.alpha, spec.targets) == (4, 6.0, ("down_proj", "q_proj", "v_proj"))
 
 
@@ -134,7 +134,7 @@ def test_an_adapter_may_bring_the_image_tokens_along(copy, adapter, tmp_path):
     save_file(tensors, copy / "model.safetensors")
     cases.edit(copy / "config.json", vocab_size=300)
     assert run(copy, tmp_path / "out", "--adapter", adapter) == 0
-    assert LlamaSource.open(tmp_path / "out").config.vocab_size == 366
+    assert LanguageModelSource.open(LLAMA, tmp_path / "out").config.vocab_size == 366
 
 
 FULL_DISK = """

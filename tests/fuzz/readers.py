@@ -142,10 +142,11 @@ def read_clip_text_config(path: Path) -> None:
 
 
 def read_adapter_config(path: Path) -> None:
-    from seed_jax.convert.llama.peft import read_spec
+    from seed_jax.convert.hugging_face.peft import read_spec
     from seed_jax.convert.tensors import TensorDict
+    from seed_jax.models.llama.model import Llama
 
-    read_spec(path, TensorDict({}, "x"))
+    read_spec(path, TensorDict({}, "x"), Llama.lora_targets)
 
 
 def read_diffusers_config(path: Path) -> None:
@@ -176,7 +177,7 @@ def read_model_config(path: Path) -> None:
     if kind in ARCHITECTURES:
         read_sizes(kind, sizes, str(path))
         if config.get("lora") is not None:
-            lora.read_spec(config["lora"], str(path))
+            lora.read_spec(config["lora"], str(path), ["q_proj"])
         read_references(path.parent)
     elif kind == "seed_tokenizer":
         CodebookSizes.from_dict(config, str(path))

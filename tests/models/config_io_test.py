@@ -70,7 +70,7 @@ def test_messages_are_short_whatever_the_value():
 
 def test_adapters_of_a_model_directory():
     spec = lora.read_spec({"rank": 4, "alpha": 8, "dropout": 0.0}, "config.json", ["q_proj"])
-    assert spec == lora.LoraSpec(4, 8.0, 0.0, ("q_proj",))
+    assert spec == lora.LoraSpec(("q_proj",), 4, 8.0, 0.0)
     for settings in (3, {}, {"rank": 0, "alpha": 8.0, "dropout": 0.0}, {"rank": 10**9, "alpha": 8.0, "dropout": 0.0}):
         with pytest.raises(UserError, match="lora"):
-            lora.read_spec(settings, "config.json")
+            lora.read_spec(settings, "config.json", ["q_proj"])

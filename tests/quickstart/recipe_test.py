@@ -95,6 +95,30 @@ def test_every_step_runs_and_is_measured(finished):
     assert len(list((workdir / "data/examples").glob("*.png"))) == 12
 
 
+@pytest.fixture(scope="module")
+def finished_seed1(teacher, tmp_path_factory):
+    config = quickstart.get_config("seed1_shortest")
+    config.teacher = str(teacher / "teacher")
+    workdir = tmp_path_factory.mktemp("quickstart") / "seed1"
+    recipe.run(config, workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_every_step_of_seed1_runs_and_is_measured_by_the_same_programs(finished_seed1):
+    numbers = json.loads((finished_seed1 / "results.json").read_text())
+    for name in ("caption_held_out_attributes", "rebuilt_whole", "drawn_attributes", "free_images_whole"):
+        assert 0 <= numbers[name] <= 1
+    assert not [name for name in numbers if name.startswith(("answer", "edited"))]
+    assert "qformer_t2i_recall@1" in numbers
+    page = (finished_seed1 / "report.html").read_text()
+    assert page.count("<polyline") == 5  # a loss curve for each stage
+    kinds = {
+        name: model_dir.read_config(finished_seed1 / name)[1]["kind"] for name in ("text", "decoder", "pretrain_opt")
+    }
+    assert kinds == {"text": "clip_text", "decoder": "stable_diffusion", "pretrain_opt": "opt"}
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_docs_run(finished, tmp_path, monkeypatch):
     _, workdir = finished

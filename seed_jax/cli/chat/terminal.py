@@ -16,7 +16,7 @@ from seed_jax.cli.generation_loading import load_config, load_model, log_decoder
 from seed_jax.errors import UserError
 from seed_jax.inference.answers import format_segment
 from seed_jax.inference.chat.conversation import Conversation, Turn
-from seed_jax.inference.chat.prompts import BASE_STYLE, interleave
+from seed_jax.inference.chat.prompts import SINGLE_TURN_STYLES, interleave
 from seed_jax.inference.chat.transcript import RecordedMessage, Transcript, TranscriptFile, as_attachment
 from seed_jax.inference.generation.generator import Interrupt
 from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingParams
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, params: SamplingParams) -> int:
     log_unused_options(params, None)
     config = load_config(args)
     model = load_model(args, config, params, num_images=PLANNED_IMAGES, draws=config.decoder is not None)
-    if model.style == BASE_STYLE:
+    if model.style in SINGLE_TURN_STYLES:
         logging.info(
             "Prompt style base: every message is answered on its own. For a model with instruction tuning give --style."
         )

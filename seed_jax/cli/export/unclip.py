@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     report = parity.parity_report(
         "Export of an unCLIP decoder",
         args.out,
-        model_dir.open_lazily(args.model, ModelKind.UNCLIP).params,
+        model_dir.decoder_params(model_dir.open_lazily(args.model, ModelKind.UNCLIP).params),
         importing=False,
         forward=args.verify == "full",
         facts={"from": str(args.model), "to": str(args.out)},

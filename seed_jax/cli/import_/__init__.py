@@ -2,7 +2,7 @@
 
 import argparse
 
-from seed_jax.cli.import_ import llama, opt, sd, tokenizer, unclip
+from seed_jax.cli.import_ import language_model, sd, tokenizer, unclip
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -10,5 +10,5 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     text = "Convert official files to a model directory."
     parser = subparsers.add_parser("import", help=text, description=text)
     kinds = parser.add_subparsers(title="kinds of models", dest="kind", required=True, metavar="KIND")
-    for module in (tokenizer, llama, opt, unclip, sd):
+    for module in (tokenizer, language_model, unclip, sd):
         module.add_parser(kinds)

@@ -8,6 +8,8 @@ from seed_jax.cli.conversion_options import (
     add_out_argument,
     add_source_argument,
     add_variant_argument,
+    add_verify_argument,
+    save_report,
 )
 
 
@@ -25,12 +27,15 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     output = parser.add_argument_group("output")
     add_out_argument(output, "model directory")
     add_dtype_argument(output, AS_IN_FILES)
+    add_verify_argument(output)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert the decoder; return the exit code."""
-    from seed_jax.convert.diffusion import compvis, stable_diffusion  # deferred: --help needs no JAX
+    """Convert the decoder and verify it on request; return the exit code."""
+    from seed_jax.checkpoint import model_dir  # deferred: --help needs no JAX
+    from seed_jax.checkpoint.kinds import ModelKind
+    from seed_jax.convert.diffusion import compvis, parity, stable_diffusion
     from seed_jax.convert.model_card.facts import ARTEFACTS, origins
     from seed_jax.files import check_vacant
 
@@ -43,4 +48,15 @@ def run(args: argparse.Namespace) -> int:
     stable_diffusion.save_model_dir(decoder, args.out, provenance)
     config = decoder.config
     print(f"{args.out}: Stable Diffusion decoder for {config.image_size} pixels, sampler {config.sampler}")
-    return 0
+    if not args.verify:
+        return 0
+    report = parity.parity_report(
+        "Import of a Stable Diffusion decoder",
+        args.source,
+        model_dir.open_lazily(args.out, ModelKind.STABLE_DIFFUSION).params,
+        importing=True,
+        forward=args.verify == "full",
+        variant=args.variant,
+        facts={"from": str(args.source), "to": str(args.out), "variant": str(args.variant)},
+    )
+    return save_report(report, args.out)

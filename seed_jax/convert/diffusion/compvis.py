@@ -58,12 +58,14 @@ def open_checkpoint(
     }
     check_tensors(expected, tensors, ignore=[name for name in tensors if _EXTRAS.fullmatch(name)])
     params: Tree = {}
+    files: dict[str, TensorDict] = {}
     for part, tree in abstract.items():
         renamed = {name: _reshaped(tensors[stored], shapes[part][name]) for name, stored in names[part].items()}
+        files[part] = TensorDict(renamed, tensors.source)
         read = as_dtype(dtype or str(promoted_dtype(tensor.dtype for tensor in renamed.values())))
         target = jax.tree.map(lambda leaf, to=read: jax.ShapeDtypeStruct(leaf.shape, to), tree)
-        params[part] = assemble_lazily(tables[part], TensorDict(renamed, tensors.source), target)
-    return ImportedStableDiffusion(config, params, None)
+        params[part] = assemble_lazily(tables[part], files[part], target)
+    return ImportedStableDiffusion(config, params, None, files)
 
 
 def compvis_name(part: str, name: str, config: StableDiffusionConfig) -> str:

@@ -1,4 +1,4 @@
-"""Export the decoder as a folder that PyTorch diffusers loads."""
+"""Export a decoder, unCLIP or Stable Diffusion 1, as a folder that PyTorch diffusers loads."""
 
 import shutil
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import new_directory, write_json
-from seed_jax.models.diffusion import UnclipConfig
+from seed_jax.models.diffusion import StableDiffusionConfig, UnclipConfig
 from seed_jax.precision import as_dtype
 
-PIPELINE = "StableUnCLIPImg2ImgPipeline"
+PIPELINE, STABLE_DIFFUSION_PIPELINE = "StableUnCLIPImg2ImgPipeline", "StableDiffusionPipeline"
 _COMPONENT_CLASSES = {
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
     "feature_extractor": ("transformers", "CLIPImageProcessor"),
@@ -58,7 +58,13 @@ def export_unclip(
             "an imported decoder that has one with --image-encoder."
         )
     write_unclip(
-        config, decoder.params, vocabulary, out, dtype=dtype, image_side=image_side or decoder.directory, model=model
+        config,
+        model_dir.decoder_params(decoder.params),
+        vocabulary,
+        out,
+        dtype=dtype,
+        image_side=image_side or decoder.directory,
+        model=model,
     )
 
 
@@ -83,18 +89,9 @@ def write_unclip(
         if not source.is_dir():
             raise UserError(f"{source} does not exist: --image-encoder must be a folder that has it.")
     with new_directory(out) as folder:
-        for name, content in folder_files(config).items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            write_json(folder / name, content)
-        for part, tensors in to_diffusers_tensors(params, "the model").items():
-            name, stem = WEIGHT_FOLDERS[part]
-            stored = as_dtype(dtype) if dtype else promoted_dtype(tensor.dtype for tensor in tensors.values())
-            write_lazy_tensors(folder / name / f"{stem}.safetensors", tensors, stored)
-        (folder / "tokenizer").mkdir()
-        vocabulary.save(folder / "tokenizer")
+        _write_parts(folder, config, params, vocabulary, dtype)
         for source in copied:
             shutil.copytree(source, folder / source.name)
-        write_json(folder / "model_index.json", _model_index(config))
         if model is not None:
             write_export_card(
                 folder,
@@ -106,14 +103,74 @@ def write_unclip(
             )
 
 
-def folder_files(config: UnclipConfig) -> dict[str, dict[str, Any]]:
+def export_stable_diffusion(
+    model: str | Path, out: str | Path, *, dtype: str | None = None, text_tokenizer: str | Path | None = None
+) -> None:
+    """Export a Stable Diffusion decoder as a diffusers folder without safety checker, one tensor at a time.
+
+        export_stable_diffusion("runs/decoder", "sd")
+        diffusers.StableDiffusionPipeline.from_pretrained("sd")
+
+    Args:
+        model: model directory or training workdir.
+        out: folder to write, atomically; must be missing or empty.
+        dtype: float32, bfloat16 or float16; default: that of each part.
+        text_tokenizer: folder with the text encoder's vocabulary; default: the model's own, which one imported from a
+            single file does not have.
+
+    Raises:
+        UserError: the model is not a Stable Diffusion decoder, has no vocabulary, or `dtype` cannot represent a value.
+    """
+    decoder = model_dir.open_lazily(model, ModelKind.STABLE_DIFFUSION)
+    config = StableDiffusionConfig.from_dict(decoder.config.get("sizes", {}), decoder.config_path)
+    if text_tokenizer is None and not (decoder.directory / "vocab.json").is_file():
+        raise UserError(
+            f"{model} has no vocabulary of the text encoder, as one imported from a single file or trained from "
+            "scratch: give the folder `tokenizer` of Stable Diffusion 1.4 with --text-tokenizer."
+        )
+    vocabulary = ClipVocabulary.load(text_tokenizer or decoder.directory)
+    with new_directory(out) as folder:
+        _write_parts(folder, config, model_dir.decoder_params(decoder.params), vocabulary, dtype)
+        write_export_card(
+            folder,
+            model,
+            title="SEED-1's Stable Diffusion decoder",
+            library="diffusers",
+            pipeline="text-to-image",
+            load=f"from diffusers import {STABLE_DIFFUSION_PIPELINE}\n\n"
+            f'pipeline = {STABLE_DIFFUSION_PIPELINE}.from_pretrained(".")',
+        )
+
+
+def _write_parts(
+    folder: Path,
+    config: UnclipConfig | StableDiffusionConfig,
+    params: Mapping[str, Any],
+    vocabulary: ClipVocabulary,
+    dtype: str | None,
+) -> None:
+    """Write the configs, weights and text tokenizer of a decoder."""
+    for name, content in folder_files(config).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_json(folder / name, content)
+    for part, tensors in to_diffusers_tensors(params, "the model").items():
+        name, stem = WEIGHT_FOLDERS[part]
+        stored = as_dtype(dtype) if dtype else promoted_dtype(tensor.dtype for tensor in tensors.values())
+        write_lazy_tensors(folder / name / f"{stem}.safetensors", tensors, stored)
+    (folder / "tokenizer").mkdir()
+    vocabulary.save(folder / "tokenizer")
+    write_json(folder / "model_index.json", _model_index(config))
+
+
+def folder_files(config: UnclipConfig | StableDiffusionConfig) -> dict[str, dict[str, Any]]:
     """Return the JSON files of the folder except the index: path -> content."""
-    scheduler = _scheduler(config)
+    scheduler, is_unclip = _scheduler(config), isinstance(config, UnclipConfig)
     cross = config.unet.cross_attention
     unet = {
         "_class_name": "UNet2DConditionModel",
         **_diffusers_keys(config.unet, folder_config.UNET_KEYS),
         **folder_config.UNET_FIXED,
+        **({} if is_unclip else {"class_embed_type": None}),
         "attention_head_dim": list(config.unet.num_heads),
         "transformer_layers_per_block": config.unet.transformer_layers,
         "upcast_attention": config.unet.upcast_attention,
@@ -135,24 +192,25 @@ def folder_files(config: UnclipConfig) -> dict[str, dict[str, Any]]:
     }
     text |= {f"{name}_token_id": getattr(config.prompt, name) for name in ("bos", "eos", "pad")}
     same = {key: key for key in folder_config.NOISE_KEYS}
-    return {
+    files = {
         "unet/config.json": unet,
         "vae/config.json": vae,
         "text_encoder/config.json": {**text, "projection_dim": config.text.hidden_size},
-        "image_normalizer/config.json": {
-            "_class_name": "StableUnCLIPImageNormalizer",
-            "embedding_dim": config.embedding_width,
-        },
         "scheduler/scheduler_config.json": {
             "_class_name": scheduler, **_diffusers_keys(config.noise, same), **folder_config.SCHEDULER_FIXED[scheduler],
         },
-        "image_noising_scheduler/scheduler_config.json": {
-            "_class_name": "DDPMScheduler", **_diffusers_keys(config.embedding_noise, same),
-        },
     }  # fmt: skip
+    if isinstance(config, UnclipConfig):
+        files["image_normalizer/config.json"] = {
+            "_class_name": "StableUnCLIPImageNormalizer",
+            "embedding_dim": config.embedding_width,
+        }
+        noise = {"_class_name": "DDPMScheduler", **_diffusers_keys(config.embedding_noise, same)}
+        files["image_noising_scheduler/scheduler_config.json"] = noise
+    return files
 
 
-def _scheduler(config: UnclipConfig) -> str:
+def _scheduler(config: UnclipConfig | StableDiffusionConfig) -> str:
     return next(name for name, sampler in folder_config.SCHEDULERS.items() if sampler == config.sampler)
 
 
@@ -162,6 +220,17 @@ def _diffusers_keys(config: Any, keys: dict[str, str]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def _model_index(config: UnclipConfig) -> dict[str, Any]:
-    parts = {**_COMPONENT_CLASSES, "scheduler": ("diffusers", _scheduler(config))}
-    return {"_class_name": PIPELINE, **{name: list(parts[name]) for name in sorted(parts)}}
+def _model_index(config: UnclipConfig | StableDiffusionConfig) -> dict[str, Any]:
+    scheduler = {"scheduler": ("diffusers", _scheduler(config))}
+    if isinstance(config, UnclipConfig):
+        parts = {**_COMPONENT_CLASSES, **scheduler}
+        return {"_class_name": PIPELINE, **{name: list(parts[name]) for name in sorted(parts)}}
+    parts = {name: _COMPONENT_CLASSES[name] for name in ("text_encoder", "tokenizer", "unet", "vae")} | scheduler
+    # The checker is not part of SEED (spec G); without these keys diffusers warns of its absence.
+    absent = {name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")}
+    return {
+        "_class_name": STABLE_DIFFUSION_PIPELINE,
+        "requires_safety_checker": False,
+        **absent,
+        **{name: list(parts[name]) for name in sorted(parts)},
+    }

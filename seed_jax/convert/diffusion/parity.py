@@ -1,4 +1,4 @@
-"""Parity reports of the decoder: compare a diffusers folder with our parameters, and the outputs of both models."""
+"""Parity reports of the decoders: compare a diffusers folder with our parameters, and the outputs of both models."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,12 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from seed_jax.checkpoint.lazy import load_on_device
-from seed_jax.convert.diffusion.diffusers_import import WEIGHT_FOLDERS, open_unclip, to_diffusers_tensors
+from seed_jax.convert.diffusion.compvis import open_checkpoint
+from seed_jax.convert.diffusion.diffusers_import import (
+    WEIGHT_FOLDERS,
+    ImportedUnclip,
+    open_unclip,
+    to_diffusers_tensors,
+)
+from seed_jax.convert.diffusion.stable_diffusion import ImportedStableDiffusion, open_stable_diffusion
 from seed_jax.convert.key_table import promoted_dtype
 from seed_jax.convert.merging import cast_params
 from seed_jax.convert.parity import Check, ParityReport, make_report
 from seed_jax.convert.tensors import TensorDict
-from seed_jax.models.diffusion import Unclip, UnclipCondition, UnclipConfig
+from seed_jax.models.diffusion import StableDiffusion, StableDiffusionConfig, Unclip, UnclipCondition, UnclipConfig
 
 LATENT_SIDE = 16  # small, so that the comparison takes seconds; every weight is used
 TIMESTEP = 501
@@ -32,39 +39,49 @@ def parity_report(
     variant: str | None = None,
     facts: Mapping[str, str],
 ) -> ParityReport:
-    """Compare a diffusers folder with our parameters.
+    """Compare a diffusers folder, or a single file of Stable Diffusion, with our parameters.
 
     Args:
         title, facts: of the report.
+        folder: the folder or file.
         params: part -> tree of arrays or lazy arrays.
         importing: whether the folder is the source of the conversion.
-        forward: also compare the outputs of the networks; needs PyTorch.
+        forward: also compare the outputs of the networks; needs PyTorch, and a folder.
         variant: of the folder's weight files that were used.
     """
-    unclip = open_unclip(folder, variant=variant)
+    decoder = _open(Path(folder), variant)
     ours = to_diffusers_tensors(params, "the model directory")
-    before, after = (unclip.files, ours) if importing else (ours, unclip.files)
+    before, after = (decoder.files, ours) if importing else (ours, decoder.files)
     pairs = [
         (before[part].with_prefix(f"{name}."), after[part].with_prefix(f"{name}."))
         for part, (name, _) in WEIGHT_FOLDERS.items()
+        if part in ours
     ]
 
     def run() -> tuple[Check, ...]:
-        return forward_checks(Path(folder), unclip.config, params, after, variant=variant)
+        return forward_checks(Path(folder), decoder.config, params, after, variant=variant)
 
     return make_report(
         title,
         facts,
         pairs,
-        run if forward else None,
+        run if forward and Path(folder).is_dir() else None,
         needs=["torch", "diffusers", "transformers"],
         what="forward passes",
     )
 
 
+def _open(path: Path, variant: str | None) -> ImportedUnclip | ImportedStableDiffusion:
+    if path.is_file():
+        return open_checkpoint(path)
+    if (path / WEIGHT_FOLDERS["normalizer"][0]).is_dir():
+        return open_unclip(path, variant=variant)
+    return open_stable_diffusion(path, variant=variant)
+
+
 def forward_checks(
     folder: Path,
-    config: UnclipConfig,
+    config: UnclipConfig | StableDiffusionConfig,
     params: Mapping[str, Any],
     after: Mapping[str, TensorDict],
     *,
@@ -77,12 +94,16 @@ def forward_checks(
         after: the tensors after the conversion; the weights of both sides are rounded to their dtypes first.
     """
     x = _random_inputs(config)
-    unclip = Unclip(config)
-    condition = UnclipCondition(x["text_states"], x["class_labels"])
+    decoder: Unclip | StableDiffusion
+    condition: Any = x["text_states"]
+    if isinstance(config, UnclipConfig):
+        decoder, condition = Unclip(config), UnclipCondition(x["text_states"], x["class_labels"])
+    else:
+        decoder = StableDiffusion(config)
     runs: dict[str, tuple[Callable, Callable]] = {
-        "unet": (_torch_unet, lambda p: unclip.denoise(p, x["latents"], jnp.array([TIMESTEP]), condition)),
-        "vae": (_torch_vae, lambda p: unclip.vae.decode(p["vae"], x["latents"])),
-        "text": (_torch_text, lambda p: unclip.encode_text(p, x["tokens"])),
+        "unet": (_torch_unet, lambda p: decoder.denoise(p, x["latents"], jnp.array([TIMESTEP]), condition)),
+        "vae": (_torch_vae, lambda p: decoder.vae.decode(p["vae"], x["latents"])),
+        "text": (_torch_text, lambda p: decoder.encode_text(p, x["tokens"])),
     }
     checks = []
     for part, (run_torch, compute) in runs.items():
@@ -96,17 +117,18 @@ def forward_checks(
     return tuple(checks)
 
 
-def _random_inputs(config: UnclipConfig) -> dict[str, jax.Array]:
+def _random_inputs(config: UnclipConfig | StableDiffusionConfig) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
     length = config.text.max_length
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal((1, *shape)), jnp.float32)
 
+    labels = {"class_labels": normal(config.class_width)} if isinstance(config, UnclipConfig) else {}
     return {
+        **labels,
         "latents": normal(LATENT_SIDE, LATENT_SIDE, config.unet.in_channels),
         "text_states": normal(length, config.unet.text_width),
-        "class_labels": normal(config.class_width),
         "tokens": jnp.asarray(rng.integers(0, config.text.vocab_size, (1, length)), jnp.int32),
     }
 
@@ -134,7 +156,7 @@ def _torch_unet(network: _TorchNetwork, x: Mapping[str, jax.Array]) -> np.ndarra
 
     def call(model: Any, tensor: Callable) -> Any:
         latents = tensor(x["latents"].transpose(0, 3, 1, 2))
-        labels = tensor(x["class_labels"])
+        labels = tensor(x["class_labels"]) if "class_labels" in x else None
         return model(latents, TIMESTEP, tensor(x["text_states"]), class_labels=labels).sample.permute(0, 2, 3, 1)
 
     return network.run(UNet2DConditionModel, call)

@@ -15,6 +15,7 @@ from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.diffusion import folder_config
 from seed_jax.convert.diffusion.diffusers_import import WEIGHT_FOLDERS, key_table, open_part
 from seed_jax.convert.key_table import assemble_lazily, promoted_dtype
+from seed_jax.convert.tensors import TensorDict
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.files import read_json
@@ -34,11 +35,13 @@ class ImportedStableDiffusion:
         config: sizes.
         params: part -> tree of NumPy or lazy arrays.
         vocabulary: of the text encoder; None where the source has none (a single-file checkpoint).
+        files: part -> what the weight files hold, under diffusers' names.
     """
 
     config: StableDiffusionConfig
     params: Tree
     vocabulary: ClipVocabulary | None
+    files: dict[str, TensorDict]
 
 
 def save_model_dir(decoder: ImportedStableDiffusion, out: str | Path, provenance: dict[str, Any]) -> None:
@@ -89,24 +92,31 @@ def open_stable_diffusion(
     vocabulary = ClipVocabulary.load(folder / "tokenizer")
     config = read_config(folder, vocabulary)
     params: Tree = {}
+    files: dict[str, TensorDict] = {}
     for part, abstract in abstract_params(config).items():
         table = key_table(part, abstract)
-        tensors = open_part(folder, part, table, abstract, variant)
+        files[part] = tensors = open_part(folder, part, table, abstract, variant)
         stored = as_dtype(dtype or str(promoted_dtype(tensor.dtype for tensor in tensors.values())))
         target = jax.tree.map(lambda leaf, to=stored: jax.ShapeDtypeStruct(leaf.shape, to), abstract)
         params[part] = assemble_lazily(table, tensors, target)
-    return ImportedStableDiffusion(config, params, vocabulary)
+    return ImportedStableDiffusion(config, params, vocabulary, files)
 
 
 def read_config(folder: Path, vocabulary: ClipVocabulary) -> StableDiffusionConfig:
     """Read the configs of all subfolders; say which release of Stable Diffusion it is where it is not version 1."""
     sampler, noise = folder_config.read_scheduler(folder / "scheduler/scheduler_config.json")
-    width = read_json(folder / "unet/config.json", _REMEDY).get("cross_attention_dim")
+    unet = read_json(folder / "unet/config.json", _REMEDY)
+    width, name = unet.get("cross_attention_dim"), str(unet.get("_name_or_path") or "")
     if width != 768:
         release = "2" if width == 1024 else "another release"
         logging.warning(
             "%s is of Stable Diffusion %s (text states of width %s): SEED-1's embeddings have width 768 and do not "
             "fit it.", folder, release, width,
+        )  # fmt: skip
+    elif "diffusion-v1" in name and "v1-4" not in name:
+        logging.warning(
+            "%s says that it is %s: it fits, but SEED-1 was made with Stable Diffusion 1.4, whose images differ.",
+            folder, name,
         )  # fmt: skip
     return StableDiffusionConfig(
         unet=folder_config.read_unet(folder / "unet/config.json", class_labels=False),

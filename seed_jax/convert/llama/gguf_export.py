@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from seed_jax.convert.hugging_face.source import LanguageModelSource
 from seed_jax.convert.key_table import to_torch_tensors
+from seed_jax.convert.llama.hf_export import LLAMA
 from seed_jax.convert.llama.key_table import key_table
-from seed_jax.convert.llama.source import LlamaSource
 from seed_jax.data.text.vocabulary_files import ADDED_TOKENS, TOKENIZER_MODEL, read_files
 from seed_jax.errors import UserError
 from seed_jax.files import atomic_path
@@ -67,10 +68,11 @@ def export_gguf(model: str | Path, out: str | Path, *, dtype: str = "float16") -
         raise UserError(f"{out} exists: choose another --out or delete it.")
     if dtype not in DTYPES:
         raise UserError(f"GGUF has no dtype {dtype!r}: expected one of {', '.join(DTYPES)}.")
-    source = LlamaSource.open(model)
+    source = LanguageModelSource.open(LLAMA, model)
     if TOKENIZER_MODEL not in source.files or ADDED_TOKENS not in source.files:
         raise UserError(f"{model} has no text tokenizer ({TOKENIZER_MODEL}, {ADDED_TOKENS}): copy its files into it.")
     config = source.config
+    assert isinstance(config, LlamaConfig)
     matrix_type, file_type = (
         getattr(enum, name)
         for enum, name in zip((gguf.GGMLQuantizationType, gguf.LlamaFileType), DTYPES[dtype], strict=True)
@@ -122,7 +124,7 @@ def _gguf_name(name: str) -> str:
     return f"blk.{layer}.{_LAYER[rest.removesuffix('.weight')]}.weight"
 
 
-def _add_metadata(writer: Any, config: LlamaConfig, source: LlamaSource, file_type: Any) -> None:
+def _add_metadata(writer: Any, config: LlamaConfig, source: LanguageModelSource, file_type: Any) -> None:
     import gguf
 
     writer.add_file_type(file_type)

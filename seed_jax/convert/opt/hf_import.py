@@ -7,7 +7,15 @@ import numpy as np
 
 from seed_jax.checkpoint.lazy import materialize
 from seed_jax.convert.key_table import assemble_lazily, expected_shapes, promoted_dtype
-from seed_jax.convert.opt.key_table import DECODER, EMBEDDING, TIED_HEAD, abstract_params, key_table
+from seed_jax.convert.opt.key_table import (
+    CODE_PROJECTION,
+    DECODER,
+    EMBEDDING,
+    TIED_HEAD,
+    abstract_params,
+    code_projection,
+    key_table,
+)
 from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors, weight_files
 from seed_jax.errors import UserError
 from seed_jax.files import read_json
@@ -76,6 +84,14 @@ def open_opt(directory: str | Path, dtype: str | None = None) -> ImportedOpt:
     config = read_config(directory / "config.json")
     tensors = _with_full_names(open_tensors(weight_files(directory)))
     table = key_table(config)
+    if (directory / CODE_PROJECTION).is_file():  # SEED-OPT, as `export_opt` writes it
+        codes = open_tensors(directory / CODE_PROJECTION)
+        if len(shape := codes["code_vectors"].shape if "code_vectors" in codes else ()) != 2:
+            raise UserError(f"{directory / CODE_PROJECTION} has no matrix code_vectors: export the model again.")
+        config = dataclasses.replace(config, num_codes=shape[0], code_width=shape[1])
+        beside = code_projection(config)
+        assert beside is not None  # there are codes
+        table, tensors = table + beside[1], tensors.merged(codes)
     expected = expected_shapes(table, abstract_params(config))
     check_tensors(expected, tensors, ignore=[TIED_HEAD])
     if TIED_HEAD in tensors and not np.array_equal(tensors[TIED_HEAD].read(), tensors[EMBEDDING].read()):

@@ -39,6 +39,16 @@ def key_table(config: OptConfig) -> list[Entry]:
     return entries
 
 
+CODE_PROJECTION = "code_projection.safetensors"
+
+
+def code_projection(config: OptConfig) -> tuple[str, list[Entry]] | None:
+    """Return the file that holds SEED-OPT's code vectors and their projection, and its entries; None for an OPT."""
+    if not config.num_codes:
+        return None
+    return CODE_PROJECTION, [Entry("code_vectors", "code_vectors"), *dense_entries("code_proj", "code_proj")]
+
+
 def abstract_params(config: OptConfig, dtype: str = "float32") -> Tree:
     """Return the parameters of an OPT as abstract arrays."""
     init = Opt(config, Precision(params=dtype)).init

@@ -1,8 +1,8 @@
 """Import CLIP from Hugging Face files: the vision encoder with its projection, and the text encoder.
 
 A folder holds config.json and the weights as model.safetensors or pytorch_model.bin, whole or sharded with an index. It
-may be of a whole CLIP model, of one of its encoders, or Stable Diffusion's `text_encoder`. A vision encoder that was
-trained here is read from its model directory or workdir in the same way.
+may be of a whole CLIP model, of one of its encoders, or Stable Diffusion's `text_encoder`. An encoder that was trained
+here is read from its model directory or workdir in the same way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ _REMEDY = "give the folder of a Hugging Face CLIP model"
 def import_vision(directory: str | Path) -> tuple[VitConfig, Tree]:
     """Read the config and parameters (float32 NumPy arrays) of a CLIP vision encoder with projection."""
     config = vision_config(directory)
-    if _model_dir_config(directory):
+    if _model_dir_config(directory, ModelKind.CLIP_VISION):
         params = model_dir.load(directory, ModelKind.CLIP_VISION).variables["params"]
         return config, jax.tree.map(np.asarray, params)
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
@@ -57,6 +57,9 @@ def import_vision(directory: str | Path) -> tuple[VitConfig, Tree]:
 def import_text(directory: str | Path) -> tuple[ClipTextConfig, Tree]:
     """Read the config and parameters (float32 NumPy arrays) of a CLIP text encoder."""
     config = text_config(directory)
+    if _model_dir_config(directory, ModelKind.CLIP_TEXT):
+        params = model_dir.load(directory, ModelKind.CLIP_TEXT).variables["params"]
+        return config, jax.tree.map(np.asarray, params)
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     abstract = sharding.unbox(jax.eval_shape(ClipText(config).init, jax.random.key(0), ids))["params"]
     tensors = open_directory(directory)
@@ -67,7 +70,7 @@ def import_text(directory: str | Path) -> tuple[ClipTextConfig, Tree]:
 
 def vision_config(directory: str | Path) -> VitConfig:
     """Read the config of the vision encoder from config.json."""
-    if stored := _model_dir_config(directory):
+    if stored := _model_dir_config(directory, ModelKind.CLIP_VISION):
         return sizes_from_dict(VitConfig, stored.get("sizes", {}), str(directory))
     path = Path(directory) / "config.json"
     content = read_json(path, _REMEDY)
@@ -92,16 +95,18 @@ def vision_config(directory: str | Path) -> VitConfig:
     return sizes_from_dict(VitConfig, sizes, str(path))
 
 
-def _model_dir_config(directory: str | Path) -> dict[str, Any] | None:
-    """Return the config of a model directory or workdir, or None where the files are Hugging Face's."""
+def _model_dir_config(directory: str | Path, kind: ModelKind) -> dict[str, Any] | None:
+    """Return the config of a model directory or workdir of a kind, or None where the files are Hugging Face's."""
     for folder in (Path(directory), Path(directory) / "model"):
         if (folder / model_dir.CONFIG).is_file() and "kind" in read_json(folder / model_dir.CONFIG):
-            return model_dir.read_config(directory, ModelKind.CLIP_VISION)[1]
+            return model_dir.read_config(directory, kind)[1]
     return None
 
 
 def text_config(directory: str | Path) -> ClipTextConfig:
     """Read the config of the text encoder from config.json."""
+    if stored := _model_dir_config(directory, ModelKind.CLIP_TEXT):
+        return sizes_from_dict(ClipTextConfig, stored.get("sizes", {}), str(directory))
     path = Path(directory) / "config.json"
     content = read_json(path, _REMEDY)
     config = _section(content, "text_config", path)

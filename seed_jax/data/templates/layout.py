@@ -28,11 +28,15 @@ class Segment:
         parts: texts and images.
         trained: whether its tokens are trained.
         ends_turn: whether it is a reply, after which EOS may be inserted (`eos_between_turns`).
+        as_vectors: whether its images are code vectors (`Vocabulary.vector_ids`) instead of tokens.
+        continues: whether its first word continues the text of the segment before it.
     """
 
     parts: tuple[ContentPart, ...]
     trained: bool
     ends_turn: bool = False
+    as_vectors: bool = False
+    continues: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pre-training templates: image-text pairs, documents, videos, plain text and edits (spec D.3)."""
+"""Pre-training templates: image-text pairs, documents, videos, plain text and edits (spec D.3); SEED-OPT's (spec G)."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 
 EMPTY = "the text is empty or only punctuation"
+SEED1_CAPTION_PREFIX, SEED1_IMAGE_PREFIX = "A photo of", "Generate an image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +199,44 @@ class Edit(BaseTask):
         return SampleLayout(
             (Segment((source, instruction), trained=False), Segment((target,), trained=True)), ignore_unk=True
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed1Caption(BaseTask):
+    """Image to text in SEED-OPT (spec G): an image's code vectors, the prefix, then the trained caption.
+
+    Fields: `image_ids`, `text`.
+
+    Attributes:
+        prefix: text between image and caption.
+    """
+
+    prefix: str = SEED1_CAPTION_PREFIX
+
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
+        caption = text_of(fields, "text").strip()
+        prompt = Segment((codes_of(fields), self.prefix), trained=False, as_vectors=True)
+        answer = Segment((caption,), trained=True, continues=True)
+        return SampleLayout((prompt, answer), reason=EMPTY if is_empty(caption) else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed1Image(BaseTask):
+    """Text to image in SEED-OPT (spec G): the prefix and a caption, then the image's tokens, which alone are trained.
+
+    Fields: `image_ids`, `text`.
+
+    Attributes:
+        prefix: text before the caption.
+    """
+
+    prefix: str = SEED1_IMAGE_PREFIX
+
+    def render(self, fields: Fields, choice: RandomChoices, context: RenderContext) -> SampleLayout:
+        caption = text_of(fields, "text").strip()
+        prompt = Segment((f"{self.prefix} {caption}",), trained=False)
+        image = Segment((codes_of(fields),), trained=True)
+        return SampleLayout((prompt, image), reason=EMPTY if is_empty(caption) else "")
 
 
 def draw_order(rng: np.random.Generator, image_first: float) -> str:

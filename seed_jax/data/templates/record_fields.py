@@ -5,7 +5,7 @@ in `record.meta` under that name or among the items, in the order in which the t
 
 | task | images among the items | texts, in this order |
 |---|---|---|
-| pretrain.image_text_pair | one | its captions, of which one is drawn |
+| pretrain.image_text_pair, seed1.caption, seed1.image | one | its captions, of which one is drawn |
 | pretrain.text, pretrain.caption_text_only | none | text |
 | pretrain.interleaved | any, in reading order | any, in reading order |
 | pretrain.retrieval_augmented | one before each text | the main pair's caption, then the others' |
@@ -51,7 +51,7 @@ def fields_of(record: Record, task: str, rng: np.random.Generator) -> Fields:
         raise UserError(
             "the record has images that are not tokenized: build the shards with `seed-jax data build --model`."
         )
-    if task == "pretrain.image_text_pair":
+    if task in ("pretrain.image_text_pair", "seed1.caption", "seed1.image"):
         return _image_text_pair(record, rng)
     return _ADAPTERS[task](record)
 

@@ -27,6 +27,8 @@ TASKS: dict[str, type[TaskDefinition]] = {
     "pretrain.text_conversation": chat.PretrainTextConversation,
     "pretrain.video_caption": pretrain.VideoCaption,
     "pretrain.visual_question": chat.PretrainVisualQuestion,
+    "seed1.caption": pretrain.Seed1Caption,
+    "seed1.image": pretrain.Seed1Image,
     "sft.conversation": conversation.Conversation,
     "sft.difference": instruct.Difference,
     "sft.edit": instruct.Edit,

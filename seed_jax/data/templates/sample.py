@@ -65,7 +65,12 @@ def assemble(
     ids = [vocab.bos]
     trained = [layout.bos_trained]
     for index, segment in enumerate(layout.segments):
-        segment_ids = vocab.encode_parts(segment.parts, plain=options.plain_text, strict_images=options.strict_images)
+        segment_ids = vocab.encode_parts(
+            (vocab.blank, *segment.parts) if segment.continues else segment.parts,
+            plain=options.plain_text,
+            strict_images=options.strict_images,
+            as_vectors=segment.as_vectors,
+        )
         if eos_between_turns and segment.ends_turn and index < len(layout.segments) - 1:
             segment_ids.append(vocab.eos)
         ids += segment_ids

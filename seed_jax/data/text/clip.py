@@ -6,7 +6,8 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from seed_jax.data.text.byte_symbols import byte_symbols
@@ -83,6 +84,33 @@ class ClipVocabulary:
             raise UserError(f"The CLIP tokenizer in {directory} is damaged ({problem}): download it again.")
         return vocabulary
 
+    @classmethod
+    def of_bytes(cls, max_length: int = 77) -> "ClipVocabulary":
+        """Return a vocabulary without merges, whose tokens are the bytes of a text, for models without weights."""
+        symbols = [*byte_symbols(), *(f"{symbol}{WORD_END}" for symbol in byte_symbols())]
+        ids = {symbol: index for index, symbol in enumerate([*symbols, cls.bos, cls.eos])}
+        return cls(ids, (), max_length=max_length)
+
+    @classmethod
+    def train_small(cls, texts: Iterable[str], num_merges: int = 400, max_length: int = 77) -> "ClipVocabulary":
+        """Learn merges from texts, the most frequent pair first, for tests and small runs."""
+        counts = Counter(piece for text in texts for piece in _pieces(text.lower()))
+        parts = {word: _symbols_of(word) for word in counts}
+        merges: list[tuple[str, str]] = []
+        for _ in range(num_merges):
+            pairs: Counter[tuple[str, str]] = Counter()
+            for word, symbols in parts.items():
+                for pair in itertools.pairwise(symbols):
+                    pairs[pair] += counts[word]
+            if not pairs:
+                break
+            merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
+            parts = {word: _join(symbols, merges[-1]) for word, symbols in parts.items()}
+        base = cls.of_bytes(max_length)
+        merged = dict.fromkeys(first + second for first, second in merges)
+        symbols = [*(name for name in base.ids if name not in (cls.bos, cls.eos)), *merged, cls.bos, cls.eos]
+        return cls({symbol: index for index, symbol in enumerate(symbols)}, tuple(merges), max_length=max_length)
+
     def save(self, directory: str | Path) -> list[Path]:
         """Write the four tokenizer files that `load` and the Hugging Face libraries read; return their paths."""
         special = {"bos_token": self.bos, "eos_token": self.eos, "unk_token": self.eos, "pad_token": self.pad}
@@ -112,28 +140,38 @@ class ClipVocabulary:
                 yield word
                 continue
             for piece in _pieces(word):
-                yield from self._merged("".join(map(byte_symbols().__getitem__, piece.encode("utf-8"))))
+                yield from self._merged(_symbols_of(piece))
 
-    def _merged(self, word: str) -> list[str]:
+    def _merged(self, parts: list[str]) -> list[str]:
         """Apply merges in order of rank until no known pair is left."""
-        parts = [*word[:-1], word[-1] + WORD_END]
         while len(parts) > 1:
             ranked = [(self._ranks.get(pair, len(self.merges)), pair) for pair in itertools.pairwise(parts)]
             rank, best = min(ranked)
             if rank == len(self.merges):
                 break
-            joined = []
-            i = 0
-            while i < len(parts):
-                step = 2 if tuple(parts[i : i + 2]) == best else 1
-                joined.append("".join(parts[i : i + step]))
-                i += step
-            parts = joined
+            parts = _join(parts, best)
         return parts
 
     @functools.cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
         return {pair: rank for rank, pair in enumerate(self.merges)}
+
+
+def _symbols_of(word: str) -> list[str]:
+    """Return the bytes of a word as symbols, the last one marked."""
+    symbols = [byte_symbols()[byte] for byte in word.encode("utf-8")]
+    return [*symbols[:-1], symbols[-1] + WORD_END]
+
+
+def _join(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join every occurrence of a pair of neighbours."""
+    joined = []
+    i = 0
+    while i < len(parts):
+        step = 2 if tuple(parts[i : i + 2]) == pair else 1
+        joined.append("".join(parts[i : i + step]))
+        i += step
+    return joined
 
 
 def _json(path: Path) -> dict:

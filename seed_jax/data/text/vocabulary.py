@@ -16,10 +16,17 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from seed_jax.data.text.byte_pair import BytePairModel
-from seed_jax.data.text.vocabulary_files import read_added_tokens, read_files, read_model, train_small, write_files
+from seed_jax.data.text.vocabulary_files import (
+    image_tokens,
+    read_added_tokens,
+    read_files,
+    read_model,
+    train_small,
+    write_files,
+)
 from seed_jax.errors import UserError
 
-__all__ = ["CODES_PER_IMAGE", "Vocabulary", "train_small"]
+__all__ = ["CODES_PER_IMAGE", "Vocabulary", "image_tokens", "train_small"]
 
 CODES_PER_IMAGE = 32  # number of Q-Former queries: fixed by the image tokenizer, not by the text tokenizer's files
 
@@ -39,10 +46,12 @@ class Vocabulary:
         forbidden_tokens: ids that are never generated.
         boi, eoi: ids of `<img>` and `</img>`.
         first_code, num_codes: image code c is token `first_code + c`.
+        blank: what separates a word from the text before it that is encoded apart; SentencePiece adds its own.
     """
 
     unk, bos, eos, pad = 0, 1, 2, 0
     codes_per_image = CODES_PER_IMAGE
+    blank = ""
 
     def __init__(self, model: bytes | BytePairModel, added: dict, origin: str = "the tokenizer"):
         """Build from a text model and added tokens `{"<img_00000>": id, ...}`; see `load`.
@@ -59,6 +68,7 @@ class Vocabulary:
             self._model: Any = model
             self.unk = self.bos = self.eos = model.eos
             self.pad = model.pad
+            self.blank = " "
             # OPT's embedding table has more rows than its tokenizer has tokens: the image tokens follow the rows.
             self.num_text = max(len(model), min((i for i in added.values() if isinstance(i, int)), default=0))
             control = model.control
@@ -119,6 +129,7 @@ class Vocabulary:
         *,
         plain: bool = False,
         strict_images: bool = True,
+        as_vectors: bool = False,
     ) -> list[int]:
         """Encode interleaved texts and images, as the one string that they form together.
 
@@ -126,7 +137,9 @@ class Vocabulary:
             parts: texts, and images as their codes (integers [32]).
             plain: as in `encode`; images are still encoded as images.
             strict_images: reject images that do not have `codes_per_image` codes.
+            as_vectors: encode images with `vector_ids` instead of `image_ids`.
         """
+        encode_image = self.vector_ids if as_vectors else self.image_ids
         ids: list[int] = []
         text = ""
         after_image = False
@@ -135,7 +148,7 @@ class Vocabulary:
                 text += part
                 continue
             ids += self._ids((text.lstrip() if after_image else text).rstrip(), plain)
-            ids += self.image_ids(part, strict=strict_images)
+            ids += encode_image(part, strict=strict_images)
             text = ""
             after_image = True
         return ids + self._ids(text.lstrip() if after_image else text, plain)
@@ -154,6 +167,10 @@ class Vocabulary:
                 f"{self.num_codes - 1}: codes and vocabulary belong to different tokenizers."
             )
         return [self.boi, *(codes.astype(np.int64) + self.first_code).tolist(), self.eoi]
+
+    def vector_ids(self, codes: Sequence[SupportsIndex] | np.ndarray, *, strict: bool = True) -> list[int]:
+        """Return the input ids that stand for the vectors of `codes` in SEED-OPT: `size` + code, without delimiters."""
+        return [self.size + token - self.first_code for token in self.image_ids(codes, strict=strict)[1:-1]]
 
     def code_of(self, token: SupportsIndex) -> int | None:
         """Return the image code of a token, or None if it is not an image code."""
@@ -182,8 +199,16 @@ class Vocabulary:
         return " ".join(texts + ([self._text_of(run)] if run else []))
 
     def pieces(self, ids: Iterable[SupportsIndex]) -> list[str]:
-        """Return the name of every token, such as `▁dog`, `<0x0A>`, `<img_00007>`, for inspection."""
-        return [self._names.get(token) or self._piece(token) for token in map(int, ids)]
+        """Return the name of every token, such as `▁dog`, `<0x0A>`, `<img_00007>`, for inspection.
+
+        An input id of a code vector (`vector_ids`) is named `<vec_00007>`.
+        """
+        return [
+            f"<vec_{token - self.size:05d}>"
+            if self.size <= token < self.size + self.num_codes
+            else self._names.get(token) or self._piece(token)
+            for token in map(int, ids)
+        ]
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token adds to a text: none for control, image and unused tokens."""

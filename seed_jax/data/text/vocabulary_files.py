@@ -126,6 +126,12 @@ def write_files(directory: Path, model: bytes | BytePairModel, added: dict[str, 
         write_bytes(directory / name, content)
 
 
+def image_tokens(first: int, num_codes: int) -> dict[str, int]:
+    """Return the ids of image tokens that follow `first` text tokens: codes, `<img>`, `</img>`."""
+    names = [*(f"<img_{code:05d}>" for code in range(num_codes)), "<img>", "</img>"]
+    return {name: first + offset for offset, name in enumerate(names)}
+
+
 def train_small(texts: Iterable[str], directory: str | Path, vocab_size: int = 600, num_codes: int = 128) -> None:
     """Train a small tokenizer with LLaMA's settings and write its files, for tests and small runs.
 
@@ -168,8 +174,7 @@ def train_small(texts: Iterable[str], directory: str | Path, vocab_size: int = 6
         raise UserError(f"a vocabulary of {vocab_size} pieces could not be trained on these texts: {error}") from error
     model = target.getvalue()
     first = len(sentencepiece.SentencePieceProcessor(model_proto=model))
-    names = [*(f"<img_{code:05d}>" for code in range(num_codes)), "<img>", "</img>"]
-    write_files(Path(directory), model, {name: first + offset for offset, name in enumerate(names)})
+    write_files(Path(directory), model, image_tokens(first, num_codes))
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from seed_jax.errors import UserError
 from seed_jax.evaluation import data_files
-from seed_jax.evaluation.answering import GeneratedText
+from seed_jax.evaluation.answering import UNTUNED_STYLES, GeneratedText
 from seed_jax.evaluation.score import caption_scores
 from seed_jax.evaluation.task import DataOptions, PaperNumber, Prediction, Sample, Scores, by_group
 from seed_jax.inference.generation.sampling_params import SamplingParams
@@ -47,7 +47,7 @@ class Captioning(GeneratedText):
         return read_captions(options, self.files, self.split)
 
     def prompt(self, sample: Sample, style: str) -> str:
-        return "" if style == "base" else INSTRUCTION
+        return "" if style in UNTUNED_STYLES else INSTRUCTION
 
     def clean(self, text: str) -> str:
         return " ".join(text.split())

@@ -7,7 +7,7 @@ from typing import Any
 
 from seed_jax.errors import UserError
 from seed_jax.evaluation import data_files
-from seed_jax.evaluation.answering import GeneratedText
+from seed_jax.evaluation.answering import UNTUNED_STYLES, GeneratedText
 from seed_jax.evaluation.metrics.vqa_accuracy import gqa_match, short_answer, vqa_accuracy
 from seed_jax.evaluation.task import DataOptions, PaperNumber, Prediction, Sample, Scores, by_group, mean
 from seed_jax.inference.generation.sampling_params import SamplingParams
@@ -41,7 +41,7 @@ class ShortAnswers(GeneratedText):
         self.instruction_tuned_on = instruction_tuned_on
 
     def prompt(self, sample: Sample, style: str) -> str:
-        return f"Question: {sample.text}\nAnswer:" if style == "base" else sample.text + SHORT
+        return f"Question: {sample.text}\nAnswer:" if style in UNTUNED_STYLES else sample.text + SHORT
 
     def clean(self, text: str) -> str:
         first, *_ = text.strip().split("\n")

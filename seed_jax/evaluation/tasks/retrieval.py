@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seed_jax.evaluation.answering import UNTUNED_STYLES
 from seed_jax.evaluation.metrics.recall import (
     Ranks,
     pointwise_mutual_information,
@@ -88,7 +89,8 @@ class LikelihoodRetrieval(Task):
         captions = batch[0].sample.choices
         codes = model.encode([one.images for one in batch])
         bos = [model.vocabulary.bos]
-        prompts = [*(model.prompt("", images, style="base") for images in codes), bos]
+        style = model.style if model.style in UNTUNED_STYLES else "base"
+        prompts = [*(model.prompt("", images, style=style) for images in codes), bos]
         totals: list[list[float]] = [[] for _ in prompts]
         images: list[list[float]] = [[] for _ in batch]
         own = [group[0] for group in codes]

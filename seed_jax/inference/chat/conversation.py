@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from seed_jax.inference.chat.prompts import ASSISTANT, BASE_STYLE, USER, FittedPrompt, Message, fit_prompt
+from seed_jax.inference.chat.prompts import ASSISTANT, SINGLE_TURN_STYLES, USER, FittedPrompt, Message, fit_prompt
 from seed_jax.inference.chat.transcript import RecordedMessage, Transcript
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.generator import STREAM_CHUNK_TOKENS, Generator
@@ -41,7 +41,7 @@ class Conversation:
 
     Args:
         generator: the language model.
-        style: "vicuna" or "llama2"; "base" has no roles: every message is answered on its own.
+        style: "vicuna" or "llama2"; "base" and "seed1" have no roles: every message is answered on its own.
         sampling_params: decoding options.
         as_one: encode the history as one text, as the original's demo does, instead of per message as in training.
         max_history: most earlier questions in a prompt; None: as many as fit.
@@ -133,7 +133,7 @@ class Conversation:
 
     def _history(self) -> list[RecordedMessage]:
         """Return the earlier messages that a prompt may contain."""
-        limit = 0 if self.style == BASE_STYLE else self.max_history
+        limit = 0 if self.style in SINGLE_TURN_STYLES else self.max_history
         return self.messages if limit is None else self.messages[max(len(self.messages) - 2 * limit, 0) :]
 
     def _fit(self, messages: Sequence[Message], params: SamplingParams) -> FittedPrompt:

@@ -3,6 +3,8 @@ r"""Prompts in the styles that SEED-LLaMA was trained with (spec C.3): segments 
 vicuna  SEED-LLaMA-8B: `USER: ` + message + `\nASSISTANT:`
 llama2  SEED-LLaMA-14B: `[INST] ` + message + ` [/INST]\n`
 base    models without instruction tuning: the segments without markers
+seed1   SEED-OPT: a message with images is captioned (code vectors + `A photo of`, or the message's own text), a message
+        without images is drawn (`Generate an image` + text)
 
 Every prompt begins with BOS. Images may stand anywhere in a message; in the training data they precede the question.
 """
@@ -13,6 +15,7 @@ import re
 from collections.abc import Sequence
 
 from seed_jax.data.templates.dialogue import Markers
+from seed_jax.data.templates.pretrain import SEED1_CAPTION_PREFIX, SEED1_IMAGE_PREFIX
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, Segment, TextSegment
@@ -21,9 +24,14 @@ USER, ASSISTANT = "user", "assistant"
 PLACEHOLDER = "<image>"
 ESCAPED_PLACEHOLDER = r"\<image>"  # stands for the characters `<image>`
 _PLACEHOLDER = re.compile(r"(?<!\\)<image>")
-BASE_STYLE = "base"
+BASE_STYLE, SEED1_STYLE = "base", "seed1"
+# Styles without roles: every message is answered on its own.
+SINGLE_TURN_STYLES = (BASE_STYLE, SEED1_STYLE)
 # The same markers as in training samples.
-STYLES = {name: Markers.of_style(name) for name in ("vicuna", "llama2")} | {BASE_STYLE: Markers("", "", "")}
+STYLES = {
+    **{name: Markers.of_style(name) for name in ("vicuna", "llama2")},
+    **{name: Markers("", "", "") for name in SINGLE_TURN_STYLES},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +69,7 @@ def build_prompt(
 
     Args:
         messages: alternating messages of user and assistant, the last one by the user.
-        style: "vicuna", "llama2" or "base".
+        style: "vicuna", "llama2", "base" or "seed1".
         vocabulary: of the model.
         as_one: encode the conversation as one text, as the original's demo does; by default every message is encoded
             separately, as in training, so that each begins with its own space (spec I.A.22).
@@ -72,6 +80,9 @@ def build_prompt(
     """
     check_style(style)
     _check_roles(messages, style)
+    if style == SEED1_STYLE:
+        parts = [_content(segment) for segment in messages[-1].segments]
+        return [vocabulary.bos, *vocabulary.encode_parts(_with_prefix(parts), plain=True, as_vectors=True)]
     markers = STYLES[style]
     # The demo writes a space between "ASSISTANT:" and the answer; an answer encoded separately begins with one anyway.
     space = " " if as_one and not markers.after.endswith("\n") else ""
@@ -154,7 +165,7 @@ def interleave(text: str, images: Sequence[Sequence[int]], group_sizes: Sequence
 
 
 def _check_roles(messages: Sequence[Message], style: str) -> None:
-    if not messages or (len(messages) > 1 and style == BASE_STYLE):
+    if not messages or (len(messages) > 1 and style in SINGLE_TURN_STYLES):
         expected = "1" if messages else "at least 1"
         raise UserError(f"A prompt of style {style!r} has {len(messages)} messages, expected {expected}.")
     for index, message in enumerate(messages):
@@ -165,6 +176,14 @@ def _check_roles(messages: Sequence[Message], style: str) -> None:
             )
     if messages[-1].role != USER:
         raise UserError("The last message is the assistant's: end with the user's message to answer.")
+
+
+def _with_prefix(parts: list[str | tuple[int, ...]]) -> list[str | tuple[int, ...]]:
+    """Return the parts of a message to SEED-OPT with the prefix of its task."""
+    text = "".join(part for part in parts if isinstance(part, str)).strip()
+    if any(not isinstance(part, str) for part in parts):
+        return parts if text else [*parts, SEED1_CAPTION_PREFIX]
+    return [text if text.startswith(SEED1_IMAGE_PREFIX) else f"{SEED1_IMAGE_PREFIX} {text}"]
 
 
 def _content(segment: Segment) -> str | tuple[int, ...]:

@@ -101,7 +101,7 @@ class Drawer:
         config = config_class.from_dict(loaded.config.get("sizes", {}), str(loaded.directory / model_dir.CONFIG))
         has_vocabulary = (loaded.directory / "vocab.json").is_file()
         vocabulary = ClipVocabulary.load(loaded.directory) if has_vocabulary else None
-        return cls(config, decoder_params(loaded.params), vocabulary=vocabulary, **options)
+        return cls(config, model_dir.decoder_params(loaded.params), vocabulary=vocabulary, **options)
 
     @property
     def config(self) -> DecoderConfig:
@@ -273,13 +273,6 @@ class Drawer:
 def decoder_class(config: DecoderConfig) -> Any:
     """Return the class of the decoder that has sizes of this type."""
     return next(decoder for config_class, decoder in DECODERS.values() if isinstance(config, config_class))
-
-
-def decoder_params(stored: Tree) -> Tree:
-    """Return the parameters to draw with; those of a training workdir are the moving averages."""
-    if "params" not in stored:
-        return stored
-    return {**stored["params"], **{part: tree for part, tree in stored["ema"].items() if part != "updates"}}
 
 
 def _cast(params: Tree, dtype: str) -> Tree:

@@ -20,7 +20,7 @@ from seed_jax.inference.generation.grammar import Grammar
 from seed_jax.inference.generation.model_runner import PromptBatch
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.stop_strings import StopStringCompiler
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.nn.kv_cache import KVCache
 
 SMALLEST_BUCKET = 32
@@ -89,7 +89,7 @@ class Batcher:
         max_length: context length, prompt and answer together; by default the model's.
     """
 
-    config: LanguageModelConfig
+    config: DecoderOnlyConfig
     vocabulary: Vocabulary
     grammar: Grammar
     stop_strings: StopStringCompiler
@@ -167,9 +167,9 @@ class Batcher:
                 f"{name} has {len(ids)} tokens, expected 1 to {limit - 1}: the model's context is {limit} tokens, "
                 "prompt and answer together."
             )
-        if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+        if not 0 <= min(ids) <= max(ids) < self.config.num_input_tokens:
             raise UserError(
-                f"{name} has token ids outside 0 to {self.config.vocab_size - 1}: encode it with this model's "
+                f"{name} has token ids outside 0 to {self.config.num_input_tokens - 1}: encode it with this model's "
                 "vocabulary."
             )
 

@@ -42,7 +42,7 @@ from seed_jax.inference.generation.stop_strings import StopStringCompiler
 from seed_jax.inference.generation.streaming import SegmentStreamer
 from seed_jax.inference.language_model import open_language_model
 from seed_jax.models.language_models import model_class
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
@@ -99,7 +99,7 @@ class Generator:
 
     def __init__(
         self,
-        config: LanguageModelConfig,
+        config: DecoderOnlyConfig,
         params: Tree,
         vocabulary: Vocabulary,
         *,

@@ -66,6 +66,47 @@ class StableDiffusionConfig(SerializableConfig):
         """Return the released sizes: 860 M (UNet) + 84 M (autoencoder) + 123 M (text) parameters, 512 pixels."""
         return cls()
 
+    @classmethod
+    def tiny(cls, embedding_shape: tuple[int, int] = (77, 32)) -> "StableDiffusionConfig":
+        """Return sizes that generate 64 x 64 pixels, and train, on a laptop's CPU."""
+        length, width = embedding_shape
+        return cls(
+            unet=UNetConfig(
+                sample_size=8, block_channels=(16, 32), cross_attention=(True, False), num_heads=(2, 4),
+                layers_per_block=1, text_width=width, class_width=None, norm_groups=8, linear_projection=False,
+            ),
+            vae=VAEConfig(sample_size=64, block_channels=(8, 8, 16, 16), layers_per_block=1, norm_groups=4),
+            text=ClipTextConfig(
+                vocab_size=523, hidden_size=width, intermediate_size=2 * width, num_layers=2, num_heads=4,
+                max_length=length, activation="quick_gelu",
+            ),
+            prompt=PromptTokens(bos=521, eos=522, pad=522),
+        )  # fmt: skip
+
+    @classmethod
+    def small(cls, embedding_shape: tuple[int, int] = (77, 96)) -> "StableDiffusionConfig":
+        """Return sizes that learn to generate the synthetic world, 48 x 48 pixels, on a laptop's CPU.
+
+        All but the condition is as in `UnclipConfig.small`.
+        """
+        length, width = embedding_shape
+        return cls(
+            unet=UNetConfig(
+                sample_size=12, in_channels=4, out_channels=4, block_channels=(48, 80, 80),
+                cross_attention=(False, True, True), num_heads=(4, 4, 4), layers_per_block=2, text_width=width,
+                class_width=None, norm_groups=8, linear_projection=False,
+            ),
+            vae=VAEConfig(
+                sample_size=48, latent_channels=4, block_channels=(16, 32, 48), layers_per_block=1, norm_groups=4,
+                scaling_factor=1.0,
+            ),
+            text=ClipTextConfig(
+                vocab_size=514, hidden_size=width, intermediate_size=2 * width, num_layers=2, num_heads=4,
+                max_length=length, activation="quick_gelu",
+            ),
+            prompt=PromptTokens(bos=512, eos=513, pad=513),
+        )  # fmt: skip
+
 
 class StableDiffusion(LatentDiffusion):
     """Generate images from text states, predicted from codes or computed from a prompt.

@@ -83,6 +83,9 @@ def rope_by_permutation(
     return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 class Attention(nn.Module):
     """Causal attention within the given positions or to the KV cache, with grouped key-value heads."""
 

@@ -3,11 +3,11 @@
 import dataclasses
 
 from seed_jax.errors import UserError
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig(LanguageModelConfig):
+class LlamaConfig(DecoderOnlyConfig):
     """Sizes of a LLaMA."""
 
     vocab_size: int

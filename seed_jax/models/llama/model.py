@@ -5,11 +5,10 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from seed_jax.models.llama.block import AttentionMetadata, Block, attention_metadata
+from seed_jax.models.llama.block import LORA_TARGETS, AttentionMetadata, Block, attention_metadata
 from seed_jax.models.llama.config import LlamaConfig
 from seed_jax.models.nn.decoder_only import DecoderOnly, stack_layers, unstack_layers
 from seed_jax.models.nn.layers import RMSNorm
-from seed_jax.models.nn.lora import TARGETS
 from seed_jax.models.nn.token_embedding import Embedding, Head
 from seed_jax.typing import Tree
 
@@ -31,7 +30,7 @@ class Llama(DecoderOnly):
     config: LlamaConfig
 
     block_class = Block
-    lora_targets = TARGETS
+    lora_targets = LORA_TARGETS
 
     def setup(self):
         config = self.config

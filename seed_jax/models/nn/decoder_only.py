@@ -25,8 +25,8 @@ from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
 
-class LanguageModelConfig(SerializableConfig):
-    """The sizes that every language model has; base class of their frozen dataclasses."""
+class DecoderOnlyConfig(SerializableConfig):
+    """The sizes of a `DecoderOnly`; base class of the models' frozen dataclasses."""
 
     vocab_size: int
     hidden_size: int
@@ -45,6 +45,11 @@ class LanguageModelConfig(SerializableConfig):
     def padded_vocab_size(self) -> int:
         """Vocabulary size rounded up so that a mesh divides it."""
         return padded_size(self.vocab_size)
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Number of ids that an input may hold; those from `vocab_size` on are never generated."""
+        return self.vocab_size
 
     @property
     def embedding_size(self) -> int:

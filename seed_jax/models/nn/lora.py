@@ -2,7 +2,7 @@
 
 Adapters are a separate tree: `{path: {"a": [.., I, R], "b": [.., R, O]}}`, with the paths of the kernels they adapt. A
 leading `layers` axis is kept, so that scanned layers have scanned adapters. The original uses rank 16, alpha 32 and
-dropout 0.05 on all seven projections of a block (spec D.1).
+dropout 0.05 on all seven projections of a LLaMA block (spec D.1).
 """
 
 import dataclasses
@@ -21,17 +21,15 @@ from seed_jax.models.nn import fsdp_matmul
 from seed_jax.precision import Precision
 from seed_jax.typing import ParamPath, Tree
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 @dataclasses.dataclass(frozen=True)
 class LoraSpec:
-    """Sizes of the adapters and the names of the projections that they adapt."""
+    """Names of the projections that are adapted (a model's `lora_targets` by default), and sizes of the adapters."""
 
+    targets: tuple[str, ...]
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.05
-    targets: tuple[str, ...] = TARGETS
 
     @property
     def scale(self) -> float:
@@ -39,7 +37,7 @@ class LoraSpec:
         return self.alpha / self.rank
 
 
-def read_spec(settings: Any, where: str, targets: Iterable[str] = TARGETS) -> LoraSpec:
+def read_spec(settings: Any, where: str, targets: Iterable[str]) -> LoraSpec:
     """Read rank, alpha and dropout from the key `lora` of a model directory's `config.json`.
 
     Args:

@@ -3,17 +3,20 @@
 import dataclasses
 
 from seed_jax.errors import UserError
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class OptConfig(LanguageModelConfig):
+class OptConfig(DecoderOnlyConfig):
     """Sizes of an OPT.
 
     Attributes:
         word_embed_size: width of the token embeddings, which OPT-350m projects to `hidden_size` and back.
         pre_norm: LayerNorm before each sublayer, or, in OPT-350m, after it.
         final_norm: LayerNorm after the last layer; always False without `pre_norm`.
+        num_codes: with code vectors (SEED-OPT), how many; input id `vocab_size` + c stands for the vector of code c,
+            projected to the width of the token embeddings. Such ids are never generated.
+        code_width: width of the code vectors.
     """
 
     vocab_size: int
@@ -26,12 +29,15 @@ class OptConfig(LanguageModelConfig):
     pre_norm: bool = True
     final_norm: bool = True
     epsilon: float = 1e-5
+    num_codes: int = dataclasses.field(default=0, metadata={"optional": True})
+    code_width: int = dataclasses.field(default=0, metadata={"optional": True})
 
     def __post_init__(self):
         if not self.word_embed_size:
             object.__setattr__(self, "word_embed_size", self.hidden_size)
         for field in dataclasses.fields(self):
-            if field.type is not bool and getattr(self, field.name) <= 0:
+            least = 0 if field.name in ("num_codes", "code_width") else 1e-12
+            if field.type is not bool and getattr(self, field.name) < least:
                 raise UserError(f"An OPT's {field.name} must be positive: found {getattr(self, field.name)}.")
         if self.hidden_size % self.num_heads:
             raise UserError(
@@ -46,13 +52,17 @@ class OptConfig(LanguageModelConfig):
         return self.num_heads
 
     @property
+    def num_input_tokens(self) -> int:
+        return self.vocab_size + self.num_codes
+
+    @property
     def embedding_size(self) -> int:
         return self.word_embed_size
 
     @classmethod
     def seed_2b7(cls) -> "OptConfig":
-        """Return the sizes of SEED-OPT-2.7B: OPT-2.7B and 8194 image tokens."""
-        return cls(58466, 2560, 10240, 32, 32)
+        """Return the sizes of SEED-OPT-2.7B: OPT-2.7B, 8194 image tokens and SEED-1's code vectors."""
+        return cls(58466, 2560, 10240, 32, 32, num_codes=8192, code_width=32)
 
     @classmethod
     def tiny(cls, vocab_size: int) -> "OptConfig":

@@ -41,6 +41,9 @@ class Opt(DecoderOnly):
         variables = model.init(jax.random.key(0), tokens)
         logits = model.apply(variables, tokens)
 
+    With `config.num_codes` it is SEED-OPT: input ids beyond the vocabulary are images' code vectors, which one linear
+    layer projects to the width of the token embeddings.
+
     Attributes: as of `DecoderOnly`.
     """
 
@@ -56,12 +59,21 @@ class Opt(DecoderOnly):
         if config.word_embed_size != config.hidden_size:
             self.project_in = Dense(config.hidden_size, (None, "embed"), use_bias=False, precision=precision)
             self.project_out = Dense(config.word_embed_size, ("embed", None), use_bias=False, precision=precision)
+        if config.num_codes:
+            normal, shape = nn.initializers.normal(0.02), (config.num_codes, config.code_width)
+            self.code_vectors = param(self, "code_vectors", normal, shape, (None, None), precision.param_dtype)
+            self.code_proj = Dense(config.word_embed_size, (None, "embed"), precision=precision)
         self.layers = self.make_layers()
         if config.final_norm:
             self.final_layer_norm = LayerNorm(config.epsilon, precision)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T W"]:
-        return self.embed_tokens(tokens)
+        if not self.config.num_codes:
+            return self.embed_tokens(tokens)
+        code = tokens - self.config.vocab_size
+        vectors = jnp.take(self.code_vectors, jnp.maximum(code, 0), axis=0).astype(self.precision.compute_dtype)
+        words = self.embed_tokens(jnp.where(code < 0, tokens, 0))
+        return jnp.where(code[..., None] < 0, words, self.code_proj(vectors))
 
     def add_positions(self, embedded: Float[Array, "B T W"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         if self.config.word_embed_size != self.config.hidden_size:

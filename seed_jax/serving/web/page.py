@@ -18,9 +18,9 @@ import gradio as gr
 from seed_jax import images
 from seed_jax.errors import UserError
 from seed_jax.inference.chat.prompts import (
-    BASE_STYLE,
     ESCAPED_PLACEHOLDER,
     PLACEHOLDER,
+    SINGLE_TURN_STYLES,
     check_placeholders,
     interleave,
 )
@@ -157,7 +157,9 @@ class ChatPage:
                 0, ALL_HISTORY, ALL_HISTORY, step=1,
                 label=f"Earlier questions that the model reads ({ALL_HISTORY}: all that fit)",
             )  # fmt: skip
-            system = gr.Textbox("", label="System prompt", lines=2, visible=self._service.style != BASE_STYLE)
+            system = gr.Textbox(
+                "", label="System prompt", lines=2, visible=self._service.style not in SINGLE_TURN_STYLES
+            )
             draw_guidance = gr.Textbox(
                 "", label="Guidance of the image decoder", placeholder="its own", max_lines=1,
                 visible=self._service.can_draw,
@@ -177,7 +179,7 @@ class ChatPage:
         return controls, sidebar
 
     def _placeholder(self) -> str:
-        if self._service.style == BASE_STYLE:
+        if self._service.style in SINGLE_TURN_STYLES:
             return "This model has no instruction tuning: it continues a text, and every message stands for itself."
         return "Ask a question, attach images, or ask for a drawing."
 

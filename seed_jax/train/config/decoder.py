@@ -1,4 +1,4 @@
-"""Options of the stage that fine-tunes the diffusion decoder."""
+"""Options of the stage that fine-tunes a diffusion decoder."""
 
 import dataclasses
 
@@ -7,24 +7,27 @@ from seed_jax.train.config.schema import Section, negative, not_one_of
 
 MODELS = ("full", "small", "tiny")
 PARTS = ("unet", "vae")
+DECODERS = ("unclip", "stable_diffusion")
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderModelConfig(Section):
-    """The unCLIP decoder.
+    """The decoder.
 
     Attributes:
+        decoder: "unclip" (SEED-2's) or "stable_diffusion" (SEED-1's Stable Diffusion 1.4).
         config: name of its architecture, "full", "small" or "tiny"; ignored where `init` is given.
         init: model directory or workdir of this stage; "" starts from random weights.
         train: parts that train, "unet" and "vae" (the autoencoder, which a decoder from random weights needs first).
         condition_dropout: share of images trained without embedding, for classifier-free guidance.
-        noise_level: greatest noise level added to an embedding, 0 to 999; generation uses 0.
+        noise_level: greatest noise level added to unCLIP's embedding, 0 to 999; generation uses 0.
         ema_decay: of the averaged weights that generation uses.
         divergence_weight: of the KL divergence of the latents from a standard normal.
         remat: recompute activations in the backward pass.
     """
 
+    decoder: str = "unclip"
     config: str = "full"
     init: str = ""
     train: tuple[str, ...] = ("unet",)
@@ -35,6 +38,7 @@ class DecoderModelConfig(Section):
     remat: bool = True
 
     def problems(self) -> Problems:
+        yield from not_one_of(self, decoder=DECODERS)
         if not self.init:
             yield from not_one_of(self, config=MODELS)
         if not self.train or set(self.train) - set(PARTS):
@@ -44,6 +48,8 @@ class DecoderModelConfig(Section):
                 yield name, f"is {getattr(self, name)}, expected 0 to less than 1"
         if not 0 <= self.noise_level <= 999:
             yield "noise_level", f"is {self.noise_level}, expected 0 to 999"
+        elif self.noise_level and self.decoder != "unclip":
+            yield "noise_level", f"is {self.noise_level}, but only unCLIP's embeddings are noised: set it to 0"
         yield from negative(self, "divergence_weight")
 
 
@@ -80,7 +86,7 @@ class DecoderDataConfig(ImageDataConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(TrainConfig):
-    """Options of the fine-tuning of the unCLIP decoder.
+    """Options of the fine-tuning of a diffusion decoder.
 
     Attributes:
         samples: images generated after the last step into `samples.png`; 0 generates none.
@@ -96,6 +102,11 @@ class DecoderConfig(TrainConfig):
         yield from negative(self, "samples")
         if not self.data.demo and not self.data.mixture:
             yield "data.mixture", "is empty: name at least one directory of shards, or set data.demo=True"
+        if self.source.vision and self.model.decoder != "unclip":
+            yield (
+                "source.vision",
+                f"is {self.source.vision!r}, but Stable Diffusion is conditioned on text states: name source.tokenizer",
+            )
         if bool(self.source.tokenizer) == bool(self.source.vision):
             yield (
                 "source.tokenizer",

@@ -6,8 +6,9 @@ from typing import Any
 from seed_jax.train.config.common import CheckpointConfig, Problems, TrainConfig
 from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive, not_ratio
 
-MODELS = ("seed_8b", "seed_14b", "tiny")
-TRAINABLE = ("lora", "full", "all")
+MODELS = ("seed_8b", "seed_14b", "tiny", "seed_opt_2b7", "opt_tiny")
+TRAINABLE = ("lora", "full", "all", "adapters")
+SEED_OPT_STAGE = "pretrain_opt"  # `stage` of a run that trains SEED-OPT
 ATTENTION = ("auto", "xla", "chunked", "splash", "cudnn")
 
 
@@ -16,15 +17,19 @@ class LanguageModelConfig(Section):
     """The language model.
 
     Attributes:
-        config: name of its architecture, "seed_8b", "seed_14b" or "tiny"; ignored where `init` is given.
+        config: name of its architecture, "seed_8b", "seed_14b" or "tiny", for SEED-OPT "seed_opt_2b7" or "opt_tiny";
+            ignored where `init` is given.
         init: model directory or workdir to start from, whose adapters are merged; "" starts from random weights.
-        train: "lora" (adapters, embeddings, head and norms), "full" (everything but the embedding table) or "all".
+        code_vectors: image tokenizer whose codebook SEED-OPT reads images from (stage `pretrain_opt`).
+        train: "lora" (adapters, embeddings, head and norms), "full" (everything but the embedding table), "all", or for
+            SEED-OPT "adapters" (adapters, embeddings of the image tokens, projection of the code vectors).
         remat: rematerialization policy of a block, see `models/nn/remat.py`; "auto" suits the accelerator.
         attention: implementation of attention, see `models/nn/attention.py`; "auto" suits the accelerator.
     """
 
     config: str = "seed_8b"
     init: str = ""
+    code_vectors: str = ""
     train: str = "lora"
     remat: str = "auto"
     attention: str = "auto"
@@ -53,7 +58,8 @@ class LanguageDataConfig(Section):
 
     Attributes:
         demo: make a small data set from embedded photographs below the workdir.
-        vocabulary: directory with tokenizer.model and added_tokens.json.
+        vocabulary: directory with tokenizer.model and added_tokens.json; for SEED-OPT that of OPT's tokenizer, to which
+            the image tokens are added where added_tokens.json is absent.
         image_tokenizer: fingerprint of the image tokenizer whose codes are expected; "" takes any.
         sequence_length: tokens of a packed row.
         batch_size: packed rows of the global batch.
@@ -94,8 +100,16 @@ class LanguageConfig(TrainConfig):
     def problems(self) -> Problems:
         yield from super().problems()
         yield from not_positive(self, "loss_chunk")
+        is_opt = self.stage == SEED_OPT_STAGE
+        if is_opt != self.model.config.startswith(("seed_opt", "opt")) and not self.model.init:
+            yield "model.config", f"is {self.model.config!r}, which does not belong to stage {self.stage!r}"
+        if self.model.train == "adapters" and not is_opt:
+            yield "model.train", f"is 'adapters', which is for stage {SEED_OPT_STAGE!r}: take 'lora'"
+        if is_opt and not self.model.code_vectors and not self.data.demo:
+            yield "model.code_vectors", "is empty: name SEED-1's image tokenizer (`seed-jax import tokenizer --seed1`)"
         if not self.data.demo:
             if not self.data.mixture:
                 yield "data.mixture", "is empty: name at least one directory of shards, or set data.demo=True"
             if not self.data.vocabulary:
-                yield "data.vocabulary", "is empty: name the directory with tokenizer.model and added_tokens.json"
+                files = "vocab.json and merges.txt" if is_opt else "tokenizer.model and added_tokens.json"
+                yield "data.vocabulary", f"is empty: name the directory with {files}"

@@ -6,6 +6,7 @@ from seed_jax.train.config.common import EvaluateConfig, ImageDataConfig, Proble
 from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive, not_ratio
 
 MODELS = ("full", "small", "tiny")
+HEADS = ("mlp", "reverse_qformer", "text_features")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +124,9 @@ class CodebookModelConfig(Section):
 
     Attributes:
         config: name of its architecture, "full", "small" or "tiny", as far as `init_from.model` does not give it.
-        head: "mlp", as in the released weights, or "reverse_qformer", the default of the original's training code.
-        text_branch: also estimate Stable Diffusion 1's text states, as the released weights do.
+        head: what predicts generation embeddings: "mlp", as in SEED-2's released weights, "reverse_qformer", the
+            default of its training code, or "text_features", SEED-1's Reverse Q-Former.
+        text_branch: also estimate Stable Diffusion 1's text states, as SEED-2's released weights do.
         joint_width: width of stage I's projections, where official files bring them.
         dropout: of the Q-Formers.
         remat: recompute activations in the backward pass.
@@ -138,9 +140,16 @@ class CodebookModelConfig(Section):
     remat: bool = True
 
     def problems(self) -> Problems:
-        yield from not_one_of(self, config=MODELS, head=("mlp", "reverse_qformer"))
+        yield from not_one_of(self, config=MODELS, head=HEADS)
         yield from not_positive(self, "joint_width")
         yield from not_ratio(self, "dropout")
+        if self.text_branch and self.predicts_text:
+            yield "text_branch", "is True, but the head text_features predicts text states already: set it to False"
+
+    @property
+    def predicts_text(self) -> bool:
+        """Whether generation embeddings are text states, as in SEED-1."""
+        return self.head == "text_features"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +160,7 @@ class ObjectiveConfig(Section):
         embed: of the vector-quantization loss.
         reconstruction: of the reconstruction of the causal embeddings.
         image: of the distance to CLIP's image embedding.
-        text: of the distance to CLIP's text states.
+        text: of the distance to CLIP's text states, which takes the place of `image` in SEED-1.
         reconstruction_kind: "cosine" or, as in the paper, "mse".
         frozen_dropout: keep the dropout of the frozen Q-Former active, as the original does.
     """
@@ -202,9 +211,11 @@ class TeacherConfig(Section):
 
     Attributes:
         vision: Hugging Face directory of CLIP ViT-H/14; "given" takes `meta["image_embedding"]` of the records;
-            "untrained" makes random weights.
-        text: `text_encoder` directory of Stable Diffusion 1, for `model.text_branch`.
-        text_vocabulary: `tokenizer` directory of Stable Diffusion 1, for `model.text_branch`.
+            "untrained" makes random weights. Not used by the head "text_features".
+        text: `text_encoder` directory of Stable Diffusion 1 (CLIP ViT-L/14), for the head "text_features" and for
+            `model.text_branch`; "untrained" makes random weights.
+        text_vocabulary: `tokenizer` directory of Stable Diffusion 1, for the same; "" with an untrained text encoder
+            encodes a caption as its bytes.
     """
 
     vision: str = ""
@@ -235,7 +246,7 @@ class CodebookStageConfig(TrainConfig):
                     "vectors of the whole batch"
                 ),
             )
-        if not self.teacher.vision:
+        if not self.teacher.vision and not self.model.predicts_text:
             yield (
                 "teacher.vision",
                 (
@@ -243,12 +254,15 @@ class CodebookStageConfig(TrainConfig):
                     "image embeddings"
                 ),
             )
-        if self.model.text_branch and not (self.teacher.text and self.teacher.text_vocabulary):
+        needs_text = self.model.text_branch or self.model.predicts_text
+        has_vocabulary = bool(self.teacher.text_vocabulary) or self.teacher.text == "untrained"
+        if needs_text and not (self.teacher.text and has_vocabulary):
+            who = "the head text_features" if self.model.predicts_text else "model.text_branch"
             yield (
                 "teacher.text",
                 (
-                    "and teacher.text_vocabulary are needed by model.text_branch: name the text_encoder and tokenizer "
-                    "directories of Stable Diffusion 1"
+                    f"and teacher.text_vocabulary are needed by {who}: name the text_encoder and tokenizer directories "
+                    "of Stable Diffusion 1"
                 ),
             )
 

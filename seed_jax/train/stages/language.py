@@ -6,7 +6,7 @@ everything but the embedding table (spec D.6: freezing it is more stable); "all"
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum, next_token_loss
 from seed_jax.models.language_models import kind_of, model_class, read_sizes
 from seed_jax.models.llama.config import LlamaConfig
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.precision import Precision
 from seed_jax.train import flops
@@ -56,6 +56,14 @@ def is_trained_in_full(path: ParamPath) -> bool:
     return path[1] != "embed_tokens"
 
 
+def is_trained_beside_opt(path: ParamPath) -> bool:
+    """Whether a variable of SEED-OPT trains: adapters, the projection of the code vectors, embeddings (spec G).
+
+    Of the embeddings only the rows of the image tokens change, see `SeedOptStage`.
+    """
+    return path[0] == "lora" or path[1] in ("code_proj", "embed_tokens")
+
+
 def is_trained_from_scratch(path: ParamPath) -> bool:
     """Everything trains: the embeddings of a randomly initialized model are not worth keeping."""
     return True
@@ -66,6 +74,7 @@ TRAINABLE: dict[str, Callable[[ParamPath], bool]] = {
     "lora": is_trained_with_lora,
     "full": is_trained_in_full,
     "all": is_trained_from_scratch,
+    "adapters": is_trained_beside_opt,
 }
 
 
@@ -75,6 +84,10 @@ class LanguageStage(Stage[LanguageConfig]):
     config_class = LanguageConfig
     kind = ModelKind.LLAMA
     unit = "tokens"
+    import_command: ClassVar[str] = "llama"
+    vocabulary_origin: ClassVar[str] = (
+        "the text tokenizer of the image tokenizer's release: `seed-jax fetch seed-tokenizer-2`"
+    )
 
     def __init__(self, config: LanguageConfig):
         super().__init__(config)
@@ -94,11 +107,11 @@ class LanguageStage(Stage[LanguageConfig]):
             size = vocabulary.size
             codes = range(vocabulary.first_code, vocabulary.first_code + vocabulary.num_codes)
         else:  # which tokens are image codes is unknown without the files, and does not change the program's cost
-            size = TINY_VOCABULARY if config.model.config == "tiny" else LlamaConfig.seed_8b().vocab_size
+            size = self._planned_vocabulary_size()
             codes = range(size // 2, size)
         self._vocabulary_files = directory
         self._image_codes = codes
-        with_lora = config.model.train == "lora"
+        with_lora = config.model.train in ("lora", "adapters")
         architecture = self._architecture(size)
         model = model_class(architecture)
         self.kind = kind_of(architecture)
@@ -107,11 +120,14 @@ class LanguageStage(Stage[LanguageConfig]):
             architecture,
             precision=Precision("float32", config.precision.compute),
             remat=config.model.remat,
-            lora=LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout, targets) if with_lora else None,
+            lora=LoraSpec(targets, config.lora.rank, config.lora.alpha, config.lora.dropout) if with_lora else None,
             attention=config.model.attention,
         )
 
-    def _architecture(self, vocab_size: int) -> LanguageModelConfig:
+    def _planned_vocabulary_size(self) -> int:
+        return TINY_VOCABULARY if self.config.model.config == "tiny" else LlamaConfig.seed_8b().vocab_size
+
+    def _architecture(self, vocab_size: int) -> DecoderOnlyConfig:
         name, init = self.config.model.config, self.config.model.init
         if init and Path(init).is_dir():
             _, stored = model_dir.read_config(init, LANGUAGE_MODELS)
@@ -176,6 +192,9 @@ class LanguageStage(Stage[LanguageConfig]):
     def flops_per_unit(self) -> float:
         flat: dict[ParamPath, Any] = flatten_dict(sharding.unbox(self.abstract_variables()))
         matrices = {path: leaf.size for path, leaf in flat.items() if path[-1] in ("kernel", "a", "b")}
+        if ("params", "lm_head", "kernel") not in flat:  # the head is the embedding table
+            table = ("params", "embed_tokens", "embedding")
+            matrices[table] = flat[table].size
         trained = sum(size for path, size in matrices.items() if self.is_trainable(path))
         return flops.transformer_flops_per_token(
             trained_matmul=trained,
@@ -195,8 +214,8 @@ class LanguageStage(Stage[LanguageConfig]):
         missing = []
         if init and not (Path(init).is_dir() or "://" in init):
             missing.append(
-                f"model.init {init} (get official weights with `seed-jax fetch` and `seed-jax import llama --from DIR "
-                f"--out {init}`)"
+                f"model.init {init} (get official weights with `seed-jax fetch` and `seed-jax import "
+                f"{self.import_command} --from DIR --out {init}`)"
             )
         if data.demo:
             from seed_jax import demo  # imports the inference side, which only the demo needs
@@ -204,10 +223,7 @@ class LanguageStage(Stage[LanguageConfig]):
             self._demo = demo.prepare_language_demo(demo_directory(workdir, "demo"), self.config.seed)
             self._set_vocabulary(self._demo.vocabulary)
         elif self._vocabulary is None:
-            missing.append(
-                f"data.vocabulary {data.vocabulary} (the text tokenizer of the image tokenizer's release: `seed-jax "
-                "fetch seed-tokenizer-2`)"
-            )
+            missing.append(f"data.vocabulary {data.vocabulary} ({self.vocabulary_origin})")
         if not data.demo:
             shards = [path for entry in data.mixture for path in _paths(entry) if not _exists(path)]
             if shards:

@@ -14,7 +14,7 @@ from seed_jax.checkpoint.kinds import LANGUAGE_MODELS
 from seed_jax.errors import UserError
 from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn import lora
-from seed_jax.models.nn.decoder_only import DecoderOnly, LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnly, DecoderOnlyConfig
 from seed_jax.precision import as_dtype
 from seed_jax.typing import Tree
 
@@ -28,7 +28,7 @@ def abstract_variables(model: DecoderOnly) -> Tree:
 
 
 def init_variables(model: DecoderOnly, init: str, merged_dtype: str, key: Key[Array, ""], shardings: Tree) -> Tree:
-    """Return the initial variables; adapters are always fresh.
+    """Return the initial variables; adapters, and what an OPT lacks of SEED-OPT, are always fresh.
 
     Args:
         model: the language model.
@@ -54,9 +54,7 @@ def init_variables(model: DecoderOnly, init: str, merged_dtype: str, key: Key[Ar
     return {"params": params, "lora": init_adapters(params, key_lora)}
 
 
-def _load(
-    directory: Path, target: LanguageModelConfig, merged_dtype: str, key: Key[Array, ""], shardings: Tree
-) -> Tree:
+def _load(directory: Path, target: DecoderOnlyConfig, merged_dtype: str, key: Key[Array, ""], shardings: Tree) -> Tree:
     """Read parameters into their shardings, merge adapters, and extend a vocabulary that has no image tokens yet."""
     _, stored = model_dir.read_config(directory, LANGUAGE_MODELS)
     source = read_sizes(stored["kind"], stored["sizes"], str(directory))
@@ -69,7 +67,8 @@ def _load(
             f"{directory} has {source.vocab_size} tokens but the vocabulary only {target.vocab_size}: "
             "use the model's own vocabulary."
         )
-    spec = lora.read_spec(stored["lora"], str(directory)) if stored.get("lora") else None
+    targets = model_class(source).lora_targets
+    spec = lora.read_spec(stored["lora"], str(directory), targets) if stored.get("lora") else None
     tree = abstract_variables(model_class(source)(source, lora=spec))
     # The checkpoint of a run holds collections, an imported model the parameters alone.
     tree = tree["params"] if (directory / model_dir.PARAMS).is_dir() else tree
@@ -86,9 +85,18 @@ def _load(
     def merge_and_extend(params: Tree, adapters: Tree | None, key: Key[Array, ""]) -> Tree:
         if adapters and spec:
             params = _merge(params, adapters, spec, merged_dtype)
-        return _extend_vocabulary(params, source, target, key) if extends else params
+        params = _extend_vocabulary(params, source, target, key) if extends else params
+        return {**_fresh(target, tuple(shardings.keys() - params.keys()), key), **params}
 
     return jax.jit(merge_and_extend, out_shardings=shardings)(params, adapters, key)
+
+
+def _fresh(config: DecoderOnlyConfig, names: tuple[str, ...], key: Key[Array, ""]) -> Tree:
+    """Return random parameters of the modules that the loaded model does not have."""
+    if not names:
+        return {}
+    params = sharding.unbox(model_class(config)(config).init(key, jnp.zeros((1, 8), jnp.int32))["params"])
+    return {name: params[name] for name in names}
 
 
 def _merge(params: Tree, adapters: Tree, spec: lora.LoraSpec, merged_dtype: str) -> Tree:
@@ -97,9 +105,7 @@ def _merge(params: Tree, adapters: Tree, spec: lora.LoraSpec, merged_dtype: str)
     return {**merged, "layers": jax.tree.map(lambda leaf: leaf.astype(as_dtype(merged_dtype)), merged["layers"])}
 
 
-def _extend_vocabulary(
-    params: Tree, source: LanguageModelConfig, target: LanguageModelConfig, key: Key[Array, ""]
-) -> Tree:
+def _extend_vocabulary(params: Tree, source: DecoderOnlyConfig, target: DecoderOnlyConfig, key: Key[Array, ""]) -> Tree:
     key_embed, key_head = jax.random.split(key)
     extend = functools.partial(
         extend_rows, rows=source.vocab_size, new_rows=target.vocab_size, padded_rows=target.padded_vocab_size

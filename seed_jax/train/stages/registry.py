@@ -15,11 +15,13 @@ from seed_jax.train.stage import Stage
 STAGES = {
     "pretrain": "seed_jax.train.stages.language:LanguageStage",
     "pretrain_full": "seed_jax.train.stages.language:LanguageStage",
+    "pretrain_opt": "seed_jax.train.stages.seed_opt:SeedOptStage",
     "sft": "seed_jax.train.stages.language:LanguageStage",
     "qformer": "seed_jax.train.stages.qformer:QFormerStage",
     "codebook": "seed_jax.train.stages.codebook.stage:CodebookStage",
     "decoder": "seed_jax.train.stages.decoder.stage:DecoderStage",
     "world_teacher": "seed_jax.quickstart.teacher_stage:TeacherStage",
+    "world_text": "seed_jax.quickstart.text_stage:TextTeacherStage",
 }
 
 

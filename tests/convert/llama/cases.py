@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.store import Store
+from seed_jax.convert.hugging_face.peft import import_adapter
+from seed_jax.convert.llama.hf_export import LLAMA
 from seed_jax.convert.llama.hf_import import import_llama
-from seed_jax.convert.llama.peft import import_adapter
 from seed_jax.data.text.vocabulary import train_small
 from seed_jax.models.llama.model import LlamaConfig
 from tests.support import golden
@@ -47,7 +48,7 @@ def edit(path: Path, **changes: Any) -> None:
 def workdir(directory: Path, hf: Path, adapter: Path) -> Path:
     """Write what training leaves behind: base and adapters apart, the base in bfloat16."""
     found = import_llama(hf, "bfloat16")
-    lora = import_adapter(adapter, GOLDEN)
+    lora = import_adapter(LLAMA, adapter, GOLDEN)
     settings = {"rank": lora.spec.rank, "alpha": lora.spec.alpha, "dropout": lora.spec.dropout}
     files = {name: hf / name for name in ("tokenizer.model", "added_tokens.json")}
     config = {"sizes": GOLDEN.to_dict(), "lora": settings, "image_tokenizer": None}

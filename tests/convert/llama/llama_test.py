@@ -16,10 +16,11 @@ from safetensors.torch import save_file as save_torch
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.lazy import materialize
 from seed_jax.cli import main
+from seed_jax.convert.hugging_face.peft import import_adapter, replaced_table
 from seed_jax.convert.key_table import disassemble
+from seed_jax.convert.llama.hf_export import LLAMA
 from seed_jax.convert.llama.hf_import import import_llama, read_config
 from seed_jax.convert.llama.key_table import key_table
-from seed_jax.convert.llama.peft import import_adapter, replaced_table
 from seed_jax.data.text.vocabulary import Vocabulary, train_small
 from seed_jax.errors import UserError
 from seed_jax.losses.next_token import next_token_loss
@@ -157,7 +158,7 @@ def test_rotary_base_and_grouped_heads_are_read(source):
 def test_adapter_equals_the_recorded_run(source, adapter):
     imported, inputs = import_llama(source), golden.tensors("llama_tiny/inputs.safetensors")
     expected, gradients = (golden.tensors(f"llama_tiny/lora.{name}.safetensors") for name in ("outputs", "grads"))
-    lora = import_adapter(adapter, imported.config)
+    lora = import_adapter(LLAMA, adapter, imported.config)
     model = Llama(GOLDEN, lora=lora.spec, remat="full")
     tokens, labels = jnp.asarray(inputs["input_ids"]), jnp.asarray(inputs["labels"])[:, 1:]
     valid = inputs["attention_mask"] == 1
@@ -176,7 +177,7 @@ def test_adapter_equals_the_recorded_run(source, adapter):
     np.testing.assert_allclose(logits[valid], expected["logits"][valid], atol=1e-4, rtol=0)
     value, found = jax.jit(jax.value_and_grad(loss))(variables)
     assert abs(value - expected["loss"]) < 1e-5
-    theirs = dict(disassemble(replaced_table(GOLDEN), found["params"]))
+    theirs = dict(disassemble(replaced_table(LLAMA, GOLDEN), found["params"]))
     flat = flatten_dict(found["lora"], sep="/")
     checked = 0
     for name, gradient in gradients.items():
@@ -228,17 +229,17 @@ def test_adapters_of_another_kind_are_refused(source, adapter):
     ]:
         path.write_text(json.dumps({**found, **changes}))
         with pytest.raises(UserError, match=message):
-            import_adapter(adapter, GOLDEN)
+            import_adapter(LLAMA, adapter, GOLDEN)
     path.unlink()
     with pytest.raises(UserError, match=r"adapter_config\.json does not exist"):
-        import_adapter(adapter, GOLDEN)
+        import_adapter(LLAMA, adapter, GOLDEN)
 
 
 def test_full_module_paths_and_initialisations_that_keep_the_base_are_plain_lora(source, adapter):
     """peft saves target_modules="all-linear" as the path of every module."""
     path = adapter / "adapter_config.json"
     content = json.loads(path.read_text())
-    expected = import_adapter(adapter, GOLDEN)
+    expected = import_adapter(LLAMA, adapter, GOLDEN)
     paths = [
         f"model.layers.{layer}.{'mlp' if name in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}.{name}"
         for layer in range(GOLDEN.num_layers)
@@ -246,9 +247,11 @@ def test_full_module_paths_and_initialisations_that_keep_the_base_are_plain_lora
     ]
     for changes in ({"target_modules": paths}, {"target_modules": "all-linear"}, {"init_lora_weights": "gaussian"}):
         path.write_text(json.dumps({**content, **changes}))
-        assert import_adapter(adapter, GOLDEN).spec == expected.spec
+        assert import_adapter(LLAMA, adapter, GOLDEN).spec == expected.spec
     path.write_text(json.dumps({**content, "use_rslora": True}))
-    assert import_adapter(adapter, GOLDEN).spec.scale == pytest.approx(content["lora_alpha"] / content["r"] ** 0.5)
+    assert import_adapter(LLAMA, adapter, GOLDEN).spec.scale == pytest.approx(
+        content["lora_alpha"] / content["r"] ** 0.5
+    )
 
 
 def test_the_command_writes_a_model_directory(source, adapter, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Import and export of OPT, and generation with the imported model."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from seed_jax import cli
+from seed_jax.checkpoint import model_dir
+from seed_jax.convert.hugging_face.peft import import_adapter
+from seed_jax.convert.opt.hf_export import OPT
 from seed_jax.convert.opt.hf_import import import_opt, open_opt
+from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.memory_plan import Workload, plan_memory
@@ -74,6 +79,76 @@ def test_export_loads_in_transformers(tmp_path):
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(expected["input_ids"][:1].astype(np.int64))).logits.numpy()
     np.testing.assert_allclose(logits, expected["logits"][:1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_adapters_travel_through_peft_and_reports_pass(tmp_path, capsys):
+    """peft's folder in, kept separate; base and adapter out; peft's logits are ours both times (limit 1e-3 sigma)."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    source = hugging_face(tmp_path / "hf")
+    base = transformers.OPTForCausalLM.from_pretrained(source)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "out_proj", "fc1"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "adapter")
+    options = ["--from", str(source), "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "model")]
+    assert cli.main(["import", "opt", *options, "--unmerged", "--style", "base", "--verify"]) == 0
+    command = ["export", "opt", "--model", str(tmp_path / "model"), "--peft", "--verify"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert set(config["target_modules"]) == {"q_proj", "out_proj", "fc1"}
+    assert {"embed_tokens", "lm_head"} <= set(config["modules_to_save"])
+    # The adapter's copies of the tied table fit together, or the model could not be read.
+    adapter = tmp_path / "out/adapter/adapter_model.safetensors"
+    tensors = load_file(adapter)
+    tensors["base_model.model.lm_head.weight"] = tensors["base_model.model.lm_head.weight"] + 1
+    save_file(tensors, adapter)
+    with pytest.raises(UserError, match="tied to its embeddings"):
+        import_adapter(OPT, tmp_path / "out/adapter", GOLDEN)
+
+
+def test_bad_requests_give_one_sentence(tmp_path, capsys):
+    source = hugging_face(tmp_path / "hf")
+    assert cli.main(["import", "opt", "--from", str(source), "--out", str(tmp_path / "model")]) == 0
+    command = ["export", "opt", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--adapter-only"]) == 2
+    assert "holds no adapters" in capsys.readouterr().err
+    assert cli.main(["export", "llama", *command[2:]]) == 2
+    assert "an OPT language model" in capsys.readouterr().err
+
+
+def test_a_folder_with_the_fast_tokenizer_alone_is_read(tmp_path):
+    source = hugging_face(tmp_path / "hf")
+    model = {"type": "BPE", "vocab": json.loads((source / "vocab.json").read_text())}
+    lines = (source / "merges.txt").read_text().splitlines()[1:]
+    (source / "tokenizer.json").write_text(json.dumps({"model": {**model, "merges": lines}}))
+    (source / "vocab.json").unlink()
+    (source / "merges.txt").unlink()
+    assert cli.main(["import", "opt", "--from", str(source), "--out", str(tmp_path / "model")]) == 0
+    words = Vocabulary.load(tmp_path / "model")
+    assert words.encode("A photo of a dog") == vocabulary().encode("A photo of a dog")
+
+
+def test_code_vectors_travel_beside_the_model(tmp_path):
+    config = dataclasses.replace(GOLDEN, num_codes=64, code_width=8)
+    rng = np.random.default_rng(0)
+    codes = {
+        "code_vectors": rng.standard_normal((64, 8), np.float32),
+        "code_proj": {"kernel": rng.standard_normal((8, 32), np.float32), "bias": np.ones(32, np.float32)},
+    }
+    keys = {"sizes": config.to_dict(), "image_tokenizer": None, "prompt_style": "seed1"}
+    model_dir.save(tmp_path / "model", "opt", keys, {**golden_params(), **codes})
+    assert cli.main(["export", "opt", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "hf")]) == 0
+    found = import_opt(tmp_path / "hf")
+    assert found.config == config
+    np.testing.assert_array_equal(found.params["code_proj"]["kernel"], codes["code_proj"]["kernel"])
+    np.testing.assert_array_equal(found.params["code_vectors"], codes["code_vectors"])
+    (tmp_path / "hf/code_projection.safetensors").unlink()
+    assert open_opt(tmp_path / "hf").config == GOLDEN  # an ordinary OPT without it
 
 
 def test_names_without_prefix_and_a_stored_tied_head(tmp_path):

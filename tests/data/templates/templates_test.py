@@ -64,12 +64,16 @@ def check(task, case, vocab, phrases):
         assert sample.labels.tolist() + [-100] * padding == expected["labels"]
 
 
+# SEED-OPT's readers were never released.
+RECORDED = sorted(task for task in TASKS if not task.startswith("seed1."))
+
+
 @pytest.fixture
 def phrases(task, request):
     return request.getfixturevalue("official") if task in WITH_PHRASES else Phrases.load()
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", RECORDED)
 def test_every_recorded_case(task, vocab, phrases):
     content = golden.load_json(f"templates/{task}.json")
     assert len(content["cases"]) == content["num_cases"]
@@ -107,7 +111,7 @@ class Scripted(np.random.Generator):
         return np.array(draw["order"])
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", RECORDED)
 def test_recorded_random_draws_give_the_recorded_choice(task, vocab, phrases):
     for case in golden.load_json(f"templates/{task}.json")["cases"]:
         # Differences: only the layout is drawn here; the original first draws a task that it does not have.

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from seed_jax import cli
-from seed_jax.convert.diffusion.stable_diffusion import import_stable_diffusion, open_stable_diffusion
+from seed_jax.convert.diffusion.stable_diffusion import import_stable_diffusion, open_stable_diffusion, read_config
+from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions
@@ -69,3 +71,24 @@ def test_other_folders_are_refused(tmp_path: Path):
         open_stable_diffusion(golden.path("unclip_tiny/diffusion_model"))
     with pytest.raises(UserError, match="lacks unet"):
         open_stable_diffusion(tmp_path)
+
+
+def edited(folder: Path, unet: dict, text: dict) -> Path:
+    """Copy the configs of the recorded folder with changes."""
+    for name, changes in (("unet", unet), ("text_encoder", text), ("vae", {}), ("scheduler", {})):
+        file = next((golden.path(FOLDER) / name).glob("*config.json"))
+        (folder / name).mkdir()
+        (folder / name / file.name).write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+def test_other_releases_are_named(tmp_path: Path, caplog):
+    vocabulary = ClipVocabulary.load(golden.path(FOLDER) / "tokenizer")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    fits = read_config(edited(tmp_path / "a", {"_name_or_path": "runwayml/stable-diffusion-v1-5"}, {}), vocabulary)
+    assert fits == drawer().config
+    assert "stable-diffusion-v1-5" in caplog.text
+    second = edited(tmp_path / "b", {"cross_attention_dim": 1024}, {"hidden_size": 1024, "num_attention_heads": 16})
+    assert read_config(second, vocabulary).embedding_shape == (77, 1024)
+    assert "Stable Diffusion 2" in caplog.text

@@ -18,6 +18,7 @@ from seed_jax.inference.generation.batching import Request, bucket
 from seed_jax.inference.generation.generator import CHUNK_TOKENS, Generator
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment, TextSegment
+from seed_jax.models.llama.block import LORA_TARGETS
 from seed_jax.models.llama.model import LlamaConfig, unstack_layers
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.lora import LoraSpec
@@ -296,7 +297,7 @@ def test_model_and_vocabulary_must_fit():
 
 
 def test_a_workdir_generates_with_its_adapters_merged(tmp_path):
-    spec = LoraSpec(rank=2, alpha=64.0)
+    spec = LoraSpec(LORA_TARGETS, rank=2, alpha=64.0)
     adapters = jax.tree.map(lambda x: x + 0.1, lora.init(small_params(), spec, jax.random.key(0)))
     config = {
         "sizes": SMALL.to_dict(),

@@ -22,7 +22,7 @@ from seed_jax.convert.llama.key_table import abstract_params, key_table
 from seed_jax.convert.tensors import LazyTensor, TensorDict
 from seed_jax.errors import UserError
 from seed_jax.losses.next_token import next_token_loss
-from seed_jax.models.llama.block import apply_rope, attention_metadata, rope_by_permutation, rope_by_split
+from seed_jax.models.llama.block import LORA_TARGETS, apply_rope, attention_metadata, rope_by_permutation, rope_by_split
 from seed_jax.models.llama.model import Llama, LlamaConfig, stack_layers, unstack_layers
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.layers import RMSNorm
@@ -370,10 +370,10 @@ def test_config_round_trip_and_invalid_sizes():
 
 def test_adapters_in_the_wrong_place_are_refused():
     params = small_params()
-    adapters = lora.init(params, lora.LoraSpec(), jax.random.key(0))
+    adapters = lora.init(params, lora.LoraSpec(LORA_TARGETS), jax.random.key(0))
     with pytest.raises(ValueError, match="without `lora`"):
         Llama(SMALL).apply({"params": params, "lora": adapters}, random_tokens(1, 3))
     with pytest.raises(ValueError, match="expected \\['layers_0'"):
-        Llama(SMALL, lora=lora.LoraSpec(), scan_layers=False).apply(
+        Llama(SMALL, lora=lora.LoraSpec(LORA_TARGETS), scan_layers=False).apply(
             {"params": unstack_layers(params), "lora": adapters}, random_tokens(1, 3)
         )

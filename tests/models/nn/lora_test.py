@@ -7,12 +7,13 @@ import pytest
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 
+from seed_jax.models.llama.block import LORA_TARGETS
 from seed_jax.models.llama.model import Llama, LlamaConfig
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.lora import LoraSpec
 
 CONFIG = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1)
-SPEC = LoraSpec(rank=4, alpha=8.0, dropout=0.5)
+SPEC = LoraSpec(LORA_TARGETS, rank=4, alpha=8.0, dropout=0.5)
 TOKENS = jnp.arange(3, 11)[None]
 
 

@@ -12,11 +12,14 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.image_tokenizer import ImageTokenizer
+from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 from seed_jax.train import loop
+from seed_jax.train.stages.codebook.stage import CodebookStage
 from tests.support import meshes
 from tests.support.configs import config_for
 
 SHARDED, RESHARDED = {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 1, "fsdp": 8, "tensor": 1}
+SEED1 = {"steps": 16, "log_every": 1, "checkpoint.every_steps": 16, "evaluate.every_steps": 16}
 STEPS = 48  # enough to see learning begin
 
 
@@ -115,6 +118,30 @@ def test_a_workdir_of_stage_two_is_an_image_tokenizer(stage_two):
     assert codes.shape == (2, 32)
 
 
+@pytest.mark.slow
+def test_seed1_learns_to_predict_text_states(stage_one, tmp_path):
+    config = config_for("tokenizer_codebook:seed1_tiny", **SEED1, **{"init_from.model": str(stage_one)})
+    with meshes.on_devices(1):
+        loop.train(config, tmp_path)
+    losses = values(tmp_path, "loss")
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+    texts = values(tmp_path, "loss_text")
+    assert np.mean(texts[-3:]) < 0.9 * texts[0]
+    assert not values(tmp_path, "loss_image")
+    tokenizer = ImageTokenizer.load(tmp_path)
+    codes = tokenizer.encode_pixels(np.random.default_rng(0).integers(0, 255, (2, 56, 56, 3), dtype=np.uint8))
+    assert np.asarray(tokenizer.embed_codes(codes)).shape == (2, 77, 32)
+
+
+def test_heads_that_predict_other_things_do_not_mix(tmp_path):
+    for head, other in (("mlp", "text_features"), ("text_features", "mlp")):
+        config = SeedTokenizerConfig.tiny(head)
+        model_dir.save(tmp_path / head, "seed_tokenizer", {"sizes": config.to_dict()}, {"codebook": np.zeros(1)})
+        variant = "seed1_tiny" if other == "text_features" else "tiny"
+        with pytest.raises(UserError, match=f"set model.head to '{head}'"):
+            CodebookStage(config_for(f"tokenizer_codebook:{variant}", **{"init_from.model": str(tmp_path / head)}))
+
+
 def clip_vocabulary(directory):
     """Write a vocabulary of bytes alone."""
     symbols = [chr(code) for code in range(ord("!"), ord("~") + 1)]
@@ -166,6 +193,17 @@ def test_every_option_at_once(stage_one, tmp_path):
         ("tokenizer_codebook", {"teacher.vision": ""}, "teacher.vision is empty"),
         ("tokenizer_codebook", {"codebook.init": "magic"}, "codebook.init is 'magic'.*kmeans"),
         ("tokenizer_codebook", {"model.text_branch": True}, "teacher.text"),
+        ("tokenizer_codebook", {"model.head": "text_features"}, "needed by the head text_features"),
+        (
+            "tokenizer_codebook",
+            {"model.head": "text_features", "model.text_branch": True},
+            "predicts text states already",
+        ),
+        (
+            "tokenizer_codebook",
+            {"model.head": "text_features", "teacher.text": "/nowhere", "teacher.text_vocabulary": "/x"},
+            "77 states of width 768.*77 of width 32",
+        ),
         ("tokenizer_codebook", {"codebook.restart_after": 1, "optimizer.accumulation": 3}, "expected 1 with codebook"),
     ],
 )

@@ -42,11 +42,16 @@ def architecture(config: CodebookStageConfig, vocab_size: int) -> CodebookSizes:
     init_from, dropout = config.init_from, config.model.dropout
     has_model = bool(init_from.model) and Path(init_from.model).exists()
     sizes = _stored(config) if has_model else CodebookSizes(_named(config))
-    if sizes.tokenizer.predicts_text:
-        raise UserError(
-            f"init_from.model {init_from.model} is a SEED-1 tokenizer, whose head predicts text features; this stage "
-            "trains heads that predict an image embedding: start from a stage I model or a SEED-2 tokenizer."
+    if sizes.tokenizer.predicts_text != config.model.predicts_text:
+        stored, wanted = (
+            ("SEED-1", "an image embedding") if sizes.tokenizer.predicts_text else ("SEED-2", "text states")
         )
+        raise UserError(
+            f"init_from.model {init_from.model} is a {stored} tokenizer, but model.head {config.model.head!r} predicts "
+            f"{wanted}: start from a stage I model, or set model.head to {sizes.tokenizer.head!r}."
+        )
+    # SEED-1's released weights lack the blocks that reconstruct causal embeddings: they start from random weights.
+    sizes = dataclasses.replace(sizes, tokenizer=dataclasses.replace(sizes.tokenizer, reconstruction=True))
     if not sizes.joint_width and (init_from.quantizer or _has_extras(init_from.model)):
         # Official files hold the text side, which makes retrieval possible.
         qformer = dataclasses.replace(sizes.tokenizer.qformer, vocab_size=vocab_size)

@@ -37,6 +37,17 @@ class CodebookSizes:
         tokenizer = self.tokenizer
         return ImageTextConfig(tokenizer.vit, tokenizer.qformer, self.joint_width, tokenizer.ln_vision_epsilon)
 
+    @property
+    def text_states(self) -> tuple[int, int] | None:
+        """Number and width of the text states that SEED-1's head or the text branch predicts; None without either."""
+        if self.tokenizer.predicts_text:
+            branch = self.tokenizer.text_decoder
+        elif self.text_branch is not None:
+            branch = self.text_branch
+        else:
+            return None
+        return branch.reverse.num_queries, branch.state_width
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for `config.json`."""
         branch = None if self.text_branch is None else self.text_branch.to_dict()

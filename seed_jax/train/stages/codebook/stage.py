@@ -1,4 +1,7 @@
-"""Stage II of the image tokenizer: the codebook, and the decoder from codes to CLIP's image embedding (spec A.10)."""
+"""Stage II of the image tokenizer: the codebook, and the decoder from codes to the condition of a diffusion decoder.
+
+SEED-2 learns to predict CLIP's image embedding (spec A.10), SEED-1 CLIP's text states of the caption (spec G).
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,9 +57,9 @@ class CodebookStage(PairStage[CodebookStageConfig]):
         self.model = CodebookModel(sizes, precision, config.model.remat)
         self.teachers = make_teachers(
             config.teacher,
-            with_text=config.model.text_branch,
             image_size=sizes.tokenizer.image_size,
-            embedding_width=sizes.tokenizer.embedding_width,
+            image_embedding_width=None if sizes.tokenizer.predicts_text else sizes.tokenizer.embedding_width,
+            text_states=sizes.text_states,
             precision=precision,
         )
 
@@ -139,7 +142,8 @@ class CodebookStage(PairStage[CodebookStageConfig]):
 
     @property
     def _given_embedding_width(self) -> int | None:
-        return self.model.sizes.tokenizer.embedding_width if self.config.teacher.vision == GIVEN else None
+        sizes = self.model.sizes.tokenizer
+        return sizes.embedding_width if self.config.teacher.vision == GIVEN and not sizes.predicts_text else None
 
     def _make_reader(self, vocabulary: BertVocabulary) -> PairReader:
         return make_pair_reader(
@@ -155,7 +159,8 @@ class CodebookStage(PairStage[CodebookStageConfig]):
 
     def flops_per_unit(self) -> float:
         shapes = sharding.unbox(self.abstract_variables())
-        positions = flops.encoder_positions(self.model.sizes.tokenizer, 0)
+        states = self.model.sizes.text_states
+        positions = flops.encoder_positions(self.model.sizes.tokenizer, 0, text_states=states[0] if states else 1)
 
         def collection_flops(name: str) -> float:
             return flops.kernel_flops(shapes[name], positions, lambda path: self.is_trainable((name, *path)))
@@ -163,10 +168,12 @@ class CodebookStage(PairStage[CodebookStageConfig]):
         return sum(collection_flops(name) for name in ("params", "text_branch") if name in shapes)
 
     def prepare(self, workdir: AnyPath) -> None:
-        for option in ("vision", "text"):
-            source = getattr(self.config.teacher, option)
-            wanted = option == "vision" or self.config.model.text_branch
-            if wanted and source not in (GIVEN, UNTRAINED) and not Path(source).exists():
+        teacher, model = self.config.teacher, self.config.model
+        sources = {} if model.predicts_text else {"vision": teacher.vision}
+        if model.text_branch or model.predicts_text:
+            sources |= {"text": teacher.text, "text_vocabulary": teacher.text_vocabulary}
+        for option, source in sources.items():
+            if source not in ("", GIVEN, UNTRAINED) and not Path(source).exists():
                 raise UserError(f"teacher.{option} {source} does not exist: get it with `seed-jax fetch`.")
         super().prepare(workdir)
 

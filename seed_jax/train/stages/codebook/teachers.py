@@ -27,9 +27,9 @@ class Teachers:
     """The models, without their weights, and where these come from.
 
     Attributes:
-        vision: None where the records carry the image embeddings.
-        text: None without the text branch.
-        text_vocabulary: None without the text branch.
+        vision: None where the records carry the image embeddings, or none are needed (SEED-1).
+        text: None without text states to predict.
+        text_vocabulary: None without `text`, or where its files are absent, as in a plan.
         sources: name -> Hugging Face directory, or "untrained".
     """
 
@@ -65,10 +65,10 @@ class Teachers:
 
     def image_target(
         self, weights: Tree, image: Float[Array, "B H W 3"], batch: Mapping[str, Array]
-    ) -> Float[Array, "B E"]:
-        """Return CLIP's image embedding, not normalized."""
+    ) -> Float[Array, "B E"] | None:
+        """Return CLIP's image embedding, not normalized; None for a tokenizer that predicts text states."""
         if self.vision is None:
-            return batch["image_embedding"]
+            return batch.get("image_embedding")
         embedding: Any = self.vision.apply({"params": weights["vision"]}, image, method="embed")
         return jax.lax.stop_gradient(embedding)
 
@@ -81,22 +81,32 @@ class Teachers:
 
 
 def make_teachers(
-    config: TeacherConfig, *, with_text: bool, image_size: int, embedding_width: int, precision: Precision
+    config: TeacherConfig,
+    *,
+    image_size: int,
+    image_embedding_width: int | None,
+    text_states: tuple[int, int] | None,
+    precision: Precision,
 ) -> Teachers:
     """Return the models that `config` names; CLIP's usual architectures where their files are absent, as in a plan.
 
     Args:
         config: the models' directories.
-        with_text: whether the text branch is trained.
         image_size: side of the tokenizer's input in pixels.
-        embedding_width: width of the tokenizer's generation embedding.
+        image_embedding_width: width of the image embedding to predict; None if none is.
+        text_states: number and width of the text states to predict; None if none are.
         precision: dtypes.
+
+    Raises:
+        UserError: a model's outputs do not have the shape of the tokenizer's predictions.
     """
-    vision = _vision(config.vision, image_size, embedding_width, precision)
+    vision = None
+    if image_embedding_width is not None:
+        vision = _vision(config.vision, image_size, image_embedding_width, precision)
     sources = {} if vision is None else {"vision": config.vision}
-    if not with_text:
+    if text_states is None:
         return Teachers(vision, None, None, sources)
-    text, vocabulary = _text(config, precision)
+    text, vocabulary = _text(config, text_states, precision)
     return Teachers(vision, text, vocabulary, {**sources, "text": config.text})
 
 
@@ -120,19 +130,30 @@ def _vision(source: str, image_size: int, embedding_width: int, precision: Preci
     return Vit(sizes, precision)
 
 
-def _text(config: TeacherConfig, precision: Precision) -> tuple[ClipText, ClipVocabulary | None]:
-    vocabulary = ClipVocabulary.load(config.text_vocabulary) if Path(config.text_vocabulary).exists() else None
-    if config.text != UNTRAINED:
-        sizes = clip.text_config(config.text) if Path(config.text).exists() else ClipTextConfig()
-        return ClipText(sizes, precision), vocabulary
-    if vocabulary is None:
-        raise UserError(f"teacher.text_vocabulary {config.text_vocabulary} does not exist.")
-    sizes = ClipTextConfig(
-        vocab_size=max(vocabulary.ids.values()) + 1,
-        hidden_size=64,
-        intermediate_size=128,
-        num_layers=2,
-        num_heads=4,
-        max_length=vocabulary.max_length,
-    )
+def _text(
+    config: TeacherConfig, states: tuple[int, int], precision: Precision
+) -> tuple[ClipText, ClipVocabulary | None]:
+    source, vocabulary = config.text_vocabulary, None
+    if source and Path(source).exists():
+        vocabulary = ClipVocabulary.load(source)
+    if config.text == UNTRAINED:
+        if source and vocabulary is None:
+            raise UserError(f"teacher.text_vocabulary {source} does not exist.")
+        vocabulary = vocabulary or ClipVocabulary.of_bytes(states[0])
+        sizes = ClipTextConfig(
+            vocab_size=max(vocabulary.ids.values()) + 1,
+            hidden_size=states[1],
+            intermediate_size=2 * states[1],
+            num_layers=2,
+            num_heads=4,
+            max_length=vocabulary.max_length,
+        )
+    else:
+        sizes = clip.text_config(config.text) if Path(config.text).exists() else ClipTextConfig.vit_l()
+    if (sizes.max_length, sizes.hidden_size) != states:
+        raise UserError(
+            f"The text encoder {config.text} gives {sizes.max_length} states of width {sizes.hidden_size}; the "
+            f"tokenizer predicts {states[0]} of width {states[1]}: they must be equal. SEED-1 takes that of Stable "
+            "Diffusion 1, CLIP ViT-L/14."
+        )
     return ClipText(sizes, precision), vocabulary

@@ -41,13 +41,14 @@ class EmbeddingSource:
         return self.model.config.image_size
 
     @property
-    def width(self) -> int:
-        """Width of the embeddings."""
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of an image's embedding."""
         config = self.model.config
-        width = config.embedding_width if isinstance(config, SeedTokenizerConfig) else config.projection
-        if width is None:
+        if isinstance(config, SeedTokenizerConfig):
+            return config.embedding_shape
+        if config.projection is None:
             raise UserError(f"The vision tower {self.path} has no projection, whose output the decoder is trained on.")
-        return width
+        return (config.projection,)
 
     def abstract(self) -> Tree:
         """Return boxed shapes of the weights."""
@@ -69,7 +70,7 @@ class EmbeddingSource:
         model_dir.check_tree(stored, sharding.unbox(self.abstract()), self.path)
         return jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings)
 
-    def embed(self, params: Tree, image: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
+    def embed(self, params: Tree, image: Float[Array, "B S S 3"]) -> Float[Array, "B ..."]:
         """Return embeddings in float32, without gradient."""
         embeddings: Any
         if isinstance(self.model, Vit):
@@ -80,16 +81,23 @@ class EmbeddingSource:
         return jax.lax.stop_gradient(embeddings.astype(jnp.float32))
 
 
-def make_source(config: EmbeddingSourceConfig, precision: Precision) -> EmbeddingSource:
-    """Return the model that `config` names; the released architecture where its files are absent, as in a plan."""
+def make_source(config: EmbeddingSourceConfig, precision: Precision, *, text_states: bool = False) -> EmbeddingSource:
+    """Return the model that `config` names; the released architecture where its files are absent, as in a plan.
+
+    Args:
+        config: the model.
+        precision: dtypes.
+        text_states: whether an absent or untrained tokenizer is SEED-1's.
+    """
     if config.vision:
         sizes = clip.vision_config(config.vision) if Path(config.vision).exists() else VitConfig.clip()
         return EmbeddingSource(Vit(sizes, precision), config.vision)
+    head = "text_features" if text_states else "mlp"
     if config.tokenizer == UNTRAINED:
         logging.info("source.tokenizer is untrained: its embeddings say little about an image.")
-        return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.tiny(), precision), UNTRAINED)
+        return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.tiny(head), precision), UNTRAINED)
     if not Path(config.tokenizer).exists():
-        return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.full(), precision), config.tokenizer)
+        return EmbeddingSource(SeedTokenizer(SeedTokenizerConfig.full(head), precision), config.tokenizer)
     folder, stored = model_dir.read_config(Path(config.tokenizer), ModelKind.IMAGE_TOKENIZER)
     sizes = SeedTokenizerConfig.from_dict(stored["sizes"], str(folder / model_dir.CONFIG))
     return EmbeddingSource(SeedTokenizer(sizes, precision), config.tokenizer)

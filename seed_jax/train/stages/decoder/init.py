@@ -10,8 +10,8 @@ from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
-from seed_jax.inference.drawing.drawer import decoder_params
-from seed_jax.models.diffusion import Unclip, UnclipConfig
+from seed_jax.models.diffusion import DECODERS, StableDiffusionConfig, UnclipConfig
+from seed_jax.models.diffusion.latent_diffusion import LatentDiffusion
 from seed_jax.train.config.decoder import DecoderModelConfig
 from seed_jax.train.optimizer import EMA, init_ema
 from seed_jax.train.stages import warm_start
@@ -21,57 +21,71 @@ from seed_jax.typing import Tree
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 
 
-def architecture(config: DecoderModelConfig, embedding_width: int) -> tuple[UnclipConfig, dict[str, Path]]:
+def architecture(
+    config: DecoderModelConfig, embedding_shape: tuple[int, ...]
+) -> tuple[UnclipConfig | StableDiffusionConfig, dict[str, Path]]:
     """Return the decoder's architecture, and the files of its prompt vocabulary.
 
     Args:
         config: options of the decoder.
-        embedding_width: of the embeddings it is trained on.
+        embedding_shape: of the embeddings it is trained on.
+
+    Raises:
+        UserError: the decoder is conditioned on embeddings of another shape.
     """
     files = {}
+    sizes: UnclipConfig | StableDiffusionConfig
     if config.init and Path(config.init).exists():
-        folder, stored = model_dir.read_config(config.init, ModelKind.UNCLIP)
-        sizes = UnclipConfig.from_dict(stored["sizes"], str(folder / model_dir.CONFIG))
+        folder, stored = model_dir.read_config(config.init, ModelKind(config.decoder))
+        config_class, _ = DECODERS[config.decoder]
+        sizes = config_class.from_dict(stored["sizes"], str(folder / model_dir.CONFIG))
         files = {name: folder / name for name in VOCABULARY_FILES if (folder / name).is_file()}
-    elif config.config == "full":
-        sizes = UnclipConfig.full()
     else:
-        sizes = getattr(UnclipConfig, config.config)(embedding_width)
-    if sizes.embedding_width != embedding_width:
+        sizes = _named(config, embedding_shape)
+    if sizes.embedding_shape != embedding_shape:
         raise UserError(
-            f"The decoder is conditioned on embeddings of width {sizes.embedding_width}, the model that `source` names "
-            f"gives {embedding_width}: they do not belong together."
+            f"The decoder is conditioned on embeddings of shape {sizes.embedding_shape}, the model that `source` names "
+            f"gives {embedding_shape}: they do not belong together (unCLIP belongs to SEED-2's tokenizer, Stable "
+            "Diffusion to SEED-1's)."
         )
     return sizes, files
 
 
-def abstract_variables(unclip: Unclip, source: EmbeddingSource, trained: tuple[str, ...]) -> Tree:
+def _named(config: DecoderModelConfig, shape: tuple[int, ...]) -> UnclipConfig | StableDiffusionConfig:
+    if config.decoder == "unclip":
+        return UnclipConfig.full() if config.config == "full" else getattr(UnclipConfig, config.config)(shape[-1])
+    if config.config == "full" or len(shape) != 2:
+        return StableDiffusionConfig.full()
+    return getattr(StableDiffusionConfig, config.config)(shape)
+
+
+def abstract_variables(decoder: LatentDiffusion, source: EmbeddingSource, trained: tuple[str, ...]) -> Tree:
     """Return boxed shapes of every collection."""
-    params = jax.eval_shape(lambda: unclip.init(jax.random.key(0)))
+    params = jax.eval_shape(lambda: decoder.init(jax.random.key(0)))
     averages = jax.eval_shape(init_ema, {part: params[part] for part in trained})
     return {"params": params, EMA: averages, "source": source.abstract()}
 
 
 def init_variables(
-    model_init: str, unclip: Unclip, source: EmbeddingSource, key: Key[Array, ""], shardings: Tree
+    model_init: str, decoder: LatentDiffusion, source: EmbeddingSource, key: Key[Array, ""], shardings: Tree
 ) -> Tree:
     """Return fresh or loaded variables; the moving averages start at the parameters.
 
     Args:
         model_init: model directory or workdir; "" for random weights.
-        unclip: the decoder.
+        decoder: the decoder.
         source: the model that makes the embeddings.
         key: for whatever is random.
         shardings: of every collection.
     """
     key_params, key_source = jax.random.split(key)
     if model_init:
-        stored = decoder_params(_open(model_init))
-        model_dir.check_tree(stored, jax.eval_shape(lambda: sharding.unbox(unclip.init(key))), model_init)
+        stored = model_dir.decoder_params(_open(model_init))
+        model_dir.check_tree(stored, jax.eval_shape(lambda: sharding.unbox(decoder.init(key))), model_init)
         params = jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings["params"])
     else:
         logging.info("model.init is empty: the decoder starts from random weights.")
-        init = sharding.jit_init(lambda key: sharding.unbox(unclip.init(key)), out_shardings=shardings["params"])
+        init = sharding.jit_init(lambda key: sharding.unbox(decoder.init(key)), out_shardings=shardings["params"])
         params = init(key_params)
     trained = [part for part in shardings[EMA] if part != "updates"]
     averages = jax.jit(init_ema, out_shardings=shardings[EMA])({part: params[part] for part in trained})
@@ -80,5 +94,6 @@ def init_variables(
 
 def _open(directory: str) -> Tree:
     """Open a model directory's parameters, or a workdir's collections; arrays are read when they are indexed."""
-    collections = warm_start.open_collections(directory, ModelKind.UNCLIP)
+    _, stored = model_dir.read_config(directory)
+    collections = warm_start.open_collections(directory, stored["kind"])
     return collections if EMA in collections else collections["params"]

@@ -1,4 +1,4 @@
-"""The stage `decoder`: fine-tune the unCLIP UNet on generation embeddings (spec B).
+"""The stage `decoder`: fine-tune the UNet of unCLIP or Stable Diffusion 1.4 on generation embeddings (spec B, G).
 
 The original uses Stable Diffusion as it is, though its embeddings come from 32 codes and not from CLIP. Here the UNet
 learns to decode what the codes really give. At small sizes the autoencoder can be trained as well, before the UNet.
@@ -26,7 +26,8 @@ from seed_jax.data.sources import open_source
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath, write_json
 from seed_jax.losses.next_token import WeightedSum
-from seed_jax.models.diffusion import Unclip, UnclipCondition
+from seed_jax.models.diffusion import DECODERS, StableDiffusion, Unclip, UnclipCondition
+from seed_jax.models.diffusion.latent_diffusion import LatentDiffusion
 from seed_jax.models.diffusion.noise_schedule import add_noise, prediction_target
 from seed_jax.models.diffusion.unclip_conditioning import drop_labels
 from seed_jax.precision import Precision
@@ -44,21 +45,27 @@ from seed_jax.typing import ParamPath, Tree
 
 SAMPLES = "samples.png"
 _DEMO_IMAGES = 512
+LOSS_NAMES = {"v_prediction": "loss_velocity", "epsilon": "loss_noise"}
+_RELEASES = {ModelKind.UNCLIP: "Stable Diffusion 2.1 unCLIP", ModelKind.STABLE_DIFFUSION: "Stable Diffusion 1.4"}
+_COMMANDS = {ModelKind.UNCLIP: "unclip", ModelKind.STABLE_DIFFUSION: "sd"}
 
 
 class DecoderStage(Stage[DecoderConfig]):
-    """Fine-tuning of the unCLIP decoder."""
+    """Fine-tuning of a diffusion decoder."""
 
     config_class = DecoderConfig
-    kind = ModelKind.UNCLIP
     untracked_collections = (EMA,)
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         precision = Precision("float32", config.precision.compute)
-        self.source = make_source(config.source, precision)
-        architecture, self._vocabulary_files = init.architecture(config.model, self.source.width)
-        self.unclip = Unclip(architecture, precision, precision, remat=config.model.remat)
+        self.kind = ModelKind(config.model.decoder)
+        _, decoder_class = DECODERS[config.model.decoder]
+        self.source = make_source(config.source, precision, text_states=decoder_class is StableDiffusion)
+        architecture, self._vocabulary_files = init.architecture(config.model, self.source.embedding_shape)
+        self.decoder: Unclip | StableDiffusion = decoder_class(
+            architecture, precision, precision, remat=config.model.remat
+        )
         data = config.data
         self._reader = ImageReader(
             self.source.image_size, architecture.image_size, data.interpolation, data.keep_ratio, data.flip
@@ -70,7 +77,7 @@ class DecoderStage(Stage[DecoderConfig]):
         return self.config.data.batch_size
 
     def abstract_variables(self) -> Tree:
-        return init.abstract_variables(self.unclip, self.source, self.config.model.train)
+        return init.abstract_variables(self.decoder, self.source, self.config.model.train)
 
     def is_trainable(self, path: ParamPath) -> bool:
         """The parts that train and their moving averages change."""
@@ -81,16 +88,17 @@ class DecoderStage(Stage[DecoderConfig]):
         options, params = self.config.model, variables["params"]
         pixels = batch["target"].astype(jnp.float32) / 255.0
         key_latents, key_unet = jax.random.split(key)
-        moments = self.unclip.encode_image(params, pixels)
+        moments = self.decoder.encode_image(params, pixels)
         latents = moments.sample(key_latents)
         terms: dict[str, Float[Array, " B"]] = {}
         if "vae" in options.train:
-            terms["loss_pixels"] = _pixel_error(self.unclip, params, latents, pixels)
+            terms["loss_pixels"] = _pixel_error(self.decoder, params, latents, pixels)
             terms["loss_divergence"] = options.divergence_weight * moments.kl_divergence()
         if "unet" in options.train:
             embeddings = self.source.embed(variables["source"], images.normalize(batch["image"]))
             fixed = jax.lax.stop_gradient(latents)
-            terms["loss_velocity"] = denoising_loss(options, self.unclip, params, fixed, embeddings, key_unet)
+            name = LOSS_NAMES[self.decoder.config.noise.prediction_type]
+            terms[name] = denoising_loss(options, self.decoder, params, fixed, embeddings, key_unet)
         ones = jnp.ones(len(pixels), jnp.float32)
         total = jnp.stack(list(terms.values())).sum(0)
         return LossOutput(
@@ -108,7 +116,7 @@ class DecoderStage(Stage[DecoderConfig]):
 
     def flops_per_unit(self) -> float:
         params = sharding.unbox(self.abstract_variables()["params"])
-        return flops.decoder_flops(params, self.unclip.config, self.config.model.train)
+        return flops.decoder_flops(params, self.decoder.config, self.config.model.train)
 
     @property
     def flops_convention(self) -> str:
@@ -118,8 +126,8 @@ class DecoderStage(Stage[DecoderConfig]):
         check_exists(self.config.source)
         if self.config.model.init and not Path(self.config.model.init).exists():
             raise UserError(
-                f"model.init {self.config.model.init} does not exist: get Stable Diffusion 2.1 unCLIP with `seed-jax "
-                f"fetch` and `seed-jax import unclip --from DIR --out {self.config.model.init}`."
+                f"model.init {self.config.model.init} does not exist: get {_RELEASES[self.kind]} with `seed-jax fetch` "
+                f"and `seed-jax import {_COMMANDS[self.kind]} --from DIR --out {self.config.model.init}`."
             )
         if self.config.data.demo:
             self._mixture = (MixtureComponent(_demo_shards(demo_directory(workdir, "demo_world"))),)
@@ -127,7 +135,7 @@ class DecoderStage(Stage[DecoderConfig]):
             self._mixture = mixture_components(self.config.data)
 
     def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
-        return init.init_variables(self.config.model.init, self.unclip, self.source, key, shardings)
+        return init.init_variables(self.config.model.init, self.decoder, self.source, key, shardings)
 
     def batches(self, local_indices: list[int]) -> Batches:
         return image_batches(self.config.data, self._mixture, self._reader, self.config.seed, local_indices)
@@ -146,7 +154,7 @@ class DecoderStage(Stage[DecoderConfig]):
         return held_out_evaluators(evaluate, loss, make_batches, self.batch_size)
 
     def model_config(self) -> dict[str, Any]:
-        return {"sizes": self.unclip.config.to_dict()}
+        return {"sizes": self.decoder.config.to_dict()}
 
     def model_files(self) -> dict[str, Path]:
         return self._vocabulary_files
@@ -174,47 +182,52 @@ class DecoderStage(Stage[DecoderConfig]):
         logging.info("Wrote %s: images, and what is generated from their embeddings.", workdir / SAMPLES)
 
 
-def _pixel_error(unclip: Unclip, params: Tree, latents: Array, pixels: Array) -> Float[Array, " B"]:
-    reconstructed = unclip.vae.decode(params["vae"], latents / unclip.config.vae.scaling_factor)
+def _pixel_error(decoder: LatentDiffusion, params: Tree, latents: Array, pixels: Array) -> Float[Array, " B"]:
+    reconstructed = decoder.vae.decode(params["vae"], latents / decoder.config.vae.scaling_factor)
     # Squared only: absolute errors would spend the latents on texture, of which there is more than of edges.
     return jnp.square(reconstructed - (pixels * 2 - 1)).mean((1, 2, 3))
 
 
 def denoising_loss(
     options: DecoderModelConfig,
-    unclip: Unclip,
+    decoder: Unclip | StableDiffusion,
     params: Tree,
     latents: Float[Array, "B h w C"],
-    embeddings: Float[Array, "B E"],
+    embeddings: Float[Array, "B ..."],
     key: Key[Array, ""],
 ) -> Float[Array, " B"]:
     """Compute the squared error of the UNet's prediction at a random timestep, for each image."""
     keys = jax.random.split(key, 5)
-    count, num_timesteps = len(latents), unclip.config.noise.num_train_timesteps
+    count, num_timesteps = len(latents), decoder.config.noise.num_train_timesteps
     timesteps = jax.random.randint(keys[0], (count,), 0, num_timesteps)
     noise = jax.random.normal(keys[1], latents.shape)
-    levels = jax.random.randint(keys[2], (count,), 0, options.noise_level + 1)
-    labels = unclip.class_labels(params, embeddings, jax.random.normal(keys[3], embeddings.shape), levels)
-    labels = drop_labels(labels, options.condition_dropout, keys[4])
     # The prompt is empty, as in generation from codes.
-    ids, length = unclip.config.prompt, unclip.config.text.max_length
+    ids, length = decoder.config.prompt, decoder.config.text.max_length
     empty = jnp.array([[ids.bos, ids.eos] + [ids.pad] * (length - 2)])
-    states = jax.lax.stop_gradient(unclip.encode_text(params, empty))
-    condition = UnclipCondition(jnp.broadcast_to(states, (count, *states.shape[1:])), labels)
-    return prediction_error(unclip, params, latents, noise, timesteps, condition)
+    states = jax.lax.stop_gradient(decoder.encode_text(params, empty))
+    states = jnp.broadcast_to(states, (count, *states.shape[1:]))
+    if isinstance(decoder, StableDiffusion):
+        # Without a condition Stable Diffusion is given the empty prompt.
+        is_dropped = jax.random.bernoulli(keys[4], options.condition_dropout, (count, 1, 1))
+        condition = jnp.where(is_dropped, states, embeddings.astype(states.dtype))
+    else:
+        levels = jax.random.randint(keys[2], (count,), 0, options.noise_level + 1)
+        labels = decoder.class_labels(params, embeddings, jax.random.normal(keys[3], embeddings.shape), levels)
+        condition = UnclipCondition(states, drop_labels(labels, options.condition_dropout, keys[4]))
+    return prediction_error(decoder, params, latents, noise, timesteps, condition)
 
 
 def prediction_error(
-    unclip: Unclip,
+    decoder: LatentDiffusion,
     params: Tree,
     latents: Float[Array, "B h w C"],
     noise: Float[Array, "B h w C"],
     timesteps: Int[Array, " B"],
-    condition: UnclipCondition,
+    condition: UnclipCondition | Float[Array, "B T D"],
 ) -> Float[Array, " B"]:
     """Compute the squared error of the UNet's prediction (velocity or noise) at given timesteps, for each image."""
-    schedule = unclip.config.noise
-    predicted = unclip.denoise(params, add_noise(latents, noise, timesteps, schedule), timesteps, condition)
+    schedule = decoder.config.noise
+    predicted = decoder.denoise(params, add_noise(latents, noise, timesteps, schedule), timesteps, condition)
     return jnp.square(predicted - prediction_target(latents, noise, timesteps, schedule)).mean((1, 2, 3))
 
 

@@ -1,5 +1,6 @@
 """The stage `decoder`: it learns, goes on where it was, averages its weights, and its loss is that of diffusers."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -14,13 +15,15 @@ from flax.traverse_util import flatten_dict
 
 from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
+from seed_jax.convert.diffusion.stable_diffusion import import_stable_diffusion
 from seed_jax.errors import UserError
 from seed_jax.inference.drawing.drawer import Drawer
-from seed_jax.models.diffusion import Unclip, UnclipCondition
+from seed_jax.models.diffusion import StableDiffusion, StableDiffusionConfig, Unclip, UnclipCondition
+from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 from seed_jax.train import loop
 from seed_jax.train.flops import decoder_flops
 from seed_jax.train.optimizer import init_ema, make_optimizer, update_ema
-from seed_jax.train.stages.decoder.stage import prediction_error
+from seed_jax.train.stages.decoder.stage import DecoderStage, prediction_error
 from tests.models.diffusion import cases
 from tests.models.diffusion.cases import SMALLEST
 from tests.support import golden, meshes
@@ -146,6 +149,49 @@ def test_the_loss_is_that_of_diffusers():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)  # float32 through some thirty layers
 
 
+@pytest.mark.slow
+def test_the_loss_of_stable_diffusion_is_that_of_diffusers():
+    folder = golden.path("sd14_tiny/diffusion_model")
+    imported = import_stable_diffusion(folder)
+    rng = np.random.default_rng(0)
+    latents, noise = (rng.standard_normal((2, 8, 8, 4), np.float32) for _ in range(2))
+    timesteps, states = np.array([3, 700]), rng.standard_normal((2, 77, 768), np.float32)
+    compute = jax.jit(functools.partial(prediction_error, StableDiffusion(imported.config)))
+    ours = compute(imported.params, latents, noise, timesteps, states)
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    clean, noise = (torch.from_numpy(np.moveaxis(each, -1, 1).copy()) for each in (latents, noise))
+    at = torch.from_numpy(timesteps)
+    with torch.no_grad():
+        found = unet(scheduler.add_noise(clean, noise, at), at, torch.from_numpy(states)).sample
+    theirs = (found - noise).square().mean((1, 2, 3))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)  # float32 through some thirty layers
+
+
+@pytest.mark.slow
+def test_stable_diffusion_learns_what_seed1_s_codes_say(tmp_path):
+    sizes = StableDiffusionConfig(
+        unet=dataclasses.replace(SMALLEST.unet, text_width=32, class_width=None, linear_projection=False),
+        vae=SMALLEST.vae,
+        text=dataclasses.replace(SMALLEST.text, hidden_size=32, max_length=77),
+        prompt=SMALLEST.prompt,
+    )
+    params = jax.jit(lambda key: sharding.unbox(StableDiffusion(sizes).init(key)))(jax.random.key(0))
+    start = model_dir.save(tmp_path / "start", "stable_diffusion", {"sizes": sizes.to_dict()}, params)
+    options = {"model.decoder": "stable_diffusion", "data.batch_size": 8}
+    loop.train(settings(start, **options), tmp_path / "run")
+    losses = values(tmp_path / "run", "loss_noise")
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    assert Drawer.load(tmp_path / "run").config == sizes
+
+
+def test_decoders_and_tokenizers_that_do_not_belong_together(tmp_path):
+    sizes = SeedTokenizerConfig.tiny()
+    model_dir.save(tmp_path / "seed2", "seed_tokenizer", {"sizes": sizes.to_dict()}, {"codebook": np.zeros(1)})
+    with pytest.raises(UserError, match=r"\(77, 768\).*gives \(32,\).*unCLIP belongs to SEED-2"):
+        DecoderStage(config_for("decoder:seed1_tiny", **{"source.tokenizer": str(tmp_path / "seed2")}))
+
+
 def test_flops_are_those_of_the_kernels():
     params = sharding.unbox(jax.eval_shape(Unclip(SMALLEST).init, jax.random.key(0)))
     unet = params["unet"]
@@ -162,6 +208,9 @@ def test_flops_are_those_of_the_kernels():
         ({"model.condition_dropout": 1.0}, "condition_dropout is 1.0"),
         ({"model.config": "huge"}, "model.config is 'huge'.*full, small, tiny"),
         ({"source.tokenizer": ""}, "name exactly one"),
+        ({"model.decoder": "dalle"}, "model.decoder is 'dalle'.*unclip, stable_diffusion"),
+        ({"model.decoder": "stable_diffusion", "model.noise_level": 3}, "only unCLIP's embeddings are noised"),
+        ({"model.decoder": "stable_diffusion", "source.tokenizer": "", "source.vision": "x"}, "conditioned on text"),
         ({"source.tokenizer": "/nowhere"}, "source.tokenizer /nowhere does not exist"),
         ({"data.demo": False}, "data.mixture is empty"),
     ],

@@ -8,47 +8,51 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import ModelKind
+from seed_jax.convert.hugging_face.layout import HuggingFaceLayout
 from seed_jax.convert.key_table import promoted_dtype
-from seed_jax.convert.llama.key_table import abstract_params
 from seed_jax.convert.merging import cast_params, merge_lora
 from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
-from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.nn import lora
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.typing import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaSource:
+class LanguageModelSource:
     """A language model whose parameters are lazy arrays.
 
     Args:
+        layout: of the architecture.
+        config: sizes.
+        params: lazy arrays, without the adapters.
         adapters: LoRA parameters that training kept separate; empty where there are none.
         spec: of the adapters.
         files: name -> path of the text tokenizer's files.
     """
 
-    config: LlamaConfig
+    layout: HuggingFaceLayout
+    config: DecoderOnlyConfig
     params: Tree
     adapters: Tree
     spec: LoraSpec | None
     files: dict[str, Path]
 
     @classmethod
-    def open(cls, directory: str | Path) -> "LlamaSource":
+    def open(cls, layout: HuggingFaceLayout, directory: str | Path) -> "LanguageModelSource":
         """Open a model directory or workdir.
 
         Raises:
-            UserError: it is not a language model, or its parameters do not fit its config.
+            UserError: it is not a language model of this architecture, or its parameters do not fit its config.
         """
-        model = model_dir.open_lazily(directory, ModelKind.LLAMA)
-        config = LlamaConfig.from_dict(model.config.get("sizes", {}), model.config_path)
+        model = model_dir.open_lazily(directory, layout.kind)
+        config = layout.config_class.from_dict(model.config.get("sizes", {}), model.config_path)
         params = model.variables["params"]
         adapters, spec = read_adapters(model)
-        model_dir.check_tree(params, abstract_params(config), str(directory))
+        model_dir.check_tree(params, layout.abstract_params(config), str(directory))
         return cls(
+            layout=layout,
             config=config,
             params=params,
             adapters=adapters,
@@ -65,7 +69,7 @@ class LlamaSource:
         """Return the parameters with the adapters merged in: lazy arrays, merged kernels in float32."""
         return self.params if self.spec is None else merge_lora(self.params, self.adapters, self.spec)
 
-    def cast(self, dtype: np.dtype) -> "LlamaSource":
+    def cast(self, dtype: np.dtype) -> "LanguageModelSource":
         """Return the same model with parameters and adapters cast to another dtype."""
         params = cast_params(self.params, dtype)
         return dataclasses.replace(self, params=params, adapters=cast_params(self.adapters, dtype))

@@ -13,17 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from seed_jax.checkpoint.lazy import load_on_device
-from seed_jax.convert.key_table import to_torch_tensors
-from seed_jax.convert.llama.hf_export import ADAPTER, BASE, Form
-from seed_jax.convert.llama.hf_import import open_llama
-from seed_jax.convert.llama.key_table import key_table
-from seed_jax.convert.llama.peft import adapter_table, adapter_tensors, import_adapter
-from seed_jax.convert.llama.source import LlamaSource
-from seed_jax.convert.llama.text_tokenizer import token_id_check
+from seed_jax.convert.hugging_face.export import ADAPTER, BASE, Form
+from seed_jax.convert.hugging_face.layout import HuggingFaceLayout
+from seed_jax.convert.hugging_face.peft import adapter_table, adapter_tensors, import_adapter
+from seed_jax.convert.hugging_face.source import LanguageModelSource
+from seed_jax.convert.key_table import select_params, to_torch_tensors
 from seed_jax.convert.merging import cast_params, merge_lora
 from seed_jax.convert.parity import Check, ParityReport, make_report
 from seed_jax.convert.tensors import TensorDict, open_tensors, weight_files
-from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.language_models import model_class
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.precision import as_dtype
 
 _BATCH_SIZE, _LENGTH = 2, 48
@@ -35,28 +34,34 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 def import_report(
-    source: str | Path, out: str | Path, *, adapter: str | Path | None = None, forward: bool = True
+    layout: HuggingFaceLayout,
+    source: str | Path,
+    out: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    forward: bool = True,
 ) -> ParityReport:
     """Compare a model directory with the files it was imported from, or with the sum of base model and adapter.
 
     Args:
+        layout: of the architecture.
         source: the Hugging Face directory.
         out: the model directory; its adapters are merged, or separate.
         adapter: the peft folder that was imported with it.
         forward: also compare logits with PyTorch.
     """
-    imported, stored = open_llama(source), LlamaSource.open(out)
-    table = key_table(stored.config)
-    after = to_torch_tensors(table, stored.params, str(out))
+    imported, stored = layout.open(source), LanguageModelSource.open(layout, out)
+    table = layout.key_table(stored.config)
+    after = to_torch_tensors(table, select_params(table, stored.params), str(out))
     before, dtypes = imported.tensors, {"dtype": stored.dtype}
     pairs = []
     if adapter is not None:
-        lora = import_adapter(adapter, imported.config)
+        lora = import_adapter(layout, adapter, imported.config)
         params = lora.replace_params(imported.params)
         if stored.spec is None:
             params = merge_lora(params, lora.adapters, lora.spec)
         else:
-            low_rank = adapter_table(stored.config, stored.spec)
+            low_rank = adapter_table(layout, stored.config, stored.spec)
             pairs.append(
                 (
                     to_torch_tensors(low_rank, lora.adapters, str(adapter)),
@@ -64,7 +69,7 @@ def import_report(
                 )
             )
             dtypes = {"dtype": _FLOAT32, "adapter_dtype": stored.dtype}
-        before = to_torch_tensors(table, params, "base and adapter")
+        before = to_torch_tensors(table, select_params(table, params), "base and adapter")
     pairs.insert(0, (TensorDict({name: before[name] for name in after}, before.source), after))
 
     def run() -> tuple[Check, ...]:
@@ -81,29 +86,37 @@ def import_report(
 
 
 def export_report(
-    model: str | Path, out: str | Path, *, form: Form = "merged", dtype: str | None = None, forward: bool = True
+    layout: HuggingFaceLayout,
+    model: str | Path,
+    out: str | Path,
+    *,
+    form: Form = "merged",
+    dtype: str | None = None,
+    forward: bool = True,
 ) -> ParityReport:
     """Compare an exported directory with the model it was made from.
 
     Args:
+        layout: of the architecture.
         model: model directory or training workdir.
-        out, form, dtype: as given to `export_llama`.
+        out, form, dtype: as given to `export_language_model`.
         forward: also compare logits with PyTorch, and token ids with transformers; an adapter alone cannot be run.
     """
-    source, out = LlamaSource.open(model), Path(out)
+    source, out = LanguageModelSource.open(layout, model), Path(out)
     target = as_dtype(dtype) if dtype else source.dtype
     base = out / BASE if form == "peft" else out
     adapter = out / ADAPTER if form == "peft" else out
     pairs = []
     if form != "adapter":
         params = source.params if form == "peft" else source.merged_params()
-        before = to_torch_tensors(key_table(source.config), params, str(model))
+        table = layout.key_table(source.config)
+        before = to_torch_tensors(table, select_params(table, params), str(model))
         pairs.append((before, open_tensors(weight_files(base))))
     if form != "merged":
         pairs.append((adapter_tensors(source), open_tensors(adapter / "adapter_model.safetensors")))
 
     def run() -> tuple[Check, ...]:
-        ids = (token_id_check(base),) if source.files else ()
+        ids = (layout.token_id_check(base),) if source.files and layout.token_id_check else ()
         if form == "merged":
             return (*forward_checks(source.config, source.merged_params(), base, dtype=target), *ids)
         params = source.cast(target).merged_params()
@@ -120,7 +133,7 @@ def export_report(
 
 
 def forward_checks(
-    config: LlamaConfig,
+    config: DecoderOnlyConfig,
     params: Mapping[str, Any],
     directory: str | Path,
     *,
@@ -140,7 +153,7 @@ def forward_checks(
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (_BATCH_SIZE, _LENGTH)).astype(np.int32)
     expected = _torch_logits(Path(directory), adapter, tokens, adapter_dtype or _FLOAT32, dtype)
     weights = load_on_device(cast_params(cast_params(params, dtype), _FLOAT32))
-    logits = np.asarray(jax.jit(Llama(config).apply)({"params": weights}, jnp.asarray(tokens)))
+    logits = np.asarray(jax.jit(model_class(config)(config).apply)({"params": weights}, jnp.asarray(tokens)))
     return compare_logits(logits, expected)
 
 
@@ -169,7 +182,7 @@ def _torch_logits(
     transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # between transformers and peft
-        model: Any = transformers.LlamaForCausalLM.from_pretrained(directory).float()
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory).float()
         if adapter is not None:
             from peft import PeftModel
 

@@ -9,26 +9,23 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seed_jax.convert.key_table import LINEAR, Entry, assemble, expected_shapes, to_torch_tensors
-from seed_jax.convert.llama.key_table import NORMS, PROJECTIONS, abstract_params, key_table
-from seed_jax.convert.llama.source import LlamaSource
+from seed_jax.convert.hugging_face.layout import HuggingFaceLayout
+from seed_jax.convert.hugging_face.source import LanguageModelSource
+from seed_jax.convert.key_table import LINEAR, Entry, assemble, expected_shapes, select_params, to_torch_tensors
 from seed_jax.convert.merging import cast_params, merge_lora
 from seed_jax.convert.safetensors_writer import write_lazy_tensors
 from seed_jax.convert.tensors import TensorDict, check_tensors, open_tensors
 from seed_jax.errors import UserError
 from seed_jax.files import read_json, write_json
 from seed_jax.models.config_io import MAX_SIZE
-from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.nn import lora
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.precision import as_dtype
 from seed_jax.typing import ParamPath, Tree
 
 PREFIX = "base_model.model."
-# Modules that are trained in full beside the adapters (spec D.1): peft's copies replace those of the base model.
-SAVED_MODULES = ("embed_tokens", "lm_head", *NORMS, "norm")
 _ADAPTED = re.compile(r".*\.(\w+)\.lora_[AB]\.weight")
-_VOCABULARY = tuple(f"{PREFIX}{name}.weight" for name in ("model.embed_tokens", "lm_head"))
 _READ_FIELDS = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"}
 # Fields that do not change what the saved adapter computes, or whose effect the names of the tensors show.
 _FIELDS_WITHOUT_EFFECT = {
@@ -47,7 +44,7 @@ _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ImportedAdapter:
-    """An adapter for a LLaMA.
+    """An adapter for a language model.
 
     Args:
         config: of base and adapter together: the adapter's embeddings and head may have more tokens.
@@ -55,7 +52,7 @@ class ImportedAdapter:
         replaced: the parameters (embeddings, head, norms) that replace those of the base model.
     """
 
-    config: LlamaConfig
+    config: DecoderOnlyConfig
     spec: LoraSpec
     adapters: Tree
     replaced: Tree
@@ -79,30 +76,31 @@ class ImportedAdapter:
         return cast_params(merge_lora(self.replace_params(params), self.adapters, self.spec), dtypes)
 
 
-def adapter_table(config: LlamaConfig, spec: LoraSpec) -> list[Entry]:
+def adapter_table(layout: HuggingFaceLayout, config: DecoderOnlyConfig, spec: LoraSpec) -> list[Entry]:
     """Return an entry for each low-rank matrix; peft's A is (rank, in) and B (out, rank), ours are transposed."""
     layers = range(config.num_layers)
     return [
-        Entry(f"layers/{path}/{leaf}", f"{PREFIX}model.layers.{{}}.{name}.lora_{leaf.upper()}.weight", LINEAR, layers)
-        for path, name in PROJECTIONS.items()
+        Entry(f"layers/{path}/{leaf}", f"{PREFIX}{layout.layer}.{name}.lora_{leaf.upper()}.weight", LINEAR, layers)
+        for path, name in layout.projections.items()
         if path.split("/")[-1] in spec.targets
         for leaf in ("a", "b")
     ]
 
 
-def replaced_table(config: LlamaConfig) -> list[Entry]:
+def replaced_table(layout: HuggingFaceLayout, config: DecoderOnlyConfig) -> list[Entry]:
     """Return the base model's entries under the names of peft's full copies (`modules_to_save`)."""
-    return [dataclasses.replace(entry, name=PREFIX + entry.name) for entry in key_table(config)]
+    return [dataclasses.replace(entry, name=PREFIX + entry.name) for entry in layout.key_table(config)]
 
 
-def import_adapter(directory: str | Path, config: LlamaConfig) -> ImportedAdapter:
+def import_adapter(layout: HuggingFaceLayout, directory: str | Path, config: DecoderOnlyConfig) -> ImportedAdapter:
     """Read `adapter_config.json` and `adapter_model.safetensors` or `.bin`.
 
         base = open_llama("base_hf")
-        adapter = import_adapter("adapter_hf", base.config)
+        adapter = import_adapter(LLAMA, "adapter_hf", base.config)
         params = adapter.merge(base.params)  # of adapter.config
 
     Args:
+        layout: of the architecture.
         directory: written by peft's `save_pretrained`.
         config: of the base model.
 
@@ -115,13 +113,16 @@ def import_adapter(directory: str | Path, config: LlamaConfig) -> ImportedAdapte
         raise UserError(f"{directory} has neither adapter_model.safetensors nor adapter_model.bin: give a peft folder.")
     config_path = directory / "adapter_config.json"
     tensors = open_tensors(directory / names[0])
-    spec = read_spec(config_path, tensors)
-    config = _with_adapter_vocabulary(config, tensors)
-    low_rank_entries = adapter_table(config, spec)
+    spec = read_spec(config_path, tensors, layout.lora_targets)
+    tensors = _without_tied_head(layout, tensors)
+    config = _with_adapter_vocabulary(layout, config, tensors)
+    low_rank_entries = adapter_table(layout, config, spec)
     # One tensor of a stack requires the others: a copy for some layers only is an error.
-    replaced_entries = [entry for entry in replaced_table(config) if any(name in tensors for name in entry.names)]
-    abstract = abstract_params(config)
-    replaced = _select(abstract, replaced_entries)
+    replaced_entries = [
+        entry for entry in replaced_table(layout, config) if any(name in tensors for name in entry.names)
+    ]
+    abstract = layout.abstract_params(config)
+    replaced = select_params(replaced_entries, abstract)
     low_rank = jax.eval_shape(lambda params: lora.init(params, spec, jax.random.key(0)), abstract)
     expected = {**expected_shapes(low_rank_entries, low_rank), **expected_shapes(replaced_entries, replaced)}
     try:
@@ -136,24 +137,40 @@ def import_adapter(directory: str | Path, config: LlamaConfig) -> ImportedAdapte
     return ImportedAdapter(config, spec, adapters, assemble(replaced_entries, tensors, replaced))
 
 
-def _select(params: Tree, entries: list[Entry]) -> Tree:
-    """Return the part of a tree that these entries cover."""
-    flat = flatten_dict(params, sep="/")
-    return unflatten_dict({entry.path: flat[entry.path] for entry in entries}, sep="/")
+def _with_adapter_vocabulary(
+    layout: HuggingFaceLayout, config: DecoderOnlyConfig, tensors: TensorDict
+) -> DecoderOnlyConfig:
+    """Return the config with the adapter's vocabulary size, where it replaces all weights with a row per token."""
+    names = [f"{PREFIX}{name}.weight" for name in layout.vocabulary]
+    sizes = {tensors[name].shape[0] for name in names if name in tensors}
+    complete = all(name in tensors for name in names)
+    return dataclasses.replace(config, vocab_size=sizes.pop()) if complete and len(sizes) == 1 else config
 
 
-def _with_adapter_vocabulary(config: LlamaConfig, tensors: TensorDict) -> LlamaConfig:
-    """Return the config with the adapter's vocabulary size, where it replaces both embeddings and head."""
-    sizes = {tensors[name].shape[0] for name in _VOCABULARY if name in tensors}
-    both = all(name in tensors for name in _VOCABULARY)
-    return dataclasses.replace(config, vocab_size=sizes.pop()) if both and len(sizes) == 1 else config
+def _without_tied_head(layout: HuggingFaceLayout, tensors: TensorDict) -> TensorDict:
+    """Drop the copy of a head that is tied to the embeddings.
+
+    Raises:
+        UserError: the head differs from the embeddings.
+    """
+    head, (embedding, *others) = f"{PREFIX}lm_head.weight", (f"{PREFIX}{name}.weight" for name in layout.vocabulary)
+    if others or head not in tensors:
+        return tensors
+    if embedding not in tensors or not np.array_equal(tensors[head].read(), tensors[embedding].read()):
+        raise UserError(
+            f"{tensors.source} replaces lm_head by other weights than embed_tokens, but the model's head is tied to "
+            "its embeddings: train with both tied, or without lm_head in modules_to_save."
+        )
+    return TensorDict({name: tensor for name, tensor in tensors.items() if name != head}, tensors.source)
 
 
-def read_spec(path: Path, tensors: TensorDict) -> LoraSpec:
+def read_spec(path: Path, tensors: TensorDict, lora_targets: tuple[str, ...]) -> LoraSpec:
     """Read rank, alpha, dropout and targets from `adapter_config.json`.
 
     Args:
+        path: the file.
         tensors: of the adapter, whose names give the targets where the config has a pattern instead of a list.
+        lora_targets: projections of the model that adapters may adapt.
 
     Raises:
         UserError: a field selects a variant of LoRA that is not implemented, or is unknown.
@@ -176,10 +193,10 @@ def read_spec(path: Path, tensors: TensorDict) -> LoraSpec:
     if isinstance(names, str) or not names:
         names = [match[1] for match in map(_ADAPTED.fullmatch, tensors) if match]
     names = {name.rpartition(".")[2] for name in names}  # "all-linear" is saved as full module paths
-    unsupported = sorted(names - set(lora.TARGETS))
+    unsupported = sorted(names - set(lora_targets))
     if unsupported:
         raise UserError(
-            f"{path.parent} adapts {', '.join(unsupported)}; only {', '.join(lora.TARGETS)} can be adapted."
+            f"{path.parent} adapts {', '.join(unsupported)}; only {', '.join(lora_targets)} can be adapted."
         )
     rank, alpha, dropout = content["r"], content["lora_alpha"], content.get("lora_dropout") or 0.0
     if type(rank) is not int or not 1 <= rank <= MAX_SIZE:
@@ -190,15 +207,15 @@ def read_spec(path: Path, tensors: TensorDict) -> LoraSpec:
         raise UserError(f"{path} has lora_dropout {dropout!r}, expected a probability below 1.")
     if content.get("use_rslora"):  # rank-stabilized LoRA scales by alpha / sqrt(rank)
         alpha *= rank**0.5
-    targets = tuple(name for name in lora.TARGETS if name in names)
-    return LoraSpec(rank, float(alpha), float(dropout), targets)
+    targets = tuple(name for name in lora_targets if name in names)
+    return LoraSpec(targets, rank, float(alpha), float(dropout))
 
 
 def _is_list_of_names(names: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-def write_adapter(directory: Path, source: LlamaSource, dtype: np.dtype, base: str | None) -> None:
+def write_adapter(directory: Path, source: LanguageModelSource, dtype: np.dtype, base: str | None) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` into an empty folder.
 
     Args:
@@ -206,23 +223,28 @@ def write_adapter(directory: Path, source: LlamaSource, dtype: np.dtype, base: s
         base: name or path of the base model, for the config.
     """
     write_lazy_tensors(directory / "adapter_model.safetensors", adapter_tensors(source), dtype)
-    write_json(directory / "adapter_config.json", adapter_config(_spec(source), base))
+    write_json(directory / "adapter_config.json", adapter_config(source.layout, _spec(source), base))
 
 
-def adapter_tensors(source: LlamaSource) -> TensorDict:
+def adapter_tensors(source: LanguageModelSource) -> TensorDict:
     """Return the low-rank matrices, embeddings, head and norms under peft's names."""
-    saved = [entry for entry in replaced_table(source.config) if entry.path.split("/")[-2] in SAVED_MODULES]
-    low_rank = to_torch_tensors(adapter_table(source.config, _spec(source)), source.adapters, "the adapters")
-    return low_rank.merged(to_torch_tensors(saved, _select(source.params, saved), "the model"))
+    layout, config = source.layout, source.config
+    saved = [entry for entry in replaced_table(layout, config) if entry.path.split("/")[-2] in layout.saved_modules]
+    low_rank = to_torch_tensors(adapter_table(layout, config, _spec(source)), source.adapters, "the adapters")
+    tensors = low_rank.merged(to_torch_tensors(saved, select_params(saved, source.params), "the model"))
+    if len(layout.vocabulary) == 1:  # peft's copy of the embeddings would leave a tied head as it was
+        head = {f"{PREFIX}lm_head.weight": tensors[f"{PREFIX}{layout.vocabulary[0]}.weight"]}
+        tensors = TensorDict({**tensors, **head}, tensors.source)
+    return tensors
 
 
-def _spec(source: LlamaSource) -> LoraSpec:
+def _spec(source: LanguageModelSource) -> LoraSpec:
     if source.spec is None:
         raise ValueError("the model has no separate adapters")
     return source.spec
 
 
-def adapter_config(spec: LoraSpec, base: str | None) -> dict[str, Any]:
+def adapter_config(layout: HuggingFaceLayout, spec: LoraSpec, base: str | None) -> dict[str, Any]:
     """Return the content of `adapter_config.json`."""
     return {
         "peft_type": "LORA",
@@ -232,7 +254,7 @@ def adapter_config(spec: LoraSpec, base: str | None) -> dict[str, Any]:
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
         "target_modules": list(spec.targets),
-        "modules_to_save": list(SAVED_MODULES),
+        "modules_to_save": list(layout.saved_modules),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

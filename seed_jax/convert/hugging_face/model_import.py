@@ -1,4 +1,4 @@
-"""Convert a Hugging Face LLaMA, with a peft adapter and a text tokenizer, to a model directory."""
+"""Convert a Hugging Face language model, with a peft adapter and a text tokenizer, to a model directory."""
 
 import logging
 import os
@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import ModelKind
-from seed_jax.convert.llama.hf_import import open_llama
-from seed_jax.convert.llama.peft import import_adapter
+from seed_jax.convert.hugging_face.layout import HuggingFaceLayout
+from seed_jax.convert.hugging_face.peft import import_adapter
 from seed_jax.convert.merging import cast_params
 from seed_jax.convert.model_card.facts import ARTEFACTS, origins
 from seed_jax.data.text.vocabulary import Vocabulary
@@ -16,12 +15,12 @@ from seed_jax.data.text.vocabulary_files import TOKENIZER_FILES
 from seed_jax.errors import UserError
 from seed_jax.files import check_vacant, read_json
 from seed_jax.lfs import check_not_pointer
-from seed_jax.models.llama.model import LlamaConfig
-from seed_jax.models.nn.decoder_only import LanguageModelConfig
+from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.precision import as_dtype
 
 
 def import_to_model_dir(
+    layout: HuggingFaceLayout,
     source: str | Path,
     out: str | Path,
     *,
@@ -32,12 +31,13 @@ def import_to_model_dir(
     decoder: str | Path | None = None,
     prompt_style: str | None = None,
     dtype: str | None = None,
-) -> LlamaConfig:
+) -> DecoderOnlyConfig:
     """Convert a language model, one tensor at a time.
 
-        import_to_model_dir("seed_llama_8b_hf", "weights/seed_llama_8b", image_tokenizer="weights/tokenizer")
+        import_to_model_dir(LLAMA, "seed_llama_8b_hf", "weights/seed_llama_8b", image_tokenizer="weights/tokenizer")
 
     Args:
+        layout: of the architecture.
         source: Hugging Face directory.
         out: model directory to write, atomically; must be missing or empty.
         adapter: peft folder to merge into the model.
@@ -45,7 +45,7 @@ def import_to_model_dir(
         vocabulary: directory of the text tokenizer's files; default: `source`.
         image_tokenizer: model directory of the image tokenizer that belongs to the model.
         decoder: model directory of the image decoder that belongs to the model.
-        prompt_style: "base", "vicuna" or "llama2", as the model was tuned; default: base.
+        prompt_style: "base", "vicuna", "llama2" or "seed1", as the model was tuned; default: base.
         dtype: float32, bfloat16 or float16; default: as in the files.
 
     Returns:
@@ -59,12 +59,12 @@ def import_to_model_dir(
     if unmerged and adapter is None:
         raise UserError("--unmerged keeps an adapter separate from its base model: give one with --adapter.")
     # With an adapter, casting is the last step: sums are computed in float32.
-    llama = open_llama(source, None if adapter else dtype)
-    config, params = llama.config, llama.params
+    opened = layout.open(source, None if adapter else dtype)
+    config, params = opened.config, opened.params
     keys: dict[str, Any] = {}
     provenance: dict[str, Any] = {"from": str(source), ARTEFACTS: origins(source, vocabulary, adapter)}
     if adapter is not None:
-        lora = import_adapter(adapter, config)
+        lora = import_adapter(layout, adapter, config)
         config = lora.config
         provenance["adapter"] = str(adapter)
         if unmerged:
@@ -78,7 +78,7 @@ def import_to_model_dir(
     keys |= component_paths(out, image_tokenizer, decoder)
     if prompt_style is not None:
         keys["prompt_style"] = prompt_style
-    model_dir.save(out, ModelKind.LLAMA, keys, params, files=files, provenance=provenance)
+    model_dir.save(out, layout.kind, keys, params, files=files, provenance=provenance)
     return config
 
 
@@ -94,7 +94,7 @@ def component_paths(out: Path, image_tokenizer: str | Path | None, decoder: str 
     }
 
 
-def vocabulary_files(directory: Path, config: LanguageModelConfig) -> dict[str, Path]:
+def vocabulary_files(directory: Path, config: DecoderOnlyConfig) -> dict[str, Path]:
     """Find the text tokenizer's files to copy into the model directory.
 
     Returns:
