@@ -103,12 +103,12 @@ def test_a_drawing_is_given_up_between_two_steps_and_unequal_options_do_not_shar
 
     def pause() -> None:
         begun.set()
-        assert go_on.wait(20.0)
+        assert go_on.wait(120.0)
 
     worker = DrawWorker(drawer, tokenizer, wait_between_steps=pause, max_batch=4, max_queued=2)
     worker.start()
     running = worker.draw(codes[0], 1, FAST)
-    assert begun.wait(20.0)
+    assert begun.wait(120.0)
     waiting = worker.draw(codes[1], 2, DrawOptions(sampler="dpmpp", steps=2))
     kept = worker.draw(codes[2], 3, FAST)
     with pytest.raises(QueueFullError) as refused:
@@ -119,8 +119,8 @@ def test_a_drawing_is_given_up_between_two_steps_and_unequal_options_do_not_shar
     go_on.set()
     for job in (running, waiting):
         with pytest.raises(concurrent.futures.CancelledError):
-            job.future.result(20.0)
-    assert kept.future.result(60.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
+            job.future.result(120.0)
+    assert kept.future.result(120.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
     worker.shutdown(5.0)
     assert (worker.num_waiting, worker.num_running) == (0, 0)
 
@@ -133,6 +133,6 @@ def test_a_failure_ends_its_batch_only(tokenizer, drawer, codes):
         raise ValueError("the reader is gone")
 
     with pytest.raises(ValueError, match="gone"):
-        worker.draw(codes[0], 1, FAST, fail).future.result(60.0)
-    assert worker.draw(codes[0], 1, FAST).future.result(60.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
+        worker.draw(codes[0], 1, FAST, fail).future.result(120.0)
+    assert worker.draw(codes[0], 1, FAST).future.result(120.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
     worker.shutdown()
