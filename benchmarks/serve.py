@@ -2,8 +2,8 @@
 
 Clients in a closed loop: each sends its next request when it has the answer to the last one. Both servers run the same
 requests on the same random model, one after the other; every answer of the engine is compared with the one that
-`Generator.generate` gives. On a machine that others use too, compare processor time (`cpu_ms_per_token`, on a CPU) rather
-than the speed by the clock.
+`Generator.generate` gives. On a machine that others use too, compare processor time (`cpu_ms_per_token`, on a CPU)
+rather than the speed by the clock.
 
     python benchmarks/serve.py --clients 1 8 32 --requests 96
     python benchmarks/serve.py --hidden 512 --layers 8 --requests 32
