@@ -61,25 +61,41 @@ def test_images_of_many_callers_are_encoded_together(tokenizer):
         worker.encode(images(1)[0])
 
 
-def test_images_are_drawn_as_alone_with_progress(tokenizer, drawer, codes):
-    expected = drawer.draw(tokenizer.embed_codes(np.array(codes[:3])), [7, 8, 9], FAST, batch_size=4)
+def draw_together(drawer, tokenizer, codes, count: int) -> None:
+    """Draw images in one batch, and compare them with `Drawer.draw`."""
+    expected = drawer.draw(tokenizer.embed_codes(np.array(codes[:count])), range(7, 7 + count), FAST, batch_size=1)
     seen, turns = [], []
     worker = DrawWorker(
         drawer, tokenizer, steps_per_turn=2, wait_between_steps=lambda: turns.append(threading.current_thread().name)
     )
     worker.start()
-    jobs = [worker.draw(codes[i], 7 + i, FAST, lambda *step: seen.append(step)) for i in range(3)]
+    jobs = [worker.draw(codes[i], 7 + i, FAST, lambda *step: seen.append(step)) for i in range(count)]
     for job, image in zip(jobs, expected, strict=True):
         assert np.abs(job.future.result().astype(int) - image).max() <= LEVEL
     assert {job.num_steps for job in jobs} == {3}
-    # Together, two steps and the last one, each after a turn of the language model.
-    assert seen == [(2, 3)] * 3 + [(3, 3)] * 3
+    # Two steps and the last one, each after a turn of the language model.
+    assert seen == [(2, 3)] * count + [(3, 3)] * count
     assert len(turns) == 2
+    worker.shutdown()
+
+
+def test_an_image_is_drawn_as_by_the_drawer_with_progress(tokenizer, drawer, codes):
+    draw_together(drawer, tokenizer, codes, 1)
+
+
+@pytest.mark.slow
+def test_images_of_many_callers_are_drawn_together(tokenizer, drawer, codes):
+    draw_together(drawer, tokenizer, codes, 3)
+
+
+def test_bad_drawings_are_refused(tokenizer, drawer, codes):
+    worker = DrawWorker(drawer, tokenizer)
+    with pytest.raises(EngineClosedError):
+        worker.draw(codes[0], 0, FAST)
     with pytest.raises(UserError, match="codes"):
         worker.draw(codes[0][:31], 0, FAST)
     with pytest.raises(UserError, match="'euler'"):
         worker.draw(codes[0], 0, DrawOptions(sampler="euler"))
-    worker.shutdown()
 
 
 def test_a_drawing_is_given_up_between_two_steps_and_unequal_options_do_not_share_a_batch(tokenizer, drawer, codes):
@@ -87,12 +103,12 @@ def test_a_drawing_is_given_up_between_two_steps_and_unequal_options_do_not_shar
 
     def pause() -> None:
         begun.set()
-        assert go_on.wait(20.0)
+        assert go_on.wait(120.0)
 
     worker = DrawWorker(drawer, tokenizer, wait_between_steps=pause, max_batch=4, max_queued=2)
     worker.start()
     running = worker.draw(codes[0], 1, FAST)
-    assert begun.wait(20.0)
+    assert begun.wait(120.0)
     waiting = worker.draw(codes[1], 2, DrawOptions(sampler="dpmpp", steps=2))
     kept = worker.draw(codes[2], 3, FAST)
     with pytest.raises(QueueFullError) as refused:
@@ -103,8 +119,8 @@ def test_a_drawing_is_given_up_between_two_steps_and_unequal_options_do_not_shar
     go_on.set()
     for job in (running, waiting):
         with pytest.raises(concurrent.futures.CancelledError):
-            job.future.result(20.0)
-    assert kept.future.result(60.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
+            job.future.result(120.0)
+    assert kept.future.result(120.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
     worker.shutdown(5.0)
     assert (worker.num_waiting, worker.num_running) == (0, 0)
 
@@ -117,6 +133,6 @@ def test_a_failure_ends_its_batch_only(tokenizer, drawer, codes):
         raise ValueError("the reader is gone")
 
     with pytest.raises(ValueError, match="gone"):
-        worker.draw(codes[0], 1, FAST, fail).future.result(60.0)
-    assert worker.draw(codes[0], 1, FAST).future.result(60.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
+        worker.draw(codes[0], 1, FAST, fail).future.result(120.0)
+    assert worker.draw(codes[0], 1, FAST).future.result(120.0).shape == (SMALLEST.image_size, SMALLEST.image_size, 3)
     worker.shutdown()
