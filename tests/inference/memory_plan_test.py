@@ -11,11 +11,12 @@ from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.inference.memory_plan import GIB, MemoryPlan, Workload, parse_size, plan_memory, tree_bytes
+from seed_jax.inference.memory_plan import GIB, MemoryPlan, SlotPoolSize, Workload, parse_size, plan_memory, tree_bytes
 from seed_jax.models.diffusion import UnclipConfig
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.precision import Precision
+from seed_jax.serving.engine.slot_pool import SlotPool
 from tests.inference.generation.cases import SMALL, prompts, small_params, vocabulary
 from tests.models.tokenizer.cases import random_like
 
@@ -56,6 +57,23 @@ def test_programs_need_no_more_than_was_planned(beams):
     assert decode.temp_size_in_bytes <= planned.temporary["decode"]
     held = decode.alias_size_in_bytes  # the state: keys, values and a little more
     assert planned.resident["KV cache"] <= held <= 1.05 * planned.resident["KV cache"] + 2**14
+
+
+@pytest.mark.optimized
+def test_the_slots_of_a_server_need_no_more_than_was_planned():
+    generator = Generator(SMALL, small_params(), vocabulary())
+    size = SlotPoolSize(slots=8, length=128, prefill_chunk=32, prefix_cache_blocks=5)
+    planned = plan_memory(SMALL, Precision(), size)
+    pool = SlotPool(generator, size, decode_chunk=4, decode_lengths=(64, 128))
+    programs = pool.lower()
+    for name, plan in (("prefill", "prefill of a chunk"), ("decode", "decode")):
+        compiled = programs[name].compile().memory_analysis()
+        assert compiled.temp_size_in_bytes <= planned.temporary[plan]
+        held = planned.resident["KV-cache pool"] + planned.resident["prefix cache"] * (name == "prefill")
+        assert held <= compiled.alias_size_in_bytes <= 1.05 * held + 2**14  # changed in place
+    # 8 slots of 128 positions with a key and a value of 8 numbers in 2 layers, and six blocks of 32 positions.
+    assert planned.resident["KV-cache pool"] == 8 * 128 * 2 * 2 * 8 * 4
+    assert planned.resident["prefix cache"] == 6 * 32 * 2 * 2 * 8 * 4
 
 
 def test_the_released_sizes_fit_into_16_gib_in_8_bits_only():

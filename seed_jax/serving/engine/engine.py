@@ -108,7 +108,7 @@ class Engine:
         self._pool = SlotPool(generator, pool, config.decode_chunk, decode_lengths)
         self._beams = BeamWorker(generator, self._batcher, self._finish_beams)
         self._in_flight: collections.deque[tuple[ChunkOutputs, list[tuple[int, RunningRequest]]]] = collections.deque()
-        self._wake = threading.Condition(threading.RLock())  # guards the attributes below
+        self._wake = threading.Condition(threading.RLock())  # guards the scheduler and the attributes below
         self._requests: dict[str, RunningRequest] = {}
         self._arrived: list[RunningRequest] = []
         self._has_cancelled = False
@@ -300,10 +300,9 @@ class Engine:
 
     def _step(self) -> None:
         with self._wake:
-            admitted = self._scheduler.admit()
-        for request in admitted:
-            request.mark_admitted()
-            self._counts["prompt"] += len(request.request.prompt)
+            for request in self._scheduler.admit():
+                request.mark_admitted()
+                self._counts["prompt"] += len(request.request.prompt)
         self._prefill()
         with self._wake:
             decoding = list(self._scheduler.decoding())
@@ -359,15 +358,13 @@ class Engine:
     def _read(self, outputs: ChunkOutputs, decoded: list[tuple[int, RunningRequest]]) -> None:
         """Send the tokens of a chunk to the requests that had the slots when it was started."""
         chunk: ChunkOutputs = jax.device_get(outputs)
-        with self._wake:
-            self._num_chunks += 1
-            self._wake.notify_all()
+        num_tokens = 0
         for slot, request in decoded:
             if request.phase is Phase.FINISHED:
                 continue
             before, new = len(request.ids), int(chunk.lengths[slot]) - len(request.ids)
             stopped = request.append(chunk.ids[slot, :new].tolist(), chunk.log_probs[slot, :new].tolist())
-            self._counts["generation"] += len(request.ids) - before
+            num_tokens += len(request.ids) - before
             reason = None
             if request.is_abandoned:
                 reason = "interrupted"
@@ -377,6 +374,10 @@ class Engine:
                 reason = "eos" if chunk.hit_eos[slot] else "length"
             if reason is not None:
                 self._finish(request, reason)
+        with self._wake:
+            self._counts["generation"] += num_tokens
+            self._num_chunks += 1
+            self._wake.notify_all()
 
     def _finish(self, request: RunningRequest, reason: str) -> None:
         """End a request, free its slots, and send its last event."""

@@ -107,6 +107,16 @@ class SlotPool:
                 self.decode(length)
         jax.block_until_ready(self._state)
 
+    def lower(self) -> dict[str, jax.stages.Lowered]:
+        """Return the programs before their compilation, to look at what they need: prefill, and the longest decode."""
+        params, state = self._generator.params, self._state
+        tokens, where = np.zeros((1, self._block_size), np.int32), np.zeros(3, np.int32)
+        with self._generator.sharder.mesh_context():
+            return {
+                "prefill": self._prefill_program.lower(params, state.cache, self._store, tokens, where),
+                "decode": self._decode_program.lower(params, state, self._inputs, self._decode_lengths[-1]),
+            }
+
     def prefill(self, slot: int, tokens: Sequence[int], start: int, block: int | None) -> None:
         """Prefill up to `block_size` tokens of a prompt.
 

@@ -7,9 +7,10 @@ import pytest
 
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.sampling_params import ImageConstraint, SamplingParams
 from seed_jax.inference.generation.stop_strings import (
     StopStringCompiler,
+    StopStringMatcher,
     build_automaton,
     partial_stop_length,
     truncate_at_stop,
@@ -45,6 +46,24 @@ def test_it_agrees_with_searching_the_decoded_text(vocabulary):
             assert found_at(tables, chosen, ids) == expected
             hits += expected is not None
     assert hits > 20
+
+
+def test_the_matcher_on_the_host_finds_what_the_tables_find(vocabulary):
+    tables, generator, stops = StopStringCompiler(vocabulary), np.random.default_rng(1), ("e", "an", "the d", "\n\n")
+    image = vocabulary.image_ids(range(32))
+    places = []
+    for _ in range(100):
+        ids = generator.integers(3, vocabulary.num_text, 25).tolist()
+        ids[generator.integers(10) : 0] = image
+        for constraint, begin in ((ImageConstraint(), 0), (ImageConstraint(min_images=1), ids.index(vocabulary.eoi))):
+            matcher = StopStringMatcher(vocabulary, stops, constraint, inside_image=False)
+            found = next((place + 1 for place, token in enumerate(ids) if matcher.advance(token)), None)
+            # Text before a required image does not count.
+            expected = found_at(tables, stops, ids[begin:])
+            assert found == (None if expected is None else begin + expected)
+            places.append(found)
+    assert len(set(places)) > 10
+    assert not any(StopStringMatcher(vocabulary, (), ImageConstraint(), False).advance(token) for token in image)
 
 
 def test_strings_across_tokens_and_bytes(vocabulary):

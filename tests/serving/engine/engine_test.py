@@ -182,11 +182,11 @@ def test_requests_that_cannot_be_answered_are_refused(engine):
 
 @pytest.fixture
 def tiny_engine():
-    """An engine of two slots for tests that stop or break it; equal sizes share compiled programs on disk."""
+    """An engine of two slots for tests that stop or break it."""
     engine = Engine(
         Generator(SMALL, params_of_small(), vocabulary()),
         dataclasses.replace(
-            CONFIG, num_slots=2, max_queued_requests=1, max_buffered_events=3, max_beams=2, max_model_len=64
+            CONFIG, num_slots=2, max_queued_requests=1, max_buffered_events=8, max_beams=1, max_model_len=64
         ),
     )
     with pytest.raises(EngineClosedError):
@@ -197,25 +197,25 @@ def tiny_engine():
 
 
 def test_limits_and_shutdown(tiny_engine):
-    engine, slow = tiny_engine, dataclasses.replace(LONG, max_new_tokens=63)
+    engine = tiny_engine
     # The context is the configured one.
-    assert len(submit(engine, "context", [1], LONG).result().generation.ids) == 63
-    # Two requests run and one waits.
-    streams = [submit(engine, i, [1], slow) for i in range(2)]
-    with engine.reserve(), pytest.raises(QueueFullError) as refused:
-        submit(engine, "refused", [1], slow)
+    assert len(submit(engine, "context", [1, *[7] * 50], LONG).result().generation.ids) == 13
+    # Two requests may run and one wait.
+    places = [engine.reserve() for _ in range(3)]
+    with pytest.raises(QueueFullError) as refused:
+        submit(engine, "refused", [1], LONG)
     assert refused.value.retry_after_s >= 1
-    # Nobody reads the streams: the requests are cancelled, and the engine goes on.
-    wait_until(lambda: engine.stats().running == 0)
+    for place in places:
+        place.release()
+        place.release()
+    # Nobody reads the stream: the request is cancelled, and the engine goes on.
+    stream = submit(engine, "slow", [1], SamplingParams(60, mode="image"))  # an image alone is nine events
+    wait_until(lambda: engine.stats().finished.get("interrupted") == 1)
     with pytest.raises(SlowReaderError):
-        list(streams[0])
+        list(stream)
     with engine.reserve() as place:
         stream = engine.submit(EngineRequest("reserved", (1,), SamplingParams(4)), place)
     assert len(stream.result().generation.ids) == 4
-    # A beam search runs beside the slots.
-    beams = SamplingParams(8, beams=2)
-    found = submit(engine, "beams", [1, 5, 6], beams).result()
-    assert found.generation == small().generate([[1, 5, 6]], beams)[0]
     # Shutdown lets what runs finish and refuses the rest.
     last = submit(engine, "last", [1, 7], SamplingParams(12))
     closing = threading.Thread(target=engine.shutdown, args=(20.0,))
@@ -245,6 +245,20 @@ def test_sizes_that_do_not_fit_are_refused():
         Engine(small(), EngineConfig(num_slots=512), memory_limit=2**22)
     with pytest.raises(UserError, match="decode_chunk is 0, expected at least 1"):
         EngineConfig(decode_chunk=0)
+
+
+@pytest.mark.slow
+def test_beam_searches_run_beside_the_slots(engine):
+    params = [SamplingParams(8, beams=2), SamplingParams(100, beams=4, mode="none"), SamplingParams(8, beams=2)]
+    streams = [submit(engine, ("beams", i), [1, 5, 6], one) for i, one in enumerate(params)]
+    streams[1].cancel()
+    text = submit(engine, "text", [1, 7], SamplingParams(12)).result()
+    assert text.generation == small().generate([[1, 7]], max_new_tokens=12)[0]
+    found = [stream.result().generation for stream in streams]
+    (expected,) = small().generate([[1, 5, 6]], params[0])
+    assert found[0] == found[2] == expected
+    assert found[1].finish_reason == "interrupted"
+    assert engine.stats().running == 0
 
 
 @pytest.mark.slow
