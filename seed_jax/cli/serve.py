@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 from pathlib import Path
 
 from seed_jax.cli.generation_options import add_model_options
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
             f"`seed-jax serve` needs {error.name}: pip install 'seed-jax[{'ui' if args.ui else 'serve'}]'."
         ) from error
     del fastapi, multipart, prometheus_client, uvicorn
+    args.api_key = args.api_key or os.environ.get(API_KEY)
     # Imported late: `--help` and wrong arguments are answered without waiting for JAX.
     from seed_jax.cli import serve_api
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 
 import jax
 from jax.sharding import Mesh
@@ -10,7 +9,6 @@ from jax.sharding import Mesh
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import LANGUAGE_MODELS
 from seed_jax.cli.generation_loading import load_config
-from seed_jax.cli.serve import API_KEY
 from seed_jax.errors import UserError
 from seed_jax.inference import memory_plan
 from seed_jax.inference.generation.sampling_params import SamplingParams
@@ -30,11 +28,11 @@ from seed_jax.sharding import make_mesh
 
 def run(args: argparse.Namespace) -> None:
     """Check the options, load the models, compile, and serve."""
-    key = args.api_key or os.environ.get(API_KEY) or None
+    key = args.api_key or None
     if key is None and args.host not in LOOPBACK_HOSTS:
         raise UserError(
-            f"--host {args.host} can be reached from other machines, but there is no API key: set {API_KEY} or "
-            "--api-key, or listen on 127.0.0.1."
+            f"--host {args.host} can be reached from other machines, but there is no API key: set "
+            "SEED_JAX_API_KEY or --api-key, or listen on 127.0.0.1."
         )
     # Everything that can be wrong is found before gigabytes of weights are loaded.
     media = media_rules(args)

@@ -111,7 +111,7 @@ class Finished:
     """The last event of an answer.
 
     Attributes:
-        reason: "eos", "stop" (a stop string), "length" or "interrupted".
+        reason: "eos", "stop" (a stop string) or "length".
         usage: token counts.
         generation: the whole answer, with its ordered segments.
     """

@@ -514,7 +514,7 @@ class SeedService:
         begin, loop = time.monotonic(), asyncio.get_running_loop()
         report = None
         if on_progress is not None:
-            report = functools.partial(loop.call_soon_threadsafe, on_progress)
+            report = _in_loop(loop, on_progress)
         job = self._drawer.draw(codes, seed % (MAX_SEED + 1), options, report)
         try:
             image = Image.fromarray(await asyncio.wrap_future(job.future))
@@ -590,6 +590,8 @@ class _Answer:
                 elif isinstance(event, FinishedEvent):
                     finished = event
             assert finished is not None
+            if finished.generation.finish_reason == "interrupted":  # not by this answer's reader, which is gone then
+                raise EngineClosedError("The server shuts down before the answer is complete.")
             await self._put_segments(streamer.finish(finished.generation.segments))
             await asyncio.gather(*self._drawing)
             usage = self._usage(finished)
@@ -647,6 +649,15 @@ class _Answer:
             completion_tokens=finished.usage.completion_tokens,
             completion_image_tokens=self._num_images * size,
         )
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Return a function for other threads, which has `function` called in the event loop."""
+
+    def call(done: int, total: int) -> None:
+        loop.call_soon_threadsafe(function, done, total)
+
+    return call
 
 
 def _key(pixels: np.ndarray) -> bytes:

@@ -249,7 +249,7 @@ class DecoderOnly(nn.Module):
             prefill: the cache is empty and `positions` are 0, 1, ..., T - 1: attend within them, which is cheaper.
             logits_at: for each sequence the index into T whose logits are returned (N = 1); by default all (N = T).
         """
-        slots = jnp.arange(cache.slots)[None, None]
+        slots = jnp.arange(cache.read_slots)[None, None]
         mask = None if prefill else (slots <= positions[:, :, None])[:, None]
         state = self._run_layers(tokens, self.attention_metadata(positions, cache_mask=mask), cache)
         hidden = state.hidden

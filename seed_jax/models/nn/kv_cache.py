@@ -1,5 +1,6 @@
 """The KV cache: keys and values of past positions, as plain arrays that a decoding loop carries."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -25,10 +26,16 @@ class KVCache:
 
     All layers are one array that is updated in place, so that a loop which carries it needs it once; returning every
     layer's part as a scanned output would copy all of it at every token.
+
+    Attributes:
+        k: keys.
+        v: values.
+        read_length: `read` returns this many slots, which must hold all positions in use; None: all.
     """
 
     k: Float[Array, "L B K S D"] | Any  # Any: shapes, shardings and axes have the same structure
     v: Float[Array, "L B K S D"] | Any
+    read_length: int | None = flax.struct.field(pytree_node=False, default=None, kw_only=True)
 
     @classmethod
     def zeros(cls, layers: int, batch: int, slots: int, heads: int, head_size: int, dtype: jnp.dtype) -> "KVCache":
@@ -40,6 +47,11 @@ class KVCache:
     def slots(self) -> int:
         """Maximum number of positions of a sequence."""
         return self.k.shape[3]
+
+    @property
+    def read_slots(self) -> int:
+        """Number of slots that `read` returns."""
+        return self.slots if self.read_length is None else self.read_length
 
     def write(
         self,
@@ -56,11 +68,13 @@ class KVCache:
             v: values.
             positions: slots to write to, those beyond the last slot are dropped; None: slots 0 to T - 1.
         """
-        return KVCache(k=_write(self.k, layer, k, positions), v=_write(self.v, layer, v, positions))
+        return dataclasses.replace(self, k=_write(self.k, layer, k, positions), v=_write(self.v, layer, v, positions))
 
     def read(self, layer: Int[Array, ""]) -> LayerCache:
         """Return the keys and values of one layer."""
-        return LayerCache(k=self.k[layer], v=self.v[layer])
+        if self.read_length is None:
+            return LayerCache(k=self.k[layer], v=self.v[layer])
+        return LayerCache(k=self.k[layer, :, :, : self.read_length], v=self.v[layer, :, :, : self.read_length])
 
 
 @flax.struct.dataclass
@@ -88,13 +102,14 @@ class KVCacheRow(KVCache):
                 jax.lax.dynamic_update_slice(stack, new, (layer, self.row, 0, first, 0)), CACHE_AXES
             )
 
-        return KVCacheRow(k=update(self.k, k), v=update(self.v, v), row=self.row)
+        return dataclasses.replace(self, k=update(self.k, k), v=update(self.v, v))
 
     def read(self, layer: Int[Array, ""]) -> LayerCache:
         """Return the keys and values of one layer."""
 
         def select(stack: Array) -> Array:
-            return jax.lax.dynamic_slice(stack, (layer, self.row, 0, 0, 0), (1, 1, *stack.shape[2:]))[0]
+            _, _, heads, _, size = stack.shape
+            return jax.lax.dynamic_slice(stack, (layer, self.row, 0, 0, 0), (1, 1, heads, self.read_slots, size))[0]
 
         return LayerCache(k=select(self.k), v=select(self.v))
 

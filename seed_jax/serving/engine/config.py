@@ -14,6 +14,8 @@ class EngineConfig:
         max_model_len: context length, prompt and answer together; None: the model's.
         decode_chunk: decode steps between two occasions to join, leave or cancel.
         prefill_chunk: prompt tokens that are prefilled at a time; also the block size of the prefix cache.
+        decode_lengths: positions of the KV cache that a decode step attends to; each is compiled at start, and a chunk
+            uses the smallest that holds its requests. Empty: powers of two from 128.
         prefill_chunks_per_step: prefill chunks between two decode chunks, an upper bound of a stream's pause.
         prefix_cache_blocks: blocks of `prefill_chunk` tokens whose keys and values are kept for later prompts that
             begin alike; None: half as many as all slots hold; 0: no prefix cache.
@@ -26,6 +28,7 @@ class EngineConfig:
     max_model_len: int | None = None
     decode_chunk: int = 4
     prefill_chunk: int = 64
+    decode_lengths: tuple[int, ...] = ()
     prefill_chunks_per_step: int = 4
     prefix_cache_blocks: int | None = None
     max_queued_requests: int = 256
@@ -36,5 +39,12 @@ class EngineConfig:
         smallest = {"max_model_len": 2, "prefix_cache_blocks": 0, "max_queued_requests": 0, "max_buffered_events": 2}
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), smallest.get(field.name, 1)
-            if value is not None and value < least:
-                raise UserError(f"{field.name} is {value}, expected at least {least}.")
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number < least:
+                    raise UserError(f"{field.name} is {value}, expected at least {least}.")
+
+    def lengths_up_to(self, slot_length: int) -> tuple[int, ...]:
+        """Return the lengths to compile decoding for, in ascending order; the last is that of a slot."""
+        powers = (1 << exponent for exponent in range(7, 31))
+        shorter = [length for length in self.decode_lengths or powers if length < slot_length]
+        return (*sorted(shorter), slot_length)

@@ -104,9 +104,8 @@ class Engine:
         self._batcher = dataclasses.replace(generator.batcher, max_length=self.max_model_len)
         self._scheduler: Scheduler[RunningRequest] = Scheduler(config.num_slots)
         self._prefix_cache = PrefixCache(num_blocks, config.prefill_chunk)
-        self._pool = SlotPool(
-            generator, config.num_slots, self.slot_length, config.prefill_chunk, num_blocks, config.decode_chunk
-        )
+        decode_lengths = config.lengths_up_to(self.slot_length)
+        self._pool = SlotPool(generator, pool, config.decode_chunk, decode_lengths)
         self._beams = BeamWorker(generator, self._batcher, self._finish_beams)
         self._in_flight: collections.deque[tuple[ChunkOutputs, list[tuple[int, RunningRequest]]]] = collections.deque()
         self._wake = threading.Condition(threading.RLock())  # guards the attributes below
@@ -312,7 +311,10 @@ class Engine:
             if not request.joined:
                 self._join(request)
         if decoding:
-            self._in_flight.append((self._pool.decode(), decoding))
+            # The host knows the lengths before the chunk that is being computed.
+            steps = (len(self._in_flight) + 1) * self.config.decode_chunk
+            longest = max(request.longest_after(steps) for _, request in decoding)
+            self._in_flight.append((self._pool.decode(longest), decoding))
         # One chunk is computed while the one before it is read.
         if self._in_flight and (len(self._in_flight) > 1 or not decoding):
             self._read(*self._in_flight.popleft())

@@ -67,6 +67,11 @@ class RunningRequest(ScheduledRequest):
         """Return how many positions of the KV cache are in use."""
         return sum(row.prefilled for row in self.rows) + len(self.ids) * len(self.rows)
 
+    def longest_after(self, steps: int) -> int:
+        """Return how many positions its longer row may have after some decode steps."""
+        generated = min(len(self.ids) + steps, self.max_new_tokens)
+        return max(len(row.tokens) for row in self.rows) + generated
+
     @property
     def cached_tokens(self) -> int:
         return self.rows[0].cached

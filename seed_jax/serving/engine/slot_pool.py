@@ -22,6 +22,7 @@ from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.generation.grammar import GrammarState
 from seed_jax.inference.generation.model_runner import SlotRunner
 from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.memory_plan import SlotPoolSize
 from seed_jax.models.nn.kv_cache import CACHE_AXES, KVCache, KVCacheRow
 from seed_jax.typing import Leaf, Tree
 
@@ -71,26 +72,25 @@ class SlotPool:
 
     Args:
         generator: the language model; its parameters, mesh and grammar are used.
-        num_slots: slots.
-        length: positions of a slot, a multiple of `block_size`.
-        block_size: tokens of a prefill chunk and of a block.
-        num_blocks: blocks of the prefix cache.
-        chunk: decode steps of a chunk.
+        size: slots, their length, and the blocks of the prefix cache.
+        decode_chunk: decode steps of a chunk.
+        decode_lengths: positions that a decode step may attend to, in ascending order up to the length of a slot.
     """
 
-    def __init__(self, generator: Generator, num_slots: int, length: int, block_size: int, num_blocks: int, chunk: int):
+    def __init__(self, generator: Generator, size: SlotPoolSize, decode_chunk: int, decode_lengths: tuple[int, ...]):
         self._generator = generator
-        self._chunk = chunk
-        self._block_size = block_size
-        self._num_blocks = num_blocks
+        self._chunk = decode_chunk
+        self._decode_lengths = decode_lengths
+        self._block_size = size.prefill_chunk
+        self._num_blocks = size.prefix_cache_blocks
         self._loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
-        self._inputs = self._empty_inputs(num_slots)
+        self._inputs = self._empty_inputs(size.slots)
         self._init_program = jax.jit(self._init, static_argnums=(0, 1))
         self._prefill_program = jax.jit(self._prefill, donate_argnums=(1, 2))
         self._load_program = jax.jit(self._load, donate_argnums=0)
-        self._decode_program = jax.jit(self._decode, donate_argnums=1)
+        self._decode_program = jax.jit(self._decode, static_argnums=3, donate_argnums=1)
         with generator.sharder.mesh_context():
-            self._state, self._store = self._init_program(num_slots, length)
+            self._state, self._store = self._init_program(size.slots, size.length)
 
     @property
     def num_programs(self) -> int:
@@ -103,7 +103,8 @@ class SlotPool:
         for _ in range(2):
             self.prefill(0, [self._generator.vocabulary.pad], 0, None)
             self.load(0, [0], 0)
-            self.decode()
+            for length in self._decode_lengths:
+                self.decode(length)
         jax.block_until_ready(self._state)
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int, block: int | None) -> None:
@@ -163,12 +164,17 @@ class SlotPool:
         """Say whether a slot takes part in the next chunks."""
         self._inputs.active[slot] = active
 
-    def decode(self) -> ChunkOutputs:
-        """Start a decode chunk and return its outputs, which are still being computed."""
+    def decode(self, longest: int) -> ChunkOutputs:
+        """Start a decode chunk and return its outputs, which are still being computed.
+
+        Args:
+            longest: how many positions the longest sequence may have after the chunk.
+        """
+        length = next(length for length in self._decode_lengths if length >= longest)
         inputs = jax.tree.map(np.copy, self._inputs)
         self._inputs.joins[:] = False
         with self._generator.sharder.mesh_context():
-            self._state, outputs = self._decode_program(self._generator.params, self._state, inputs)
+            self._state, outputs = self._decode_program(self._generator.params, self._state, inputs, length)
         for leaf in jax.tree.leaves(outputs):
             leaf.copy_to_host_async()
         return outputs
@@ -240,7 +246,9 @@ class SlotPool:
 
         return jax.lax.fori_loop(0, count, copy, cache)
 
-    def _decode(self, params: Tree, state: DecodeState, inputs: SlotInputs) -> tuple[DecodeState, ChunkOutputs]:
+    def _decode(
+        self, params: Tree, state: DecodeState, inputs: SlotInputs, length: int
+    ) -> tuple[DecodeState, ChunkOutputs]:
         joins = jnp.asarray(inputs.joins)
 
         def begin(fresh: Any, running: Any) -> Array:
@@ -264,6 +272,7 @@ class SlotPool:
             offset=lengths,
             grammar=jax.tree.map(begin, inputs.grammar, state.grammar),
             prompt_lengths=begin(inputs.prompt_lengths, state.prompt_lengths),
+            cache=dataclasses.replace(state.cache, read_length=length),
         )
         state = self._loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.int32(self._chunk))
         after = state.outputs
@@ -272,7 +281,8 @@ class SlotPool:
         # Outputs must not share buffers with the state, which the next chunk gets donated before they are read.
         chunk = jax.lax.optimization_barrier(jax.tree.map(jnp.copy, chunk))
         outputs = dataclasses.replace(after, ids=jnp.zeros((shape[0], 0), jnp.int32), log_probs=None)
-        return constrain_batch_axis(dataclasses.replace(state, outputs=outputs)), chunk
+        cache = dataclasses.replace(state.cache, read_length=None)
+        return constrain_batch_axis(dataclasses.replace(state, outputs=outputs, cache=cache)), chunk
 
 
 def _constrain_blocks(store: KVCache) -> KVCache:

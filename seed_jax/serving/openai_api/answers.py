@@ -22,7 +22,7 @@ from seed_jax.serving.messages import (
 from seed_jax.serving.openai_api.context import image_entry
 from seed_jax.serving.openai_api.image_output import EncodedImage, ImageFormat, ImageWriter
 
-_FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
+_FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 VERY_UNLIKELY = -9999.0  # in place of minus infinity, which JSON lacks
 
 

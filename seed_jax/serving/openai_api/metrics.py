@@ -75,8 +75,7 @@ class Metrics:
     def finished(
         self, params: SamplingParams, reason: str, usage: AnswerUsage, timings: Timings, total_s: float
     ) -> None:
-        name = "abort" if reason == "interrupted" else finish_reason(reason)
-        self._success.labels(**self._labels, finished_reason=name).inc()
+        self._success.labels(**self._labels, finished_reason=finish_reason(reason)).inc()
         self._latency.observe(total_s)
         self._prompt.observe(usage.prompt_tokens)
         self._generation.observe(usage.completion_tokens)

@@ -371,7 +371,7 @@ def _with(*parts):
         ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 422, "invalid_value"),
         ("chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, None),
         ("chat/completions", {"messages": [{"role": "user", "content": None}]}, 422, "invalid_value"),
-        ("chat/completions", {"messages": MESSAGES, "temprature": 1}, 400, "unknown_parameter"),
+        ("chat/completions", {"messages": MESSAGES, "temperatur_": 1}, 400, "unknown_parameter"),
         ("chat/completions", {"messages": MESSAGES, "tools": [{"type": "function"}]}, 400, "unsupported_parameter"),
         ("chat/completions", {"messages": MESSAGES, "frequency_penalty": 0.5}, 400, "unsupported_parameter"),
         ("chat/completions", {"messages": MESSAGES, "n": 10**6}, 422, "invalid_value"),

@@ -54,6 +54,7 @@ class ChatMessage(BaseModel):
 class AnswerFields(SamplingFields, ImageFormatFields):
     """What concerns the form of answers, of chat and of completions."""
 
+    model: ModelName | None = Field(None, description="Name of the served model; may be left out.")
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(None, description="Number of choices.")
     stop: StopStrings | None = Field(None, description="Strings that end an answer, 1,024 bytes in all.")
     stream: bool | None = None
@@ -79,7 +80,6 @@ class AnswerFields(SamplingFields, ImageFormatFields):
 class ChatCompletionRequest(AnswerFields):
     """Body of `POST /v1/chat/completions`."""
 
-    model: ModelName | None = Field(None, description="Name of the served model; may be left out.")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = Field(None, description="Goes before max_tokens.")
@@ -112,7 +112,6 @@ class ChatCompletionRequest(AnswerFields):
 class CompletionRequest(AnswerFields):
     """Body of `POST /v1/completions`: prompts without role markers."""
 
-    model: ModelName | None = None
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]

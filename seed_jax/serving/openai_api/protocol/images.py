@@ -52,6 +52,9 @@ class ImageGenerationRequest(SamplingFields, ImageFormatFields):
 
 
 EmbeddingInput = Text | ContentPart
+_EMBEDDING_EXAMPLES: dict[str, Any] = {
+    "examples": [{"input": [{"type": "image", "codes": [5] * 32}], "encoding_format": "float"}]
+}
 
 
 class EmbeddingRequest(RequestModel):
@@ -63,9 +66,7 @@ class EmbeddingRequest(RequestModel):
     )
     encoding_format: Literal["float", "base64"] | None = None
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"input": [{"type": "image", "codes": [5] * 32}], "encoding_format": "float"}]}
-    )
+    model_config = ConfigDict(json_schema_extra=_EMBEDDING_EXAMPLES)
 
 
 class TokenizeRequest(RequestModel):

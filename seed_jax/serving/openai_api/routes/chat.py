@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -65,17 +65,20 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return JSONResponse(await until_disconnect(request, run.complete(), run.context.config.request_timeout_s))
 
 
-class _Run:
+Body = TypeVar("Body", bound=AnswerFields)
+
+
+class _Run(Generic[Body]):
     """The answers to one request, whole or streamed."""
 
     object = ""
     id_prefix = ""
 
-    def __init__(self, context: ApiContext, body: Any, request: Request):
+    def __init__(self, context: ApiContext, body: Body, request: Request):
         context.check_model(body.model)
         self.arrival = time.monotonic()
         self.context = context
-        self.body: AnswerFields = body
+        self.body = body
         self.writer = context.image_writer(request)
         self.format = image_format(body)
         self.id = new_id(self.id_prefix)
@@ -187,10 +190,9 @@ class _Run:
         return usage([event.usage for event in finished])
 
 
-class _ChatRun(_Run):
+class _ChatRun(_Run[ChatCompletionRequest]):
     object = "chat.completion"
     id_prefix = "chatcmpl-"
-    body: ChatCompletionRequest
 
     def max_tokens(self) -> int | None:
         return self.body.max_completion_tokens or self.body.max_tokens
@@ -217,10 +219,9 @@ class _ChatRun(_Run):
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
-class _CompletionRun(_Run):
+class _CompletionRun(_Run[CompletionRequest]):
     object = "text_completion"
     id_prefix = "cmpl-"
-    body: CompletionRequest
 
     def max_tokens(self) -> int | None:
         return self.body.max_tokens or COMPLETION_TOKENS
