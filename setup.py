@@ -52,7 +52,8 @@ EXTRAS = {
     "serve": SERVE,
     "torch": ["torch>=2.4,<3"],
     "video": ["av>=13,<20"],
-    "ui": ["gradio>=6.21,<7"],  # the chat page: `seed-jax serve --ui`, `seed-jax chat --web`; with the extra `serve`
+    # Apart from `serve`: Gradio brings some 40 packages that an API server does not need.
+    "ui": [*SERVE, "gradio>=6.21,<7"],
     "wandb": ["wandb>=0.19,<1"],
     "notebooks": ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "transformers>=4.57.1,<6"],
     "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "sphinx-book-theme>=1.2,<2"],

@@ -46,8 +46,9 @@ CONFINED = {
     "torch": (("convert",), False),
     "transformers": (("convert",), False),
     "fastapi": (("serving/openai_api", "serving/web", "cli/serve.py"), True),
+    "gradio": (("serving/web",), True),
     "starlette": (("serving/openai_api", "serving/web"), True),
-    "uvicorn": (("serving/openai_api", "serving/web", "cli/serve.py", "cli/chat"), True),
+    "uvicorn": (("serving/openai_api", "cli/serve.py"), True),
     "prometheus_client": (("serving/openai_api/metrics.py", "cli/serve.py"), True),
 }
 NEVER = ("tensorflow", "tensorflow_datasets.core.tf_compat")

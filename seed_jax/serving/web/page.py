@@ -122,7 +122,7 @@ class ChatPage:
                 box.submit(self.send, [session, box, *settings], outputs, **events(), concurrency_limit=None),
                 chatbot.retry(self.retry, [session, box, *settings], outputs, **events(), concurrency_limit=None),
             ]
-            box.stop(self.show, [session, box], outputs, cancels=asked, **events())
+            box.stop(self.stop, session, **events())  # the answer's own event then shows how it ended
             chatbot.undo(self.undo, [session, box], outputs, **events())
             chatbot.example_select(self.choose_example, [session, box], outputs, **events())
             edit.click(self.edit, [session, box, number], outputs, **events())
@@ -282,7 +282,7 @@ class ChatPage:
             session: the conversation, without what the answer replaces.
             message: the message.
             options: how it is answered.
-            before: the conversation that comes back if the message is refused.
+            before: the conversation that comes back if nothing is answered.
             box: content of the message box that comes back then; None: the box stays as it is.
         """
         box_after: Any = gr.skip() if box is None else {"text": "", "files": []}
@@ -295,15 +295,16 @@ class ChatPage:
         except Exception as error:
             if not isinstance(error, UserError | QueueFullError | EngineClosedError):
                 logging.exception("An answer of the chat page failed.")
-            if len(session.messages) == num_messages:
-                session.messages = before
-                box_after = gr.skip() if box is None else box
             gr.Warning(str(error) if isinstance(error, UserError) else _apology(error))
+        if len(session.messages) == num_messages:  # refused, or stopped before anything was generated
+            session.messages = before
+            box_after = gr.skip() if box is None else box
         yield self._state(session, box_after)
 
-    def show(self, session: ChatSession | None, box: dict) -> tuple:
-        """Show the conversation after an answer was stopped."""
-        return self._state(session or self._new_session(), gr.skip())
+    async def stop(self, session: ChatSession | None) -> None:
+        """Stop the answer."""
+        if session is not None:
+            session.stop()
 
     def undo(self, session: ChatSession | None, box: dict) -> tuple:
         """Remove the last question and its answer."""
@@ -338,12 +339,14 @@ class ChatPage:
         session.editing = None
         return self._state(session, {"text": "", "files": []})
 
-    def clear(self, session: ChatSession | None, box: dict) -> tuple:
+    async def clear(self, session: ChatSession | None, box: dict) -> tuple:
         """Begin a new conversation."""
+        await self.stop(session)
         return self._state(self._new_session(), gr.skip())
 
-    def open(self, session: ChatSession | None, box: dict, path: str) -> tuple:
+    async def open(self, session: ChatSession | None, box: dict, path: str) -> tuple:
         """Continue a stored conversation."""
+        await self.stop(session)
         session = session or self._new_session()
         try:
             transcript = Transcript.load(Path(path), self._service.vocabulary)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from PIL import Image
 
@@ -117,6 +117,8 @@ class ChatSession:
         self.answer: Answer | None = None
         self.num_dropped = 0  # oldest messages that the last prompt left out
         self.editing: int | None = None  # question that the next message replaces, with everything after it
+        self._changed = asyncio.Event()  # the answer has grown, or is to be stopped
+        self._stopped = False
 
     @property
     def transcript(self) -> Transcript:
@@ -131,6 +133,14 @@ class ChatSession:
         self.messages = list(messages)
         self.question = self.answer = self.editing = None
         self.num_dropped = 0
+
+    def stop(self) -> None:
+        """End the answer that is being generated; call it in the event loop of `ask`.
+
+        Closing `ask` does the same, but Gradio closes a generator only after its next value.
+        """
+        self._stopped = True
+        self._changed.set()
 
     def undo(self, number: int | None = None) -> RecordedMessage | None:
         """Remove a question with everything after it; return the question.
@@ -160,6 +170,7 @@ class ChatSession:
         seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
         params = dataclasses.replace(options.params, seed=seed)
         self.question, self.answer = message, Answer(seed)
+        self._changed, self._stopped = asyncio.Event(), False
         try:
             yield
             with service.reserve():
@@ -171,7 +182,7 @@ class ChatSession:
                 prompt = await service.prepare(contents, params, drop_oldest=True)
                 self.num_dropped = len(self.messages) - len(history) + prompt.num_dropped
                 events = service.answer(prompt, params, options.draw)
-                async with contextlib.aclosing(_snapshots(events, self.answer)) as snapshots:
+                async with contextlib.aclosing(self._snapshots(events, self.answer)) as snapshots:
                     async for _ in snapshots:
                         yield
         finally:
@@ -180,30 +191,28 @@ class ChatSession:
                 self.messages += [message, answered]
             self.question = self.answer = None
 
+    async def _snapshots(self, events: AsyncGenerator[Event, None], answer: Answer) -> AsyncGenerator[None, None]:
+        """Apply events as they come, and yield as often as the reader takes it, who never holds them up."""
 
-async def _snapshots(events: AsyncGenerator[Event, None], answer: Answer) -> AsyncIterator[None]:
-    """Apply events as they come, and yield as often as the reader takes it: a slow browser does not hold them up."""
-    changed = asyncio.Event()
+        async def apply() -> None:
+            async with contextlib.aclosing(events) as stream:
+                async for event in stream:
+                    answer.apply(event)
+                    self._changed.set()
 
-    async def apply() -> None:
-        async with contextlib.aclosing(events) as stream:
-            async for event in stream:
-                answer.apply(event)
-                changed.set()
-
-    task = asyncio.create_task(apply())
-    task.add_done_callback(lambda _: changed.set())
-    try:
-        while not task.done():
-            await changed.wait()
-            changed.clear()
-            yield
-            await asyncio.sleep(SNAPSHOT_SECONDS)
-        await task
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        task = asyncio.create_task(apply())
+        task.add_done_callback(lambda _: self._changed.set())
+        try:
+            while not (task.done() or self._stopped):
+                await self._changed.wait()
+                self._changed.clear()
+                yield
+                await asyncio.sleep(SNAPSHOT_SECONDS)
+            if task.done():
+                task.result()  # raises what the service raised
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def _content(segments: Sequence[Segment]) -> tuple[str | ImageSegment, ...]:

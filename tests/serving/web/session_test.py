@@ -49,7 +49,8 @@ def test_text_and_images_keep_their_order_however_they_are_drawn():
     assert session.question is None
 
 
-def test_an_answer_shows_its_progress():
+@pytest.mark.parametrize("by_stop", [True, False])
+def test_an_answer_shows_its_progress_until_it_is_stopped(by_stop):
     session, service = ChatSession("vicuna"), Player(*SCRIPT[:7], 100)
 
     async def run():
@@ -61,7 +62,12 @@ def test_an_answer_shows_its_progress():
         assert parts[0] == "A dog:\n"
         assert parts[1:] == [ImagePart(CODES, None, 3, 20), "and a cat", ImagePart()]
         assert session.is_answering
-        await stream.aclose()
+        if by_stop:
+            session.stop()
+            async for _ in stream:
+                pass
+        else:
+            await stream.aclose()
 
     asyncio.run(run())
     # Stopped: what has been generated is kept, an image without all its codes is not.
