@@ -609,7 +609,7 @@ def test_answers_to_many_clients_are_not_mixed_up(server, model):
     assert not problems
 
 
-def test_nothing_was_compiled_for_a_request_and_nothing_leaked(server):
+def test_nothing_failed_inside_and_nothing_leaked(server):
     """Last, when every kind of request has been answered."""
     server.wait_for(lambda: is_idle(server))
     assert server.metric("vllm:num_requests_running") == server.metric("vllm:num_requests_waiting") == 0
