@@ -205,9 +205,9 @@ class TranscriptFile:
                     self._names[id(image)] = image, name
 
 
-def as_attachment(image: Image.Image) -> Image.Image:
+def as_attachment(image: images.ImageInput) -> Image.Image:
     """Return a copy of a user's image that is small enough to be kept in a conversation."""
-    copy = image.copy()
+    copy = images.load(image).copy()
     copy.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
     return copy
 

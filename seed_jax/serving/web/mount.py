@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.themes import Base
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,7 +62,7 @@ def mount_page(app: FastAPI, service: SeedService, config: PageConfig, *, api_ke
         mcp_server=False,
         pwa=False,
         ssr_mode=False,
-        theme=gr.themes.Base(
+        theme=Base(
             primary_hue="blue", neutral_hue="slate", radius_size="md", font=SYSTEM_FONTS, font_mono=MONOSPACE_FONTS
         ),
         css=package.joinpath("page.css").read_text(encoding="utf-8"),

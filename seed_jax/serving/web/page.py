@@ -30,7 +30,7 @@ from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment, TextSegment
 from seed_jax.serving.engine.request import EngineClosedError, QueueFullError
 from seed_jax.serving.service import SeedService
-from seed_jax.serving.web.examples import make_examples
+from seed_jax.serving.web.examples import Example, make_examples
 from seed_jax.serving.web.rendering import ImageFiles, render
 from seed_jax.serving.web.session import AnswerOptions, ChatSession, user_message
 
@@ -118,7 +118,7 @@ class ChatPage:
             edit = gr.Button("Edit", elem_id="edit-button")
 
             outputs = [session, chatbot, box, notice]
-            asked = [
+            asked: Any = [
                 box.submit(self.send, [session, box, *settings], outputs, **events(), concurrency_limit=None),
                 chatbot.retry(self.retry, [session, box, *settings], outputs, **events(), concurrency_limit=None),
             ]
@@ -183,7 +183,7 @@ class ChatPage:
             return "This model has no instruction tuning: it continues a text, and every message stands for itself."
         return "Ask a question, attach images, or ask for a drawing."
 
-    def _example(self, example) -> dict[str, Any]:
+    def _example(self, example: Example) -> Any:
         return {
             "text": example.text,
             "display_text": f"{example.label}: {example.text}",
