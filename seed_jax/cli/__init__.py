@@ -14,6 +14,7 @@ import shtab
 import seed_jax
 from seed_jax import backends
 from seed_jax.errors import UserError
+from seed_jax.files import describe
 from seed_jax.terminal import PrintableFormatter, configure_streams, printable
 
 # Command -> (module, summary). A module is imported only when the command line names its command.
