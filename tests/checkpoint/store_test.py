@@ -106,6 +106,7 @@ def test_a_save_that_fails_is_noticed_without_another_save(tmp_path, mesh):
         resource.setrlimit(resource.RLIMIT_FSIZE, previous)
         signal.signal(signal.SIGXFSZ, ignored)
     store.close()
+    assert Store(tmp_path).steps() == [1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 

@@ -203,13 +203,6 @@ def test_resuming_with_other_settings_says_what_changes(tmp_path, caplog):
         train(tmp_path, steps=5)
 
 
-def test_a_damaged_run_json_is_one_sentence(tmp_path):
-    train(tmp_path, steps=2)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        train(tmp_path)
-
-
 class LargeStage(ToyStage):
     """Four megabytes of frozen weights, half a megabyte on each device."""
 
