@@ -152,6 +152,7 @@ class Store:
             UserError: every checkpoint is damaged, or the newest readable one is of another architecture.
         """
         for step in reversed(self.steps()):
+            restored: dict[str, Any] = {}
             stored, error = self._attempt(lambda step=step: self._read_meta(step))
             if error is None:
                 _check_architecture(stored, meta, self.directory / str(step))
