@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 import urllib.error
 import urllib.request
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ import jax
 from seed_jax.errors import UserError
 
 METADATA_TIMEOUT_SECONDS = 10
+LEAVE_LAST_SECONDS = 3.0  # how much longer than the others the coordinator lives when all of them fail
 _OPENER_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -111,10 +113,18 @@ def coordinator_address() -> str:
     return distributed.global_state.coordinator_address or ""
 
 
+def _is_coordinator() -> bool:
+    from jax._src import distributed  # as above; jax.process_index() could start a backend
+
+    return distributed.global_state.process_id == 0
+
+
 def exit_process(code: int) -> NoReturn:
     """End this process; in a multi-host run at once, since an ordinary exit would wait minutes for the others."""
     if coordination_client() is None:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
+    if _is_coordinator():
+        time.sleep(LEAVE_LAST_SECONDS)  # JAX aborts the others once the coordinator is gone, before they say why
     os._exit(code)

@@ -223,17 +223,14 @@ def test_a_config_file_that_fails_is_one_sentence(tmp_path, content, key_words):
 @pytest.mark.parametrize(
     ("arguments", "key_words"),
     [
-        (["--config=pretrain:tiny", "--workdir=file:///tmp/w"], ["file:///tmp/w", "neither a local directory"]),
-        (["--config=quickstart", "--workdir=file:///tmp/w"], ["file:///tmp/w", "neither a local directory"]),
-        (["--config=pretrain:8b", "--workdir=w", "--config.data.mixture=mixture.py"], ["data.mixture", "tuple of entries"]),
-        (
-            ["--config=pretrain:8b", "--workdir=w", "--config.data.mixture={'path':'D','task':'image_text_pair','weight':1.0}"],
-            ["data.mixture", "tuple of entries"],
-        ),
+        (["pretrain:tiny", "--workdir=file:///tmp/w"], ["file:///tmp/w", "neither a local directory"]),
+        (["quickstart", "--workdir=file:///tmp/w"], ["file:///tmp/w", "neither a local directory"]),
+        (["pretrain:8b", "--config.data.mixture=mixture.py"], ["data.mixture", "tuple of entries"]),
+        (["pretrain:8b", "--config.data.mixture={'path':'D','task':'sft.qa','weight':1.0}"], ["tuple of entries"]),
     ],
-)  # fmt: skip
+)
 def test_bad_places_and_mixtures_are_one_sentence_before_anything_is_written(tmp_path, arguments, key_words):
-    done = seed_jax_main(*arguments, cwd=tmp_path)
+    done = seed_jax_main(f"--config={arguments[0]}", *arguments[1:], cwd=tmp_path)
     assert done.returncode == 2
     message = done.stderr.strip().splitlines()[-1]
     assert all(word in message for word in key_words)

@@ -22,7 +22,7 @@ from seed_jax.files import read_json, write_json
 
 FILE = "checksums.json"
 _KEY = "sha256"
-# Elements of the parts of a chunk: small enough to be verified while they are in the processor's cache, and in parallel.
+# Elements of the parts of a chunk: verified in parallel, and while they are in the processor's cache.
 _PART = 2**18
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _ZSTD = {"name": "zstd", "configuration": {"level": 1}}

@@ -72,7 +72,9 @@ class Store:
         handlers: dict[str, ocp.CheckpointHandler] = {name: _array_handler() for name in ARRAY_ITEMS}
         handlers |= {name: ocp.JsonCheckpointHandler() for name in JSON_ITEMS}
         self._saving = 0
+        self._is_writing = False
         self._has_failed = False
+        logging.getLogger("absl").addFilter(_without_tracebacks)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def preserve(self, step: Callable[[], int | None]) -> None:
@@ -107,17 +109,20 @@ class Store:
         )
         with self._failures_named():
             self._manager.wait_until_finished()
-            self._saving = step
+            self._saving, self._is_writing = step, True
             self._manager.save(step, args=items, force=True)
 
     def check(self) -> None:
-        """Raise what `save` raises if the checkpoint that is being written has failed; does not wait for it."""
-        with self._failures_named():
-            self._manager.check_for_errors()
+        """Raise what `save` raises if the last checkpoint could not be written; does not wait for its end.
+
+        On several hosts the failure of one is known once the others have waited for it in vain.
+        """
+        if self._is_writing and not self._manager.is_saving_in_progress():
+            self.wait()
 
     @contextlib.contextmanager
     def _failures_named(self) -> Iterator[None]:
-        """Turn the failure of a save into a sentence, once, and remove what it has left."""
+        """Turn the failure of a save into a sentence, once; `close` removes what it has left."""
         try:
             yield
         except jax.errors.JaxRuntimeError:
@@ -128,8 +133,6 @@ class Store:
             self._has_failed = True
             cause = lazy.os_error(error, self.directory / str(self._saving))
             lazy.reason_of_damage(error)  # release what the failed save holds
-            if jax.process_count() == 1:
-                self._remove_unfinished()
             saved = [step for step in self.steps() if step != self._saving]
             newest = f"the newest complete one is of step {max(saved)}" if saved else "there is no complete one yet"
             if cause is None:
@@ -138,8 +141,8 @@ class Store:
                 ) from error
             kind = UserError if is_permanent(cause) else TemporaryError
             raise kind(
-                f"The checkpoint of step {self._saving} could not be written: {describe(cause)}; {newest}. Run the same "
-                "command again once there is space."
+                f"The checkpoint of step {self._saving} could not be written: {describe(cause)}; {newest}. Mend "
+                "that and run the same command again."
             ) from error
 
     def restore(self, params: Any, optimizer: Any, meta: dict[str, Any]) -> Checkpoint | None:
@@ -158,6 +161,7 @@ class Store:
             UserError: every checkpoint is damaged, or the newest readable one is of another architecture.
         """
         for step in reversed(self.steps()):
+            restored: dict[str, Any] = {}
             stored, error = self._attempt(lambda step=step: self._read_meta(step))
             if error is None:
                 _check_architecture(stored, meta, self.directory / str(step))
@@ -211,6 +215,7 @@ class Store:
         """Block until the checkpoint being written is complete."""
         with self._failures_named():
             self._manager.wait_until_finished()
+            self._is_writing = False
 
     def close(self) -> None:
         """Finish writing and release the store's resources."""
@@ -219,6 +224,14 @@ class Store:
         finally:
             with self._failures_named():
                 self._manager.close()
+            if self._has_failed and jax.process_count() == 1:
+                with contextlib.suppress(OSError):
+                    self._remove_unfinished()
+
+
+def _without_tracebacks(record: logging.LogRecord) -> bool:
+    """Keep Orbax from logging the traceback of every thread of a save that failed: `Store` raises one sentence."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 class _OneStep(policies.PreservationPolicy):

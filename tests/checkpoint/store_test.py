@@ -1,7 +1,9 @@
 """Checkpoints survive kills, meshes and damage."""
 
 import logging
+import resource
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,29 @@ def test_damaged_falls_back_to_an_older_one(tmp_path, mesh, caplog, victim):
     assert "checkpoints/2: it is damaged" in caplog.text
     store.drop_after(1)
     assert store.steps() == [1]
+
+
+def test_a_save_that_fails_is_noticed_without_another_save(tmp_path, mesh):
+    store = Store(tmp_path)
+    save(store, 1, mesh)
+    store.wait()
+    previous, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, previous[1]))  # fails like a full disk
+
+    def save_and_check():
+        save(store, 2, mesh)
+        while True:
+            store.check()
+
+    try:
+        with pytest.raises(UserError, match=r"step 2 could not be written.*newest complete one is of step 1"):
+            save_and_check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+        signal.signal(signal.SIGXFSZ, ignored)
+    store.close()
+    assert Store(tmp_path).steps() == [1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 def test_only_damaged_ones_left(tmp_path, mesh):

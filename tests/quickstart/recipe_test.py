@@ -221,3 +221,17 @@ def test_bad_options_are_reported_together(tmp_path):
 def test_unknown_variant():
     with pytest.raises(UserError, match="no variant 'huge'"):
         quickstart.get_config("huge")
+
+
+@pytest.mark.parametrize("name", ["times.json", "recipe.json"])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"teacher": "long"}'])
+def test_damaged_records_of_a_recipe_are_one_sentence(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}.*remove it|other options"):
+        recipe.run(quickstart.get_config("shortest"), tmp_path)
+
+
+def test_a_bucket_or_url_is_refused_before_anything_is_done():
+    for workdir in ("gs://bucket/run", "file:///tmp/run"):
+        with pytest.raises(UserError, match="local directory"):
+            recipe.run(quickstart.get_config("shortest"), workdir)

@@ -19,7 +19,10 @@ LOST_SECONDS = 5.0
 
 
 class Cluster:
-    """Processes of one run; `logs/<n>` below the workdir's sibling folder hold what each said."""
+    """Processes of one run; `logs/<n>` below the workdir's sibling folder hold what each said.
+
+    A `{}` in the workdir is the number of the process.
+    """
 
     def __init__(self, workdir: Path, count: int, overrides: Sequence[str]):
         self.workdir, self.count = workdir, count
@@ -43,7 +46,13 @@ class Cluster:
             "XLA_FLAGS": xla_flags.flags(DEVICES // self.count),
             **(joined if self.count > 1 else {}),
         }
-        command = [sys.executable, "-m", "seed_jax.main", f"--workdir={self.workdir}", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "seed_jax.main",
+            f"--workdir={str(self.workdir).replace('{}', str(number))}",
+            *overrides,
+        ]
         command.append(f"--config.watchdog.lost_seconds={LOST_SECONDS}")
         log = (self.logs / str(number)).open("w")
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -3,6 +3,7 @@
 A collective waits for all its devices forever. Nothing inside the program can detect that, hence the threads here.
 """
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -100,7 +101,8 @@ class HostMonitor(Hook):
         """Stop monitoring, and tell the other hosts that this one is done."""
         self._closed.set()
         if self._client:
-            self._send("done")
+            with contextlib.suppress(Exception):  # whatever the client raises when the coordinator's process is gone
+                self._send("done")
 
     def _send(self, beat: str) -> None:
         value = f"{beat} {self._step} {socket.gethostname()}"

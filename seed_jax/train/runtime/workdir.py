@@ -184,8 +184,8 @@ def check_shared(workdir: AnyPath) -> None:
     blind = [str(host) for host, seen in enumerate(sees.reshape(-1)) if not seen]
     if blind:
         raise UserError(
-            f"--workdir {workdir} of host 0 is not visible on host {', '.join(blind)}: use a bucket (gs://...) or a "
-            "directory that all hosts share."
+            f"What host 0 writes to --workdir {workdir} is not visible on host {', '.join(blind)}: use a bucket "
+            "(gs://...) or a directory that all hosts share."
         )
 
 

@@ -3,17 +3,23 @@
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import sys
 import time
 
+import flax.linen as nn
+import jax.numpy as jnp
 import pytest
 from etils import epath
 
 from seed_jax.errors import UserError
 from seed_jax.train import loop
 from seed_jax.train.runtime import checkpointing, workdir
-from seed_jax.train.runtime.watchdog import EXIT_PREEMPTED
+from seed_jax.train.runtime.goodput import Goodput
+from seed_jax.train.runtime.metric_writer import MetricWriter
+from seed_jax.train.runtime.watchdog import EXIT_PREEMPTED, EXIT_STUCK
 from tests.train.toy import ToyBatches, ToyStage, toy_config
 
 
@@ -197,11 +203,55 @@ def test_resuming_with_other_settings_says_what_changes(tmp_path, caplog):
         train(tmp_path, steps=5)
 
 
-def test_a_damaged_run_json_is_one_sentence(tmp_path):
-    train(tmp_path, steps=2)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        train(tmp_path)
+class LargeStage(ToyStage):
+    """Four megabytes of frozen weights, half a megabyte on each device."""
+
+    def _init(self, key):
+        variables = super()._init(key)
+        table = nn.LogicallyPartitioned(jnp.ones((512, 2048)), ("embed", "mlp"))
+        return variables | {"frozen": {**variables["frozen"], "table": table}}
+
+
+@pytest.fixture
+def limited_files():
+    """A limit on the size of files fails like a full disk: in the middle of a write."""
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, previous[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_sentence(tmp_path, limited_files):
+    config = toy_config(steps=3000, log_every=1, **{"checkpoint.every_steps": 2})
+    with pytest.raises(UserError, match=r"checkpoint of step 2 could not be written: .*File too large") as error:
+        loop.train(config, tmp_path, LargeStage(config))
+    assert error.value.exit_code == 2  # starting again would not help
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_workdir_in_use_is_tried_again_by_launchers(tmp_path):
+    """Such as one whose run still saves after SIGTERM."""
+    with workdir.locked(tmp_path), pytest.raises(UserError, match="in use") as error, workdir.locked(tmp_path):
+        pass
+    assert error.value.exit_code == EXIT_STUCK
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'"step"', b'{"step": "two"}', b"{}", b"[" * 9999])
+def test_damaged_files_of_the_workdir_are_left_out_or_one_sentence(finished, tmp_path, content):
+    for name in ("metrics.jsonl", "goodput.json", "run.json"):
+        directory = tmp_path / name.partition(".")[0]
+        shutil.copytree(finished, directory)
+        (directory / name).write_bytes(content)
+        if name == "run.json":
+            with pytest.raises(UserError, match="restore"):
+                train(directory, steps=6)
+        else:
+            train(directory, steps=6)
+            Goodput(directory, first_step=6)
+            MetricWriter(directory, first_step=6).close()
 
 
 def test_a_run_in_a_bucket_resumes_like_one_in_a_directory(finished, tmp_path, monkeypatch):

@@ -47,6 +47,41 @@ def uninterrupted(overrides, tmp_path_factory):
     return clusters.losses(workdir)
 
 
+def test_hosts_that_do_not_share_the_workdir_are_refused_at_the_start(overrides, tmp_path):
+    cluster = Cluster(tmp_path / "host{}", 2, overrides)
+    try:
+        assert cluster.wait(120) == [2, 2]
+    finally:
+        cluster.stop()
+    for number in (0, 1):
+        (sentence,) = [line for line in cluster.said(number).splitlines() if line.startswith("seed_jax: ")]
+        assert "not visible on host 1" in sentence
+    assert not list(tmp_path.glob("host*/checkpoints"))
+
+
+def test_a_chunk_that_one_host_cannot_read_makes_all_fall_back(overrides, uninterrupted, tmp_path):
+    """Bit rot in the shard of one host: the other could have read its own."""
+    workdir = tmp_path / "run"
+    first = Cluster(workdir, 2, [*overrides, "--config.mesh.fsdp=8", "--config.steps=7"])
+    try:
+        assert first.wait() == [0, 0], first.said(0)[-2000:]
+        shard = max(
+            (workdir / "checkpoints/7/params/ocdbt.process_1").rglob("d/*"), key=lambda path: path.stat().st_size
+        )
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+        again = Cluster(workdir, 2, [*overrides, "--config.mesh.fsdp=8"])
+        assert again.wait() == [0, 0], again.said(0)[-2000:]
+    finally:
+        first.stop()
+    for number in (0, 1):
+        assert "Skipping checkpoint" in again.said(number)
+        assert "Resuming from step 6" in again.said(number)
+    found = clusters.losses(workdir)
+    np.testing.assert_allclose(list(found.values()), list(uninterrupted.values()), atol=1e-5)
+
+
 def test_killed_processes_are_named_and_fewer_go_on_with_the_same_losses(overrides, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     four = Cluster(workdir, 4, overrides)
