@@ -19,7 +19,7 @@ from seed_jax.models.tokenizer.vit import VitConfig
 CONFIGS = [
     *(LlamaConfig.seed_14b(), OptConfig.seed_2b7(), SeedTokenizerConfig.full(), SeedTokenizerConfig.seed1()),
     *(SeedTokenizerConfig.tiny("reverse_qformer"), ImageTextConfig(), TextBranchConfig(), VitConfig.clip()),
-    *(UnclipConfig.full(), UnclipConfig.small(), StableDiffusionConfig(), lora.LoraSpec()),
+    *(UnclipConfig.full(), UnclipConfig.small(), StableDiffusionConfig(), lora.LoraSpec(("q_proj",))),
 ]
 
 
