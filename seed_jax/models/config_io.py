@@ -78,7 +78,15 @@ def _build(cls: type[Config], data: Any, prefix: str, problems: list[str]) -> Co
     required = [field.name for field in fields if not field.metadata.get("optional")]
     problems += [f"unknown key {prefix + name!r}" for name in data if name not in names]
     problems += [f"missing key {prefix + name!r}" for name in required if name not in data]
-    values = {name: _parse(hints[name], data[name], prefix + name, problems) for name in names if name in data}
+    values = {}
+    for field in fields:
+        if field.name in data:
+            value = data[field.name]
+            # A default may lie outside the range of sizes: 0 code vectors are none.
+            is_default = type(value) is type(field.default) and value == field.default
+            values[field.name] = (
+                value if is_default else _parse(hints[field.name], value, prefix + field.name, problems)
+            )
     return None if problems else cls(**values)
 
 
