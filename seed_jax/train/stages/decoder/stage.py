@@ -128,8 +128,8 @@ class DecoderStage(Stage[DecoderConfig]):
         if init_from and not Path(init_from).exists():
             release, command = _RELEASES[self.config.model.decoder]
             raise UserError(
-                f"model.init {init_from} does not exist: get {release} with `seed-jax fetch` and `seed-jax import {command} "
-                f"--from DIR --out {init_from}`."
+                f"model.init {init_from} does not exist: get {release} with `seed-jax fetch` and `seed-jax import "
+                f"{command} --from DIR --out {init_from}`."
             )
         if self.config.data.demo:
             self._mixture = (MixtureComponent(_demo_shards(demo_directory(workdir, "demo_world"))),)
