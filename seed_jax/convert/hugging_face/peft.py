@@ -144,7 +144,8 @@ def _with_adapter_vocabulary(
     names = [f"{PREFIX}{name}.weight" for name in layout.vocabulary]
     sizes = {tensors[name].shape[0] for name in names if name in tensors}
     complete = all(name in tensors for name in names)
-    return dataclasses.replace(config, vocab_size=sizes.pop()) if complete and len(sizes) == 1 else config
+    sizes_of_model: Any = config  # a dataclass, as every model's config is
+    return dataclasses.replace(sizes_of_model, vocab_size=sizes.pop()) if complete and len(sizes) == 1 else config
 
 
 def _without_tied_head(layout: HuggingFaceLayout, tensors: TensorDict) -> TensorDict:

@@ -46,8 +46,8 @@ from seed_jax.typing import ParamPath, Tree
 SAMPLES = "samples.png"
 _DEMO_IMAGES = 512
 LOSS_NAMES = {"v_prediction": "loss_velocity", "epsilon": "loss_noise"}
-_RELEASES = {ModelKind.UNCLIP: "Stable Diffusion 2.1 unCLIP", ModelKind.STABLE_DIFFUSION: "Stable Diffusion 1.4"}
-_COMMANDS = {ModelKind.UNCLIP: "unclip", ModelKind.STABLE_DIFFUSION: "sd"}
+# `model.decoder` -> the official release, and the import command
+_RELEASES = {"unclip": ("Stable Diffusion 2.1 unCLIP", "unclip"), "stable_diffusion": ("Stable Diffusion 1.4", "sd")}
 
 
 class DecoderStage(Stage[DecoderConfig]):
@@ -124,10 +124,12 @@ class DecoderStage(Stage[DecoderConfig]):
 
     def prepare(self, workdir: AnyPath) -> None:
         check_exists(self.config.source)
-        if self.config.model.init and not Path(self.config.model.init).exists():
+        init_from = self.config.model.init
+        if init_from and not Path(init_from).exists():
+            release, command = _RELEASES[self.config.model.decoder]
             raise UserError(
-                f"model.init {self.config.model.init} does not exist: get {_RELEASES[self.kind]} with `seed-jax fetch` "
-                f"and `seed-jax import {_COMMANDS[self.kind]} --from DIR --out {self.config.model.init}`."
+                f"model.init {init_from} does not exist: get {release} with `seed-jax fetch` and `seed-jax import "
+                f"{command} --from DIR --out {init_from}`."
             )
         if self.config.data.demo:
             self._mixture = (MixtureComponent(_demo_shards(demo_directory(workdir, "demo_world"))),)
