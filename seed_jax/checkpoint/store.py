@@ -172,18 +172,21 @@ class Store:
         return None
 
     def _read_meta(self, step: int) -> dict[str, Any]:
-        stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        meta = checksums.unseal(stored)
+        meta = checksums.unseal(self._read_item(step, "meta", ocp.args.JsonRestore()))
         meta["architecture"].keys()  # raises where it is no description of a model
         return meta
 
     def _read(self, step: int, params: Any, optimizer: Any) -> dict[str, Any]:
-        items = ocp.args.Composite(
-            params=_restore_args(params), optimizer=_restore_args(optimizer), data=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=items)
-        values = {name: jax.block_until_ready(restored[name]) for name in ARRAY_ITEMS}
-        return {**values, "data": checksums.unseal(restored["data"])}
+        trees = {"params": params, "optimizer": optimizer}
+        values = {item: self._read_item(step, item, _restore_args(tree)) for item, tree in trees.items()}
+        data = checksums.unseal(self._read_item(step, "data", ocp.args.JsonRestore()))
+        return {**jax.block_until_ready(values), "data": data}
+
+    def _read_item(self, step: int, item: str, args: Any) -> Any:
+        # With the handler: the manager's `restore` ends with a barrier, at which a host that cannot read is missing.
+        handler = _array_handler() if item in ARRAY_ITEMS else ocp.JsonCheckpointHandler()
+        with contextlib.closing(handler):
+            return handler.restore(epath.Path(self.directory / str(step) / item), args=args)
 
     def _attempt(self, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
         """Return what `read` returns, and why it failed on this or another host, if it did."""

@@ -63,7 +63,7 @@ def test_a_full_disk(inputs, tmp_path, capsys, command):
 @pytest.mark.parametrize("command", ["tokenize", "data build"])
 @pytest.mark.parametrize(
     ("out", "key_words"),
-    [("{}/" + "n" * 300, "name too long"), ("/proc/seed_jax/out", "/proc/seed_jax"), ("{}/a_file/out", "a directory")],
+    [("{}/" + "n" * 300, "name too long"), ("/proc/seed_jax/out", "/proc/seed_jax"), ("{}/a_file/out", "a_file")],
     ids=["name too long", "read-only", "below a file"],
 )
 def test_a_place_that_cannot_be_written(inputs, tmp_path, capsys, command, out, key_words):
