@@ -164,6 +164,8 @@ class ChatPage:
                 "", label="Guidance of the image decoder", placeholder="its own", max_lines=1,
                 visible=self._service.can_draw,
             )  # fmt: skip
+            close = gr.Button("Close", size="sm")  # on a phone the settings cover the page
+        close.click(lambda: gr.Sidebar(open=False), None, sidebar, api_visibility="private", show_progress="hidden")
         controls = [
             mode,
             seed,

@@ -161,7 +161,8 @@ def test_a_conversation_with_images_stop_regenerate_edit_undo_and_download(page,
     # A seed from the settings repeats an answer.
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Seed").fill("123")
-    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Close").click()
+    playwright.expect(page.locator(".sidebar.open")).to_have_count(0, timeout=TIMEOUT_MS)
     send(page, "And?")
     wait_for_answers(page, 2)
     assert "seed 123" in page.locator("#conversation .footer").last.inner_text()
