@@ -180,6 +180,8 @@ def _merged_params(tree: Tree, spec: dict[str, Any] | None, where: str) -> Tree:
 
 def _path(folder: Path, config: dict[str, Any], key: str, where: str) -> Path | None:
     relative = _string(config, key, where)
+    if relative is not None and "\0" in relative:
+        raise UserError(f"{where}: {key!r} is {relative!r}, which is no path.")
     return None if relative is None else (folder / relative).resolve()
 
 
