@@ -116,6 +116,14 @@ def check_regular(path: Path, name: str | None = None) -> int:
     return status.st_size
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is a file; False for names that no file can have, which `Path.is_file` raises for."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: AnyPath, max_bytes: int = MAX_TEXT_BYTES, name: str | None = None) -> bytes:
     """Return the content of a regular file.
 

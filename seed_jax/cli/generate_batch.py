@@ -23,7 +23,7 @@ from seed_jax.cli.generation_loading import (
     requires_images,
 )
 from seed_jax.errors import UserError
-from seed_jax.files import MAX_LIST_BYTES, locked, parse_json, read_bytes, read_json, write_json
+from seed_jax.files import MAX_LIST_BYTES, is_file, locked, parse_json, read_bytes, read_json, write_json
 from seed_jax.inference.answers import json_line, log_image_validity, save_images, to_dict
 from seed_jax.inference.chat.prompts import check_placeholders
 from seed_jax.inference.generation.batching import Request
@@ -163,7 +163,7 @@ def _parse(path: Path, number: int, line: bytes, defaults: SamplingParams, negat
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     paths = tuple(path.parent / image for image in images)
-    missing = [str(image) for image in paths if not image.is_file()]
+    missing = [str(image) for image in paths if not is_file(image)]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} does not exist: paths are relative to {path.parent}.")
     return PromptRecord(number, record.get("id"), record["prompt"], paths, negative_prompt, params)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
-from seed_jax.files import MAX_LIST_BYTES, check_regular, parse_json, read_text
+from seed_jax.files import MAX_LIST_BYTES, check_regular, is_file, parse_json, read_text
 
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
 
@@ -74,13 +74,13 @@ def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> list[dict[
         check_regular(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter, restval="")
-            rows = list(reader)
+            rows, names = list(reader), list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table ({error}): repair the file.") from error
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    missing = [column for column in columns if column not in names]
     if missing:
         raise UserError(
-            f"{path} has no column {', '.join(missing)} but {', '.join(reader.fieldnames or [])}: it is another file,"
+            f"{path} has no column {', '.join(missing)} but {', '.join(names)}: it is another file,"
             " or another edition of the dataset."
         )
     return rows
@@ -115,14 +115,7 @@ def identifier(record: dict[str, Any], key: str, where: str) -> int | str:
 def existing(root: Path, candidates: Iterable[str]) -> Path:
     """Return the first candidate that exists under `root`, else the first one, which is reported when it is read."""
     paths = [root / candidate for candidate in candidates]
-    return next((path for path in paths if _is_file(path)), paths[0])
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long for a file
-        return False
+    return next((path for path in paths if is_file(path)), paths[0])
 
 
 def kind(value: Any) -> str:

@@ -190,6 +190,8 @@ def _merged_params(tree: Tree, targets: tuple[str, ...], spec: dict[str, Any] | 
 
 def _path(folder: Path, config: dict[str, Any], key: str, where: str) -> Path | None:
     relative = _string(config, key, where)
+    if relative is not None and "\0" in relative:
+        raise UserError(f"{where}: {key!r} is {relative!r}, which is no path.")
     return None if relative is None else (folder / relative).resolve()
 
 

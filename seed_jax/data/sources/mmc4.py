@@ -11,6 +11,7 @@ from typing import Any
 
 from seed_jax.data.sources.listed import Entry, ListSource, as_object, remaining_metadata
 from seed_jax.data.sources.samples import InputFile, Item, RawSample, SkipSampleError
+from seed_jax.files import is_file
 
 _META = ("url", "could_have_url_duplicate")
 
@@ -66,4 +67,4 @@ class Mmc4Source(ListSource):
             image = self.find_image(info.get("image_name"), file)
         except SkipSampleError:
             return None
-        return image if not isinstance(image, Path) or image.is_file() else None
+        return image if not isinstance(image, Path) or is_file(image) else None

@@ -54,9 +54,16 @@ class VisualStorytelling(DrawnImages):
         return loaded.images[-1]
 
 
+def _position(part: dict[str, Any], where: str) -> int:
+    position = str(data_files.identifier(part, "worker_arranged_photo_order", where))
+    if not position.isdecimal():
+        raise UserError(f"{where}: worker_arranged_photo_order is {position!r}, expected a number: repair the file.")
+    return int(position)
+
+
 def _sample(story: str, parts: list[dict[str, Any]], path: Path, root: Path) -> Sample:
     where = f"{path}, story {story}"
-    order = sorted(parts, key=lambda part: int(data_files.identifier(part, "worker_arranged_photo_order", where)))
+    order = sorted(parts, key=lambda part: _position(part, where))
     if len(order) != _LENGTH:
         raise UserError(f"{where} has {len(order)} images, expected {_LENGTH}: repair the file.")
     texts = [data_files.text(part, "text", where).replace(PLACEHOLDER, "") for part in order]
