@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from seed_jax.errors import UserError
-from seed_jax.hub.manifest import Artefact, Bundle, Manifest, format_size
+from seed_jax.hub.manifest import Artefact, Bundle, Manifest
+from seed_jax.sizes import format_size
 
 ROLES = {"model": "language_model", "tokenizer": "image_tokenizer", "decoder": "decoder"}
 DOWNLOADS = "downloads"

@@ -116,7 +116,7 @@ def _sources(part: Path, provenance: dict[str, Any], model: Path) -> dict[str, P
 
 def _compare(part: Path, kind: str, sources: dict[str, Path]) -> ParityReport:
     if kind in _LAYOUTS:
-        layout = _LAYOUTS[kind]
+        layout = _LAYOUTS[ModelKind(kind)]
         if "from" in sources:
             return parity.import_report(layout, sources["from"], part, adapter=sources.get("adapter"))
         with _temporary(part) as directory:

@@ -139,6 +139,7 @@ def _add_metadata(writer: Any, config: LlamaConfig, source: LanguageModelSource,
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     model, added = read_files(source.files[TOKENIZER_MODEL].parent)
+    assert isinstance(model, bytes)  # a LLaMA's
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     names, scores, types = [], [], []
     for index in range(pieces.vocab_size()):
