@@ -91,7 +91,8 @@ def random_generator(hidden: int, layers: int) -> Generator:
     with tempfile.TemporaryDirectory() as directory:
         train_small(["a cat on a mat", "a dog in the fog on a log"], Path(directory), vocab_size=300, num_codes=64)
         vocabulary = Vocabulary.load(directory)
-    sizes = LlamaConfig(vocabulary.size, hidden, 3 * hidden, layers, hidden // 16, hidden // 16, max_length=256)
+    heads = max(1, hidden // 64)
+    sizes = LlamaConfig(vocabulary.size, hidden, 3 * hidden, layers, heads, heads, max_length=256)
     params = unbox(Llama(sizes).init(jax.random.key(0), np.zeros((1, 2), np.int32)))["params"]
     # Sharper than at initialization, so that no two scores are equal up to rounding.
     return Generator(sizes, jax.tree.map(lambda leaf: leaf * (6.0 if leaf.ndim > 1 else 1.0), params), vocabulary)

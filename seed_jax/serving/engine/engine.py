@@ -310,9 +310,9 @@ class Engine:
             if not request.joined:
                 self._join(request)
         if decoding:
-            # The host knows the lengths before the chunk that is being computed.
-            steps = (len(self._in_flight) + 1) * self.config.decode_chunk
-            longest = max(request.longest_after(steps) for _, request in decoding)
+            for _, request in decoding:
+                request.unread_chunks += 1
+            longest = max(request.longest(self.config.decode_chunk) for _, request in decoding)
             self._in_flight.append((self._pool.decode(longest), decoding))
         # One chunk is computed while the one before it is read.
         if self._in_flight and (len(self._in_flight) > 1 or not decoding):
@@ -360,6 +360,7 @@ class Engine:
         chunk: ChunkOutputs = jax.device_get(outputs)
         num_tokens = 0
         for slot, request in decoded:
+            request.unread_chunks -= 1
             if request.phase is Phase.FINISHED:
                 continue
             before, new = len(request.ids), int(chunk.lengths[slot]) - len(request.ids)
