@@ -79,7 +79,7 @@ def lines(report: dict[str, Any], checks: Sequence[ModelCheck] = ()) -> list[str
     result += [f"trap: {trap}" for trap in report["traps"]]
     for check in checks:
         what = f"{check.tensors} tensors, {_gib(check.bytes)}" if check.tensors else "names other directories"
-        state = "complete" if not check.findings else f"{len(check.findings)} problems"
+        state = "complete" if not check.findings else f"{len(check.findings)} problem(s)"
         result.append(f"model {check.directory} ({check.kind or 'unknown'}): {state}; {what}")
         result += [f"  {finding.path}: {finding.problem}" for finding in check.findings]
     return result

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seed_jax import cli, sharding
+from seed_jax import sharding
 from seed_jax.checkpoint import checksums, lazy, model_dir
 from seed_jax.checkpoint.store import Store
 from seed_jax.checkpoint.verify import verify
@@ -112,17 +112,17 @@ def test_directories_without_checksums_are_read(tmp_path):
     assert verify(tmp_path / "m").problems == []
 
 
-def test_doctor_names_the_damaged_file(model, tmp_path, capsys):
+def test_the_damaged_file_is_named(model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
-    assert cli.main(["doctor", str(tmp_path / "m")]) == 0
+    assert verify(tmp_path / "m").problems == []
     flip(tmp_path / "m/params/manifest.ocdbt", random.Random(0))
     (tmp_path / "m/config.json").unlink()
-    assert cli.main(["doctor", str(tmp_path / "m")]) == 1
-    printed = capsys.readouterr().out
-    assert "manifest.ocdbt is not what was written" in printed
-    assert "config.json is missing" in printed
-    assert cli.main(["doctor", str(tmp_path)]) == 1
-    assert cli.main(["doctor", str(tmp_path / "nowhere")]) == 2
+    for directory in (tmp_path / "m", tmp_path):
+        problems = "\n".join(verify(directory).problems)
+        assert "manifest.ocdbt is not what was written" in problems
+        assert "config.json is missing" in problems
+    with pytest.raises(UserError, match="nowhere"):
+        verify(tmp_path / "nowhere")
 
 
 # Training checkpoints.

@@ -1,6 +1,7 @@
 """`seed-jax doctor`: one report as text and JSON, and an exit code that scripts can use."""
 
 import json
+import shutil
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_a_damaged_model_is_an_exit_code(model, capsys, tmp_path):
     assert "neither a model directory" in report["models"][0]["findings"][0]["problem"]
     assert report["devices"]["platform"] == "cpu"
     assert "jax" in report["packages"]["core"]["installed"]
+
+
+def test_a_flipped_bit_is_named(model, capsys, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    path = tmp_path / "m/params/manifest.ocdbt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert main(["doctor", "--no-fit", str(tmp_path / "m")]) == 1
+    assert "manifest.ocdbt is not what was written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", [0.5, 2.0, None])

@@ -194,7 +194,7 @@ def test_the_page_names_only_options_that_exist(capsys):
         known[command] = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert set(re.findall(r"--[a-z][a-z-]*", page)) <= known["generate"] | known["chat"]
     lines = re.findall(r"^seed-jax (generate|chat) (.*)$", page, re.MULTILINE)
-    assert len(lines) == 3
+    assert len(lines) == 5
     for command, options in lines:
         assert set(re.findall(r"--[a-z][a-z-]*", options)) <= known[command]
 
@@ -421,7 +421,7 @@ def test_bad_lines(models, tmp_path, capsys, line, message):
         (["--prompt", "dog " * 300], "llama", "the model's context is 256 tokens"),
         (["--prompt", "x", "--force-image", "--max-new-tokens", "9"], "llama", "need 34"),
         (["--prompt", "x", "--memory", "1MiB"], "llama", "but 1.00 MiB are available (language model 0."),
-        (["--prompt", "x", "--memory", "much"], "llama", "'much' is not an amount of memory"),
+        (["--prompt", "x", "--memory", "much"], "llama", "'much' is not a size"),
         (["--prompt", "x", "--decoder", "decoder"], "llama", "give their directory with --out"),
         (["--prompt", "x"], "tokenizer", "kind 'seed_tokenizer'"),
         (["--prompt", "x"], "nowhere", "neither a model directory nor a training workdir"),

@@ -149,7 +149,9 @@ def test_full_size_counts_and_axes():
     boxed = jax.eval_shape(Opt(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     sizes = {name: np.prod(leaf.shape) for name, leaf in flatten_dict(sharding.unbox(boxed), sep="/").items()}
     padding = (config.padded_vocab_size - 50272) * config.hidden_size
-    assert sum(sizes.values()) - padding == 2_651_596_800  # facebook/opt-2.7b
+    code_vectors = sum(size for name, size in sizes.items() if name.startswith("code_"))  # SEED-OPT's, not OPT's
+    assert code_vectors == 8192 * 32 + 32 * 2560 + 2560
+    assert sum(sizes.values()) - padding - code_vectors == 2_651_596_800  # facebook/opt-2.7b
     assert boxed["layers"]["fc1"]["kernel"].names == ("layers", "embed", "mlp")
     assert boxed["embed_tokens"]["embedding"].names == ("vocab", "embed")
 
