@@ -58,18 +58,18 @@ def world_tasks(
     if not has_language_model:
         return [rebuilt]
     samples, drawings = options.samples, options.drawings
-    instructed = [
+    answers = [
         Answers(f"answer_{HELD_OUT}", "questions", samples, image_size),
         Answers(f"answer_{KNOWN}", "questions", samples, image_size, held_out=False),
-        Edits("edited", "edits", drawings, image_size),
     ]
     return [
         rebuilt,
         Captions(f"caption_{HELD_OUT}", "captions", samples, image_size),
         Captions(f"caption_{KNOWN}", "captions", samples, image_size, held_out=False),
+        *(answers if follows_instructions else ()),
         Drawings("drawn", "captions", drawings, image_size),
+        *([Edits("edited", "edits", drawings, image_size)] if follows_instructions else ()),
         FreeDrawings("free", "captions", options.free, image_size),
-        *(instructed if follows_instructions else ()),
     ]
 
 

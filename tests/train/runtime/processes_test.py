@@ -62,12 +62,12 @@ def test_hosts_that_do_not_share_the_workdir_are_refused_at_the_start(overrides,
 def test_a_chunk_that_one_host_cannot_read_makes_all_fall_back(overrides, uninterrupted, tmp_path):
     """Bit rot in the shard of one host: the other could have read its own."""
     workdir = tmp_path / "run"
-    first = Cluster(workdir, 2, [*overrides, "--config.mesh.fsdp=8", "--config.steps=7"])
+    first = Cluster(workdir, 2, [*overrides, "--config.mesh.fsdp=8"])
     try:
         assert first.wait() == [0, 0], first.said(0)[-2000:]
-        shard = max(
-            (workdir / "checkpoints/7/params/ocdbt.process_1").rglob("d/*"), key=lambda path: path.stat().st_size
-        )
+        *_, previous, newest = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+        stored = workdir / f"checkpoints/{newest}/params/ocdbt.process_1"
+        shard = max(stored.rglob("d/*"), key=lambda path: path.stat().st_size)
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
@@ -77,7 +77,7 @@ def test_a_chunk_that_one_host_cannot_read_makes_all_fall_back(overrides, uninte
         first.stop()
     for number in (0, 1):
         assert "Skipping checkpoint" in again.said(number)
-        assert "Resuming from step 6" in again.said(number)
+        assert f"Resuming from step {previous}" in again.said(number)
     found = clusters.losses(workdir)
     np.testing.assert_allclose(list(found.values()), list(uninterrupted.values()), atol=1e-5)
 
