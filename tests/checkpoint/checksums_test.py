@@ -49,6 +49,7 @@ def model(tmp_path_factory) -> Path:
     return model_dir.save(directory, "llama", {"sizes": {}}, weights())
 
 
+@pytest.mark.timeout(1800)  # 120 flips: eight minutes on a shared core
 @pytest.mark.parametrize("flips", FLIPS)
 def test_flipped_bits_of_a_model_directory_are_all_noticed(model, tmp_path, flips):
     rng = random.Random(flips)
