@@ -64,7 +64,7 @@ def second_server(bundle, tmp_path):
 def test_shutting_down_finishes_running_answers_and_refuses_new_ones(second_server, tmp_path):
     server = second_server
     url = server.http.post("/v1/chat/completions", json={"messages": MESSAGES, "modalities": ["image"]}).json()
-    (image,) = url["choices"][0]["message"]["images"]
+    image, *_ = url["choices"][0]["message"]["images"]
     assert server.http.get(image["image_url"]["url"]).content.startswith(b"\x89PNG")
 
     body = {"messages": MESSAGES, "max_tokens": 200, "num_images": 4, "stream": True, "draw_options": {"steps": 200}}
