@@ -86,17 +86,17 @@ class Job:
         return wrong
 
     def _is_right(self, process: subprocess.Popen, out: Path, expected: object) -> bool:
-        said = process.communicate()[1]
+        output = process.communicate()[1]
         right = process.returncode == 0 and self._result(out) == expected
         if not right:
-            print(f"{self.name}: exit code {process.returncode}, {said[-2000:]}", file=sys.stderr, flush=True)
+            print(f"{self.name}: exit code {process.returncode}, {output[-2000:]}", file=sys.stderr, flush=True)
         return right
 
     def _whole(self, out: Path) -> object:
         process = self.start(out)
-        said = process.communicate()[1]
+        output = process.communicate()[1]
         if process.returncode:
-            raise SystemExit(f"{self.name} failed: {said[-2000:]}")
+            raise SystemExit(f"{self.name} failed: {output[-2000:]}")
         return self._result(out)
 
 

@@ -34,7 +34,7 @@ def enable(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
 
     Call it before JAX is imported. Each kind of processor has a directory of its own, because machine code of one may
     crash on another and JAX's key does not hold the processor. Where `JAX_COMPILATION_CACHE_DIR` is set, it stays.
-    A directory that cannot be written is reported by a warning, and the run goes on without cache.
+    A directory that cannot be written is reported by a warning, and the run continues without cache.
 
     Args:
         cpuinfo: description of the processor.

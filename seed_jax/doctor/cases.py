@@ -1,7 +1,7 @@
 """The models of the self-test: tiny, with weights that are the same numbers on every machine, and recorded outputs.
 
 `goldens.safetensors` holds what PyTorch computed from these weights: transformers' LLaMA, diffusers' UNet and
-autoencoder, and `convert.tokenizer.torch_reference`, which is held against the original code. `python -m
+autoencoder, and `convert.tokenizer.torch_reference`, which is compared with the original code. `python -m
 tests.doctor.record` writes it, and a test computes it again.
 """
 

@@ -47,7 +47,7 @@ class AnswerUsage:
     Attributes:
         prompt_tokens: of the prompt.
         prompt_image_tokens: of these, tokens of images.
-        cached_tokens: of these, tokens that the prefix cache held.
+        cached_tokens: of these, tokens found in the prefix cache.
         completion_tokens: of the answer.
         completion_image_tokens: of these, tokens of images.
     """

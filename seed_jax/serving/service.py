@@ -256,7 +256,7 @@ class SeedService:
                 worker.start()
 
     def close(self) -> None:
-        """Refuse new requests; running ones go on."""
+        """Refuse new requests; running ones continue."""
         self._closing = True
 
     def shutdown(self, timeout_s: float = 0.0) -> None:

@@ -82,7 +82,7 @@ def text_of(message: dict) -> str:
     return "".join(segment.get("text", "<image>") for segment in message["segments"])
 
 
-def picture(path: Path | str, grey: int) -> Path:
+def save_image(path: Path | str, grey: int) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), (grey, grey, grey)).save(path)
@@ -122,17 +122,17 @@ def test_sessions_never_replace_files_of_earlier_ones(chat):
 
 
 def test_a_conversation_is_resumed_in_its_file_and_loaded_into_a_new_one(chat):
-    picture("cat.png", 9)
+    save_image("cat.png", 9)
     chat("/image cat.png", "what is <image>", "/draw it", seed=4)
     saved = messages("chats/chat_1.json")
-    pictures = {path.name: path.read_bytes() for path in Path("chats").glob("*.png")}
+    saved_images = {path.name: path.read_bytes() for path in Path("chats").glob("*.png")}
     output = chat("and?", resume=Path("chats/chat_1.json"))
     assert "[2 question(s) and answer(s) loaded from chats/chat_1.json]" in output
     assert "you> it" in output
     resumed = messages("chats/chat_1.json")
     assert resumed[:4] == saved
     assert resumed[5]["seed"] == 6  # one more than the last answer's
-    assert {path.name: path.read_bytes() for path in Path("chats").glob("*.png")} == pictures
+    assert {path.name: path.read_bytes() for path in Path("chats").glob("*.png")} == saved_images
     output = chat("/load chats/chat_1.json", "/save ~/none/x", "new", "/reset", "again", folder="elsewhere")
     assert messages("elsewhere/chat_1.json")[:6] == resumed  # its images are numbered alike
     assert [text_of(m) for m in messages("elsewhere/chat_2.json") if m["role"] == "user"] == ["again"]
@@ -165,7 +165,7 @@ def test_a_directory_that_cannot_be_written_loses_nothing_but_the_file(chat):
 def test_paths_are_written_as_in_a_shell(chat, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for number, name in enumerate(["home/p.png", "my cat.png", "it's.png", "a.png", "b.png"]):
-        picture(name, number)
+        save_image(name, number)
     typed = ['"my cat.png"', "my cat.png", r"my\ cat.png", "~/p.png", "'~/p.png'", "it's.png", "a.png b.png"]
     output = chat(*(f"/image {path}" for path in typed), "/remove 1", "/remove", "/remove 9", "/image", "what?")
     assert "[8 image(s) attached to your next message" in output
@@ -177,7 +177,7 @@ def test_paths_are_written_as_in_a_shell(chat, monkeypatch, tmp_path):
 
 
 def test_placeholders_lines_and_image_counts(chat):
-    picture("a.png", 3)
+    save_image("a.png", 3)
     output = chat(
         "/image a.png", r"the tag \<image> of <image>, see?", "first\\", "second", "/draw", "/images", "/images 0",
         "/image a.png", "/remove", "/fly", "/image gone.png", "<image>", "/help", "", "/remove", "/quit", "never read",
@@ -211,7 +211,7 @@ def test_an_error_of_the_model_or_the_decoder_keeps_the_conversation(chat, monke
     assert "! RuntimeError: RESOURCE_EXHAUSTED: out of memory" in output
     assert [text_of(message) for message in messages("copy.json")][::2] == ["hello", "a"]
     monkeypatch.setattr(PixelTokenizer, "encode", fail)
-    picture("a.png", 3)
+    save_image("a.png", 3)
     output = chat("hello", "/image a.png", "and?")
     assert "! RuntimeError" in output
     assert [text_of(message) for message in messages("chats/chat_2.json")][::2] == ["hello", "and?"]
@@ -292,7 +292,7 @@ def test_the_command_in_whole(models, tmp_path, monkeypatch, capsys, caplog):  #
     assert output.count("[image] ") >= 2
     assert caplog.text.count("--decoder DIR") == 1
     assert "Prompt style base" in caplog.text
-    assert "held with prompt style vicuna" in output
+    assert "saved with prompt style vicuna" in output
     assert len(messages(tmp_path / "out/chat_1.json")) == 8
     assert main([*map(str, words[:-1]), str(tmp_path / "none"), "--resume"]) == 2
     assert "has no saved conversation" in capsys.readouterr().err

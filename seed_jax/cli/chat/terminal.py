@@ -159,12 +159,12 @@ class Terminal:
             self._next_seed = (transcript.messages[-1].seed or 0) + 1
         self._status.print(f"[{len(transcript.messages) // 2} question(s) and answer(s) loaded from {path}]\n")
         if transcript.style != self._conversation.style:
-            self._status.print(f"[held with prompt style {transcript.style}, continued with {self._model.style}]\n")
+            self._status.print(f"[saved with prompt style {transcript.style}, continued with {self._model.style}]\n")
         if transcript.messages:
             self._status.print(f"{_summary(transcript.messages[-2])}\n{_summary(transcript.messages[-1])}\n")
 
     def _handle(self, text: str) -> None:
-        """Run a command or answer a message; whatever fails, the conversation goes on."""
+        """Run a command or answer a message; whatever fails, the conversation continues."""
         command, _, argument = text.partition(" ")
         try:
             if command in self._commands:

@@ -120,7 +120,7 @@ class PackedIterator(grain.DatasetIterator[PackedBatch]):
     def __next__(self) -> PackedBatch:
         has_every_row = len(self._packers) == self._batches.batch_size
         if has_every_row and all(packer.has_ended for packer in self._packers):
-            raise StopIteration  # one of several hosts goes on with empty rows while the others have samples
+            raise StopIteration  # one of several hosts continues with empty rows while the others have samples
         batch = empty_batch(len(self._packers), self._batches.sequence_length)
         for row, packer in enumerate(self._packers):
             fill_row(batch, row, packer.next_row())

@@ -244,7 +244,7 @@ def _parse_message(
         raise UserError(f'{where}: expected the "role" {role!r} and "segments"; {REMEDY}.')
     seed, finish_reason = message.get("seed"), message.get("finish_reason")
     segments = [_parse_segment(segment, vocabulary, where) for segment in message["segments"]]
-    pictures = [
+    images = [
         _read_image(stored.get("file"), read)
         for stored, segment in zip(message["segments"], segments, strict=True)
         if isinstance(segment, ImageSegment)
@@ -252,7 +252,7 @@ def _parse_message(
     return RecordedMessage(
         role,
         tuple(segments),
-        tuple(pictures),
+        tuple(images),
         seed if isinstance(seed, int) else None,
         finish_reason if isinstance(finish_reason, str) else None,
     )
@@ -268,7 +268,7 @@ def _parse_segment(segment: Any, vocabulary: Vocabulary, where: str) -> Segment:
     if len(codes) != count or not all(0 <= code < limit for code in codes):
         raise UserError(
             f"{where}: an image has {len(codes)} codes, expected {count} from 0 to {limit - 1}: load the conversation "
-            "with the model that it was held with."
+            "with the model that it was saved with."
         )
     return ImageSegment(tuple(codes))
 

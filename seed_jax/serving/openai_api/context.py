@@ -15,7 +15,7 @@ from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingPara
 from seed_jax.inference.generation.segments import ImageSegment
 from seed_jax.serving.messages import SYSTEM, ChatMessage, Content
 from seed_jax.serving.openai_api.errors import ApiError
-from seed_jax.serving.openai_api.event_stream import EventStream, gathered
+from seed_jax.serving.openai_api.event_stream import EventStream, gather_or_cancel
 from seed_jax.serving.openai_api.image_output import EncodedImage, ImageFormat, ImageWriter, MediaStore
 from seed_jax.serving.openai_api.media import MediaLoader
 from seed_jax.serving.openai_api.protocol.chat import ChatMessage as ChatMessageFields
@@ -158,7 +158,7 @@ class ApiContext:
             async with limit:
                 return await asyncio.to_thread(self.media.image, url, where)
 
-        return await gathered([load(url, where) for url, where in urls])
+        return await gather_or_cancel([load(url, where) for url, where in urls])
 
     def check_images(self, count: int) -> None:
         """Raise ApiError if a request has more images than are permitted, or if they cannot be read at all."""

@@ -146,7 +146,7 @@ async def until_disconnect(request: Request, answer: Awaitable[T], timeout_s: fl
         await asyncio.gather(task, listener, return_exceptions=True)
 
 
-async def gathered(answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_or_cancel(answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Await several answers; the first error cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -6,7 +6,7 @@ Every route reads images through `MediaLoader`, so that these rules hold everywh
 - Its host must be named by the operator. The host is resolved once, every address must be public, and the connection
   goes to the checked address, so that a name that resolves differently the second time (DNS rebinding) gains nothing.
 - A redirect is a new URL: it passes the same rules.
-- A file must lie in a named directory after all links are resolved.
+- A file must be in a named directory after all links are resolved.
 - Bytes, pixels and time are limited before anything is decoded; only PNG, JPEG and WebP are decoded, and messages of
   the decoders are not passed on.
 """

@@ -79,7 +79,7 @@ def _question(message: RecordedMessage, index: int, session: ChatSession, files:
     parts, count = [], 0
     if index and index == session.num_dropped:
         above = "question above" if number == 1 else f"{number} questions above"
-        parts.append(f'<p class="cut">The model no longer reads the {above}.</p>')
+        parts.append(f'<p class="dropped">The model no longer reads the {above}.</p>')
     for segment in message.segments:
         if isinstance(segment, TextSegment):
             parts.append(f'<span class="words">{html.escape(segment.text)}</span>')

@@ -8,7 +8,7 @@ import pytest
 from seed_jax.errors import UserError
 from seed_jax.serving.engine import QueueFullError
 from seed_jax.serving.openai_api.errors import ApiError
-from seed_jax.serving.openai_api.event_stream import EventStream, encode_event, gathered
+from seed_jax.serving.openai_api.event_stream import EventStream, encode_event, gather_or_cancel
 
 SCOPE = {"type": "http"}
 
@@ -156,5 +156,5 @@ def test_the_first_error_of_several_answers_is_raised_as_itself():
         raise UserError("wrong")
 
     with pytest.raises(UserError, match="wrong"):
-        asyncio.run(gathered([slow(), wrong()]))
+        asyncio.run(gather_or_cancel([slow(), wrong()]))
     assert stopped

@@ -22,7 +22,7 @@ from tests.serving.conftest import API_KEY
 CODES = [number * 3 for number in range(32)]
 
 
-def picture(seed=0, size=(40, 60)):
+def make_image(seed=0, size=(40, 60)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8))
 
 
@@ -78,11 +78,11 @@ def text_of(answer):
 @pytest.fixture(scope="module")
 def answered(client):
     """Return a whole answer of text and two images to a message of text and an image."""
-    return chat(client, [user("From", picture(), "draw")], max_tokens=90, seed=5, num_images=2, top_p=0.9)
+    return chat(client, [user("From", make_image(), "draw")], max_tokens=90, seed=5, num_images=2, top_p=0.9)
 
 
 def test_an_answer_is_that_of_generate_with_the_same_seed(answered, model):
-    codes = model.encode(picture())
+    codes = model.encode(make_image())
     message = Message(USER, (TextSegment("From"), ImageSegment(codes[0]), TextSegment("draw")))
     expected = generate(model, [message], max_new_tokens=90, seed=5, num_images=2, temperature=1.0, top_p=0.9)
     (choice,) = answered.choices
@@ -100,7 +100,7 @@ def test_an_answer_is_that_of_generate_with_the_same_seed(answered, model):
 
 
 def test_a_stream_is_the_same_answer_in_order(client, answered):
-    messages = [user("From", picture(), "draw")]
+    messages = [user("From", make_image(), "draw")]
     extra = {"num_images": 2}
     chunks = list(
         client.chat.completions.create(
@@ -126,7 +126,7 @@ def test_a_stream_is_the_same_answer_in_order(client, answered):
 
 def test_the_accumulating_client_gets_whole_images(client, answered):
     arguments = {"max_tokens": 90, "seed": 5, "top_p": 0.9, "extra_body": {"num_images": 2}}
-    messages = [user("From", picture(), "draw")]
+    messages = [user("From", make_image(), "draw")]
     with client.chat.completions.stream(model="tiny", messages=messages, **arguments) as stream:
         for _ in stream:
             pass
@@ -137,7 +137,7 @@ def test_the_accumulating_client_gets_whole_images(client, answered):
 
 def test_an_answer_sent_back_is_the_same_conversation(server, client, answered, model):
     """A client may send an answer's segments, or its text and drawn images: both have the codes that were generated."""
-    first, message = user("From", picture(), "draw"), answered.choices[0].message
+    first, message = user("From", make_image(), "draw"), answered.choices[0].message
     images = [{"type": "image_url", "image_url": image["image_url"]} for image in message.images]
     as_segments = {"role": "assistant", "content": message.content, "segments": message.segments}
     as_images = {"role": "assistant", "content": images}
@@ -148,7 +148,7 @@ def test_an_answer_sent_back_is_the_same_conversation(server, client, answered, 
     vocabulary = model.generator.vocabulary
     ids = tokens(first, as_segments, user("And now?"))
     history = [
-        Message(USER, (TextSegment("From"), ImageSegment(model.encode(picture())[0]), TextSegment("draw"))),
+        Message(USER, (TextSegment("From"), ImageSegment(model.encode(make_image())[0]), TextSegment("draw"))),
         Message(ASSISTANT, tuple(_segment(one) for one in message.segments)),
         Message(USER, (TextSegment("And now?"),)),
     ]
@@ -320,7 +320,7 @@ def test_images_are_generated_and_edited(client, model):
         (drawn,) = model.draw(wanted.segments, seed=seed)
         image = Image.open(io.BytesIO(base64.b64decode(entry.b64_json)))
         assert np.abs(np.asarray(image, int) - np.asarray(drawn, int)).max() <= 1
-    files = [("one.png", encoded(picture(1))), ("two.jpg", encoded(picture(2), "JPEG"))]
+    files = [("one.png", encoded(make_image(1))), ("two.jpg", encoded(make_image(2), "JPEG"))]
     edited = client.images.edit(
         model="tiny", prompt="Add a hat.", image=files, response_format="url", output_format="webp"
     )
@@ -333,8 +333,8 @@ def test_images_are_generated_and_edited(client, model):
 
 
 def test_images_and_codes_are_tokenized_and_embedded(client, server, model):
-    codes = [list(one) for one in model.encode([picture(1), picture(2)])]
-    found = server.http.post("/tokenize", json={"images": [data_uri(picture(1)), data_uri(picture(2))]}).json()
+    codes = [list(one) for one in model.encode([make_image(1), make_image(2)])]
+    found = server.http.post("/tokenize", json={"images": [data_uri(make_image(1)), data_uri(make_image(2))]}).json()
     assert [image["codes"] for image in found["images"]] == codes
     text = server.http.post("/detokenize", json={"tokens": found["tokens"]}).json()
     assert [segment["codes"] for segment in text["segments"]] == codes
@@ -343,7 +343,7 @@ def test_images_and_codes_are_tokenized_and_embedded(client, server, model):
     for entry, image in zip(drawn, wanted, strict=True):
         difference = np.abs(np.asarray(decoded(entry["image_url"]["url"]), int) - np.asarray(image, int))
         assert difference.max() <= 1
-    body = [{"type": "image_url", "image_url": {"url": data_uri(picture(1))}}, {"type": "image", "codes": codes[1]}]
+    body = [{"type": "image_url", "image_url": {"url": data_uri(make_image(1))}}, {"type": "image", "codes": codes[1]}]
     embeddings = [
         np.array([one.embedding for one in client.embeddings.create(model="tiny", input=body, **options).data])
         for options in ({}, {"encoding_format": "float"})  # by default the package asks for base64
@@ -441,7 +441,7 @@ def test_malformed_forms(server):
     def edit(**arguments):
         return server.http.post("/v1/images/edits", **arguments)
 
-    image = {"image": ("a.png", encoded(picture()))}
+    image = {"image": ("a.png", encoded(make_image()))}
     check_error(edit(files={"image": ("a.png", b"no image")}, data={"prompt": "x"}), 400, "invalid_image")
     check_error(edit(files=image), 422, "invalid_value")
     check_error(edit(data={"prompt": "x", "image": "text"}), 422, "invalid_value")
@@ -500,15 +500,15 @@ def test_the_model_describes_itself(server, client):
 
 
 def test_an_allowed_file_is_read(server, model):
-    picture(3).save(server.allowed / "a.png")
+    make_image(3).save(server.allowed / "a.png")
     url = f"file://{server.allowed}/a.png"
     found = server.http.post("/tokenize", json={"images": [url]}).json()
-    assert found["images"][0]["codes"] == list(model.encode(picture(3))[0])
+    assert found["images"][0]["codes"] == list(model.encode(make_image(3))[0])
 
 
 def test_metrics_count_what_happened(server, client):
     before = {name: server.metric(name) for name in COUNTERS}
-    chat(client, [user("a dog", picture(9))], max_tokens=40, modalities=["image"])
+    chat(client, [user("a dog", make_image(9))], max_tokens=40, modalities=["image"])
     found = {name: server.metric(name) - before[name] for name in COUNTERS}
     assert found["vllm:request_success_total"] == 1
     assert found["vllm:generation_tokens_total"] == 40
@@ -521,7 +521,7 @@ def test_metrics_count_what_happened(server, client):
 COUNTERS = ("vllm:request_success_total", "vllm:generation_tokens_total", "vllm:time_to_first_token_seconds_count",
             "vllm:inter_token_latency_seconds_count", "seed_jax:images_encoded_total",
             "seed_jax:image_draw_seconds_count")  # fmt: skip
-# Six pictures of 250 steps each: seconds of work.
+# Six images of 250 steps each: seconds of work.
 LONG = {"messages": MESSAGES, "max_tokens": 210, "num_images": 6, "draw_options": {"steps": 250}}
 
 

@@ -117,13 +117,13 @@ def test_a_conversation_with_images_stop_regenerate_edit_undo_and_download(page,
     assert service.prompts == [[("user", ("Is ", ImageSegment((9,) * 32), " **big**\n  & <b>bold</b>?"))]]
     question = page.locator("#conversation .question").inner_text()
     assert re.sub(r"\s+", " ", question).startswith("Is **big** & <b>bold</b>?")
-    pictures = page.locator("#conversation img")
-    assert [picture.get_attribute("alt") for picture in pictures.all()] == [
+    shown_images = page.locator("#conversation img")
+    assert [shown_image.get_attribute("alt") for shown_image in shown_images.all()] == [
         "Image 1 of question 1", "Drawn image 1: Is **big** & <b>bold</b>?",
     ]  # fmt: skip
-    for picture in pictures.all():
-        playwright.expect(picture).to_have_js_property("complete", True)
-        assert picture.evaluate("image => image.naturalWidth") > 0
+    for shown_image in shown_images.all():
+        playwright.expect(shown_image).to_have_js_property("complete", True)
+        assert shown_image.evaluate("image => image.naturalWidth") > 0
     assert "Here <image> it *is*:\n  " in page.locator("#conversation .message-content").first.text_content()
     assert page.locator("#message textarea").input_value() == ""
     assert page.evaluate(WIDE_ELEMENTS) == []
@@ -174,8 +174,8 @@ def test_a_conversation_with_images_stop_regenerate_edit_undo_and_download(page,
     download.value.save_as(tmp_path / "talk.zip")
     with zipfile.ZipFile(tmp_path / "talk.zip") as archive:
         stored = json.loads(archive.read("conversation.json"))
-        picture = Image.open(archive.open("image_1.png"))
-        assert np.asarray(picture).shape == (30, 40, 3)
+        shown_image = Image.open(archive.open("image_1.png"))
+        assert np.asarray(shown_image).shape == (30, 40, 3)
     assert [message["role"] for message in stored["messages"]] == ["user", "assistant"] * 2
     assert stored["messages"][3]["seed"] == 123
     page.get_by_role("button", name="New chat").click()

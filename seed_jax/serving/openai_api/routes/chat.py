@@ -31,7 +31,7 @@ from seed_jax.serving.openai_api.context import (
     new_id,
 )
 from seed_jax.serving.openai_api.errors import ApiError
-from seed_jax.serving.openai_api.event_stream import DONE, encode_event, gathered, until_disconnect
+from seed_jax.serving.openai_api.event_stream import DONE, encode_event, gather_or_cancel, until_disconnect
 from seed_jax.serving.openai_api.protocol.chat import AnswerFields, ChatCompletionRequest, CompletionRequest
 from seed_jax.serving.openai_api.routes.documents import STREAMED
 
@@ -141,7 +141,7 @@ class _Run(Generic[Body]):
                 async with contextlib.aclosing(self.events(choice)) as events:
                     return await collect(events, self.writer, self.format, as_file=True)
 
-            answers = await gathered([answer(choice) for choice in choices])
+            answers = await gather_or_cancel([answer(choice) for choice in choices])
         return {
             **self.head(self.object),
             "choices": [self.choice(index, answer) for index, answer in enumerate(answers)],

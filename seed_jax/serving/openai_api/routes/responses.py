@@ -65,7 +65,7 @@ class _ResponseRun:
         self._sequence_number = 0
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Yield the service's events; the request's place is held meanwhile."""
+        """Yield the service's events; the request keeps its place meanwhile."""
         service = self.context.service
         with service.reserve():
             messages = await self.messages()

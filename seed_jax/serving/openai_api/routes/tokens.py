@@ -12,7 +12,7 @@ from seed_jax.inference.generation.segments import ImageSegment, parse_segments
 from seed_jax.serving.openai_api.answers import segment_entries
 from seed_jax.serving.openai_api.context import ApiContext, get_context, image_entry, image_format, reduce_seed
 from seed_jax.serving.openai_api.errors import ApiError
-from seed_jax.serving.openai_api.event_stream import gathered, until_disconnect
+from seed_jax.serving.openai_api.event_stream import gather_or_cancel, until_disconnect
 from seed_jax.serving.openai_api.protocol.images import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from seed_jax.serving.openai_api.routes.documents import answered
 
@@ -82,7 +82,7 @@ async def _draw(context: ApiContext, body: DetokenizeRequest, request: Request) 
     writer = context.image_writer(request)
     with service.reserve():
         drawing = [service.draw(one, seed + number, options) for number, one in enumerate(codes)]
-        drawn = await gathered(drawing)
+        drawn = await gather_or_cancel(drawing)
         written = [await writer.write(image, encoding, as_file=True) for image in drawn]
     return {"images": [image_entry(index, image) for index, image in enumerate(written)], "seed": seed}
 
