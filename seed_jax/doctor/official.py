@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from seed_jax.checkpoint import model_dir
-from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
+from seed_jax.checkpoint.kinds import DECODERS, LANGUAGE_MODELS, ModelKind
 from seed_jax.checkpoint.lazy import load_on_device
 from seed_jax.convert.diffusion import parity as decoder_parity
-from seed_jax.convert.diffusion.diffusers_export import export_unclip
+from seed_jax.convert.diffusion.diffusers_export import export_stable_diffusion, export_unclip
 from seed_jax.convert.hugging_face import parity
 from seed_jax.convert.hugging_face.export import export_language_model
 from seed_jax.convert.llama.hf_export import LLAMA
@@ -124,19 +124,15 @@ def _compare(part: Path, kind: str, sources: dict[str, Path]) -> ParityReport:
             return parity.export_report(layout, part, directory)
     if kind == ModelKind.IMAGE_TOKENIZER:
         return _compare_tokenizer(part, sources)
-    if kind == ModelKind.UNCLIP:
-        params = model_dir.open_lazily(part, ModelKind.UNCLIP).params
-        facts = {"model": str(part)}
-        title = "unCLIP decoder"
+    if kind in DECODERS:
         if "from" in sources:
             variant = str(sources["variant"]) if "variant" in sources else None
-            return decoder_parity.parity_report(
-                title, sources["from"], params, importing=True, variant=variant, facts=facts
-            )
+            return decoder_parity.import_report(sources["from"], part, variant=variant)
         with _temporary(part) as directory:
-            export_unclip(part, directory)
-            return decoder_parity.parity_report(title, directory, params, importing=False, facts=facts)
-    supported = "a LLaMA, an OPT, an image tokenizer, an unCLIP decoder or a bundle of them"
+            export = export_unclip if kind == ModelKind.UNCLIP else export_stable_diffusion
+            export(part, directory)
+            return decoder_parity.export_report(part, directory)
+    supported = "a LLaMA, an OPT, an image tokenizer, a decoder or a bundle of them"
     raise UserError(f"{part} holds a model of kind {kind!r}, which has no PyTorch restatement here: give {supported}.")
 
 

@@ -34,20 +34,11 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the decoder and verify it on request; return the exit code."""
-    from seed_jax.checkpoint import model_dir  # deferred: --help needs no JAX
-    from seed_jax.checkpoint.kinds import ModelKind
-    from seed_jax.convert.diffusion import diffusers_export, parity
+    from seed_jax.convert.diffusion import diffusers_export, parity  # deferred: --help needs no JAX
 
     diffusers_export.export_stable_diffusion(args.model, args.out, dtype=args.dtype, text_tokenizer=args.text_tokenizer)
     print(f"{args.out}: a diffusers folder of class {diffusers_export.STABLE_DIFFUSION_PIPELINE}")
     if not args.verify:
         return 0
-    report = parity.parity_report(
-        "Export of a Stable Diffusion decoder",
-        args.out,
-        model_dir.decoder_params(model_dir.open_lazily(args.model, ModelKind.STABLE_DIFFUSION).params),
-        importing=False,
-        forward=args.verify == "full",
-        facts={"from": str(args.model), "to": str(args.out)},
-    )
+    report = parity.export_report(args.model, args.out, forward=args.verify == "full")
     return save_report(report, args.out)

@@ -33,9 +33,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the decoder and verify it on request; return the exit code."""
-    from seed_jax.checkpoint import model_dir  # deferred: --help needs no JAX
-    from seed_jax.checkpoint.kinds import ModelKind
-    from seed_jax.convert.diffusion import compvis, parity, stable_diffusion
+    from seed_jax.convert.diffusion import compvis, parity, stable_diffusion  # deferred: --help needs no JAX
     from seed_jax.convert.model_card.facts import ARTEFACTS, origins
     from seed_jax.files import check_vacant
 
@@ -50,13 +48,5 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.out}: Stable Diffusion decoder for {config.image_size} pixels, sampler {config.sampler}")
     if not args.verify:
         return 0
-    report = parity.parity_report(
-        "Import of a Stable Diffusion decoder",
-        args.source,
-        model_dir.open_lazily(args.out, ModelKind.STABLE_DIFFUSION).params,
-        importing=True,
-        forward=args.verify == "full",
-        variant=args.variant,
-        facts={"from": str(args.source), "to": str(args.out), "variant": str(args.variant)},
-    )
+    report = parity.import_report(args.source, args.out, variant=args.variant, forward=args.verify == "full")
     return save_report(report, args.out)

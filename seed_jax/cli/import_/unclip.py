@@ -32,21 +32,11 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the decoder and verify it on request; return the exit code."""
-    from seed_jax.checkpoint import model_dir  # deferred: --help needs no JAX
-    from seed_jax.checkpoint.kinds import ModelKind
-    from seed_jax.convert.diffusion import diffusers_import, parity
+    from seed_jax.convert.diffusion import diffusers_import, parity  # deferred: --help needs no JAX
 
     config = diffusers_import.import_to_model_dir(args.source, args.out, variant=args.variant, dtype=args.dtype)
     print(f"{args.out}: unCLIP decoder for {config.image_size} pixels, sampler {config.sampler}")
     if not args.verify:
         return 0
-    report = parity.parity_report(
-        "Import of an unCLIP decoder",
-        args.source,
-        model_dir.open_lazily(args.out, ModelKind.UNCLIP).params,
-        importing=True,
-        forward=args.verify == "full",
-        variant=args.variant,
-        facts={"from": str(args.source), "to": str(args.out), "variant": str(args.variant)},
-    )
+    report = parity.import_report(args.source, args.out, variant=args.variant, forward=args.verify == "full")
     return save_report(report, args.out)

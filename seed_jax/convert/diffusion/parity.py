@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seed_jax.checkpoint import kinds, model_dir
 from seed_jax.checkpoint.lazy import load_on_device
 from seed_jax.convert.diffusion.compvis import open_checkpoint
 from seed_jax.convert.diffusion.diffusers_import import (
@@ -27,6 +28,37 @@ LATENT_SIDE = 16  # small, so that the comparison takes seconds; every weight is
 TIMESTEP = 501
 # Relative to the largest value. Float32 sums in another order change the UNet's output by 5e-6, a tanh GELU by 1e-4.
 _LIMIT = 5e-5
+
+
+def import_report(
+    source: str | Path, out: str | Path, *, variant: str | None = None, forward: bool = True
+) -> ParityReport:
+    """Compare a model directory with the diffusers folder or single file that it was imported from.
+
+    Args:
+        source: the folder or file.
+        out: the model directory.
+        variant: of the folder's weight files that were used.
+        forward: also compare the outputs of the networks.
+    """
+    name, params = _open_model(out)
+    facts = {"from": str(source), "to": str(out), "variant": str(variant)}
+    return parity_report(
+        f"Import of {name}", source, params, importing=True, forward=forward, variant=variant, facts=facts
+    )
+
+
+def export_report(model: str | Path, out: str | Path, *, forward: bool = True) -> ParityReport:
+    """Compare an exported diffusers folder with the model directory or workdir that it was made from."""
+    name, params = _open_model(model)
+    facts = {"from": str(model), "to": str(out)}
+    return parity_report(f"Export of {name}", out, params, importing=False, forward=forward, facts=facts)
+
+
+def _open_model(directory: str | Path) -> tuple[str, Mapping[str, Any]]:
+    """Return the description of a decoder's kind, and its parameters; training workdirs hold them below other collections."""
+    loaded = model_dir.open_lazily(directory, kinds.DECODERS)
+    return kinds.ModelKind(loaded.kind).description, model_dir.decoder_params(loaded.params)
 
 
 def parity_report(
