@@ -35,7 +35,7 @@ def main() -> None:
     overrides = ["--config=configs/pretrain.py:tiny", f"--config.steps={args.steps}", "--config.log_every=1"]
     overrides += ["--config.checkpoint.every_steps=5", "--config.data.sequence_length=64"]
     whole = Cluster(folder / "whole", 1, overrides)
-    assert whole.wait(900) == [0], whole.said(0)[-2000:]
+    assert whole.wait(900) == [0], whole.log(0)[-2000:]
     expected = clusters.losses(folder / "whole")
     workdir = folder / "killed"
     workdir.mkdir()
@@ -62,12 +62,12 @@ def main() -> None:
             continue
         if count > 1:
             took.append(time.monotonic() - began)
-            others = [cluster.said(number) for number in range(count) if number != victim]
-            named += any(clusters.names(said, victim) for said in others)
-            for said in others:
-                print("    " + (said.splitlines() or ["said nothing"])[-1][:160], file=sys.stderr, flush=True)
+            logs = [cluster.log(number) for number in range(count) if number != victim]
+            named += any(clusters.names_process(log, victim) for log in logs)
+            for log in logs:
+                print("    " + (log.splitlines() or ["no output"])[-1][:160], file=sys.stderr, flush=True)
     last = Cluster(workdir, 1, overrides)
-    assert last.wait(900) == [0], last.said(0)[-2000:]
+    assert last.wait(900) == [0], last.log(0)[-2000:]
     found = clusters.losses(workdir)
     assert list(found) == list(expected)
     apart = np.abs(np.subtract(list(found.values()), list(expected.values())))

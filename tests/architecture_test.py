@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "seed_jax"
-# From the ground up. Every package is a layer of its own: it imports from itself and from layers below, so that two
+# From the ground up. Every package is a separate layer: it imports from itself and from layers below, so that two
 # packages never import each other.
 LAYERS = [
     "errors",

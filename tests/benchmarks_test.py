@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import run
+from seed_jax.plan import topology
+from seed_jax.train.config import load_config
+
 ROOT = Path(__file__).parents[1]
 ABSENT = ("grain", "array_record", "clu")  # from the GPU image that the script is written for
 BLOCKER = f"""
@@ -40,6 +44,27 @@ def test_the_gpu_script_runs_where_data_packages_are_absent(tmp_path):
     table = (tmp_path / "out/results.md").read_text()
     assert "| train | lora, 2 layers | tokens/s |" in table
     assert (tmp_path / "out/rows.jsonl").read_text().count("\n") == len(rows)
+
+
+@pytest.mark.slow
+def test_plans_are_rows_with_the_time_of_a_step(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/run.py", "--suite", "tpu-plan", "--scale", "tiny", "--out", str(tmp_path)],
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert row["value"] == row["plan"]["time"]["step"] > 0
+    assert "| plan | pretrain:tiny on cpu:8 | s |" in (tmp_path / "results.md").read_text()
+    assert "collectives" not in (tmp_path / "results.md").read_text()
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
+
+
+@pytest.mark.parametrize(("config", "name"), run.PLANS)
+def test_suites_plan_existing_configs_and_topologies(config, name):
+    pytest.importorskip("libtpu")
+    assert load_config(config)
+    assert topology.find(name).exact
 
 
 def test_a_suite_without_its_device_is_one_sentence(tmp_path):

@@ -1,4 +1,4 @@
-"""What the device can do at best: matrix products in bfloat16 (float32 on a CPU) and copies through its memory."""
+"""Peak throughput of the device: matmuls in bfloat16 and float32, and copies through its memory."""
 
 from benchmarks.items import common
 

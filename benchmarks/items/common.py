@@ -6,9 +6,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # The working tree, not an installed release, is measured. Set before JAX is imported.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -18,27 +18,34 @@ from seed_jax import backends
 backends.skip_absent_tpus()
 SCALES = ("tiny", "cpu", "gpu")
 SIDES = ("seed_jax", "torch")
+T = TypeVar("T")
 
 
-def parse_args(description: str | None, sides: tuple[str, ...] = SIDES) -> argparse.Namespace:
-    """Parse what `run.py` gives every measurement."""
+def parse_args(description: str | None, cases: tuple[str, ...] = ()) -> argparse.Namespace:
+    """Parse what `run.py` gives every measurement, and `--case` where cases can be chosen.
+
+    Returns:
+        The options; `deadline` is when the time budget ends, by `time.perf_counter`.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--scale", choices=SCALES, default="tiny", help="sizes of models and inputs")
-    parser.add_argument("--side", choices=sides, default=sides[0], help="implementation")
-    parser.add_argument("--case", help="only this case")
+    parser.add_argument("--side", choices=SIDES, default=SIDES[0], help="implementation")
+    if cases:
+        parser.add_argument("--case", choices=cases, help="only this case")
     parser.add_argument("--seconds", type=float, default=60.0, help="time budget: later cases are skipped")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch on a CPU")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.deadline = time.perf_counter() + args.seconds
+    return args
 
 
-class Budget:
-    """The time that a measurement may take, counted from its creation."""
-
-    def __init__(self, seconds: float):
-        self._end = time.perf_counter() + seconds
-
-    def is_spent(self) -> bool:
-        return time.perf_counter() >= self._end
+def before(deadline: float, cases: dict[str, T], unit: str) -> Iterator[tuple[str, T]]:
+    """Yield the cases that begin before the deadline, and report the others as not measured."""
+    for case, options in cases.items():
+        if time.perf_counter() < deadline:
+            yield case, options
+        else:
+            report(case, None, unit, note="no time left")
 
 
 def report(case: str, value: float | None, unit: str, **details: Any) -> None:

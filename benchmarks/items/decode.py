@@ -5,6 +5,8 @@ step's time and the bandwidth that `ceilings.py` measures (`run.py` divides them
 decodes greedily with a static cache, on a GPU compiled.
 """
 
+import functools
+
 from benchmarks.items import common
 
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads
@@ -23,16 +25,15 @@ TINY_PROMPT, MAX_LENGTH = 16, 512
 
 def main() -> None:
     args = common.parse_args(__doc__)
-    budget = common.Budget(args.seconds)
-    run = (make_jax if args.side == "seed_jax" else make_torch)(args)
-    for dtype, batch in CASES[args.scale]:
-        case = f"{dtype}, batch {batch}"
-        if args.side == "torch" and dtype == "int8":
-            continue
-        if budget.is_spent():
-            common.report(case, None, "tokens/s", note="no time left")
-        else:
-            run(dtype, batch, case)
+    is_torch = args.side == "torch"
+    run = (make_torch if is_torch else make_jax)(args)
+    cases = {
+        f"{dtype}, batch {batch}": (dtype, batch)
+        for dtype, batch in CASES[args.scale]
+        if not (is_torch and dtype == "int8")
+    }
+    for case, (dtype, batch) in common.before(args.deadline, cases, "tokens/s"):
+        run(dtype, batch, case)
 
 
 def _report(case: str, batch: int, prompt: int, first: dict, whole: dict, size: float) -> None:
@@ -77,11 +78,15 @@ def make_jax(args):
     length = TINY_PROMPT if args.scale == "tiny" else PROMPT
     on_cpu = jax.default_backend() == "cpu"
 
-    def run(dtype: str, batch: int, case: str) -> None:
+    @functools.cache
+    def make_generator(dtype: str) -> Generator:
         quantize = dtype if dtype.startswith("int") else None
         compute = dtype if quantize is None else ("float32" if on_cpu else "bfloat16")
         precision = Precision(compute, compute)
-        generator = RandomGenerator(config, shapes, vocabulary, precision=precision, quantize=quantize)
+        return RandomGenerator(config, shapes, vocabulary, precision=precision, quantize=quantize)
+
+    def run(dtype: str, batch: int, case: str) -> None:
+        generator = make_generator(dtype)
         prompts = np.random.default_rng(0).integers(3, 300, (batch, length)).tolist()
 
         def generate(count: int, mode: str) -> None:
@@ -92,7 +97,7 @@ def make_jax(args):
         first = common.measure(lambda: generate(1, "text"), 3)
         whole = common.measure(lambda: generate(IMAGE, "image"), 3)
         work = Workload(prompts=batch, prompt_length=length, new_tokens=IMAGE)
-        filled = kv_cache_bytes(config, precision, work) * (length + IMAGE / 2) / work.num_slots(config)
+        filled = kv_cache_bytes(config, generator.precision, work) * (length + IMAGE / 2) / work.num_slots(config)
         size = tree_bytes(generator.params) - generator.params["embed_tokens"]["embedding"].nbytes + filled
         _report(case, batch, length, first, whole, size)
 

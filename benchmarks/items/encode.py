@@ -11,19 +11,15 @@ DTYPES = {"tiny": ("float32", "bfloat16"), "cpu": ("float32",), "gpu": ("bfloat1
 
 def main() -> None:
     args = common.parse_args(__doc__)
-    budget = common.Budget(args.seconds)
     encoder = (make_jax if args.side == "seed_jax" else make_torch)(args)
-    for dtype in DTYPES[args.scale]:
-        for batch in BATCHES[args.scale]:
-            case = f"{dtype}, batch {batch}"
-            if budget.is_spent():
-                common.report(case, None, "images/s", note="no time left")
-                continue
-            times = common.measure(encoder(dtype, batch), 3)
-            common.report(
-                case, batch / times["median"], "images/s", min=batch / times["max"], max=batch / times["min"],
-                first_s=round(times["first"], 1),
-            )  # fmt: skip
+    pairs = [(dtype, batch) for dtype in DTYPES[args.scale] for batch in BATCHES[args.scale]]
+    cases = {f"{dtype}, batch {batch}": (dtype, batch) for dtype, batch in pairs}
+    for case, (dtype, batch) in common.before(args.deadline, cases, "images/s"):
+        times = common.measure(encoder(dtype, batch), 3)
+        common.report(
+            case, batch / times["median"], "images/s", min=batch / times["max"], max=batch / times["min"],
+            first_s=round(times["first"], 1),
+        )  # fmt: skip
 
 
 def _config(scale: str):

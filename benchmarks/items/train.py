@@ -6,12 +6,13 @@ times steps while a checkpoint is written.
 """
 
 import statistics
+import sys
 import tempfile
 import time
 
 from benchmarks.items import common
 
-SIZES = {  # hidden, intermediate, layers, heads, vocabulary; rows, length
+SIZES = {  # hidden, intermediate, layers, heads, vocabulary; batch size, sequence length
     "tiny": (32, 48, 2, 2, 830, 2, 32),
     "cpu": (1024, 2816, 16, 16, 32128, 2, 256),
     "gpu": (4096, 11008, 32, 32, 40194, 8, 2048),
@@ -21,16 +22,17 @@ STEPS = 5
 
 
 def main() -> None:
-    args = common.parse_args(__doc__)
-    budget = common.Budget(args.seconds)
-    for trained in ("lora", "full") if args.case is None else (args.case,):
-        if budget.is_spent():
-            common.report(trained, None, "tokens/s", note="no time left")
-            continue
-        (with_jax if args.side == "seed_jax" else with_torch)(args, trained)
+    args = common.parse_args(__doc__, cases=("lora", "full", "saving"))
+    if args.case == "saving" and args.side == "torch":
+        sys.exit("--case saving measures the checkpoints of seed_jax: leave --side out.")
+    layers = {"lora": SIZES[args.scale][2], "full": FULL_LAYERS[args.scale], "saving": FULL_LAYERS[args.scale]}
+    selected = (args.case,) if args.case else ("lora", "full")
+    cases = {f"{trained}, {layers[trained]} layers": trained for trained in selected}
+    for case, trained in common.before(args.deadline, cases, "tokens/s"):
+        (with_jax if args.side == "seed_jax" else with_torch)(args, case, trained, layers[trained])
 
 
-def with_jax(args, trained: str) -> None:
+def with_jax(args, case: str, trained: str, layers: int) -> None:
     import flax.linen as nn
     import jax
     import numpy as np
@@ -45,17 +47,16 @@ def with_jax(args, trained: str) -> None:
     from seed_jax.train.stages.registry import make_stage, parse_config
     from seed_jax.train.state import create, merge
 
-    hidden, wide, layers, heads, vocabulary, rows, length = SIZES[args.scale]
-    layers = layers if trained == "lora" else FULL_LAYERS[args.scale]
+    hidden, intermediate, _, heads, vocabulary, batch_size, length = SIZES[args.scale]
     on_cpu = jax.default_backend() == "cpu"
-    sizes = LlamaConfig(vocabulary, hidden, wide, layers, heads, heads, max_length=length)
+    sizes = LlamaConfig(vocabulary, hidden, intermediate, layers, heads, heads, max_length=length)
     options = load_config("pretrain:8b" if trained == "lora" else "pretrain_full:8b")
     options.model.update(init="")
     options.precision.compute = "float32" if on_cpu else "bfloat16"
     options.precision.frozen = "float32" if on_cpu else "bfloat16"
     if on_cpu:
         options.model.update(remat="none", attention="xla")
-    options.data.update(batch_size=rows, sequence_length=length)
+    options.data.update(batch_size=batch_size, sequence_length=length)
     mesh = sharding.make_mesh({"fsdp": -1}, jax.devices()[:1])
     config = auto_settings.resolve(parse_config(options), mesh, accelerators.for_device(mesh.devices.flat[0]))
     stage = make_stage(config)
@@ -67,17 +68,17 @@ def with_jax(args, trained: str) -> None:
         state, frozen = create(stage, program.optimizer, program.abstract, jax.random.key(0))
         step = program.compile()
         compile_s = time.perf_counter() - start
-        tokens = np.random.default_rng(0).integers(0, vocabulary, (rows, length + 1)).astype(np.int32)
+        tokens = np.random.default_rng(0).integers(0, vocabulary, (batch_size, length + 1)).astype(np.int32)
         batch = sharding.shard_batch(
             {
                 "tokens": tokens[:, :-1],
                 "targets": tokens[:, 1:],
-                "segment_ids": np.ones((rows, length), np.int32),
-                "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-                "loss_mask": np.ones((rows, length), np.float32),
+                "segment_ids": np.ones((batch_size, length), np.int32),
+                "positions": np.tile(np.arange(length, dtype=np.int32), (batch_size, 1)),
+                "loss_mask": np.ones((batch_size, length), np.float32),
             },
             sharding.batch_sharding(mesh),
-            rows,
+            batch_size,
         )
 
         def run_steps(count: int) -> list[float]:
@@ -105,21 +106,20 @@ def with_jax(args, trained: str) -> None:
     peak = flops.device_peak(mesh.devices.flat[0])
     details = {"parameters": _count(program.abstract), "s_per_step": median, "compile_s": round(compile_s, 1)}
     if peak:
-        details["mfu"] = stage.flops_per_unit() * rows * length / median / peak
+        details["mfu"] = stage.flops_per_unit() * batch_size * length / median / peak
     details |= {"remat": remat, "attention": attention, "layers": layers}
-    common.report(_case(trained, layers), rows * length / median, "tokens/s", **details)
+    common.report(case, batch_size * length / median, "tokens/s", **details)
 
 
-def with_torch(args, trained: str) -> None:
+def with_torch(args, case: str, trained: str, layers: int) -> None:
     import torch
     import transformers
 
     device = common.torch_device(args.threads)
-    hidden, wide, layers, heads, vocabulary, rows, length = SIZES[args.scale]
-    layers = layers if trained == "lora" else FULL_LAYERS[args.scale]
+    hidden, intermediate, _, heads, vocabulary, batch_size, length = SIZES[args.scale]
     on_gpu = device.type == "cuda"
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=wide, num_hidden_layers=layers,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=heads, max_position_embeddings=length, attn_implementation="sdpa",
     )  # fmt: skip
     with torch.device(device):
@@ -139,7 +139,7 @@ def with_torch(args, trained: str) -> None:
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
-    tokens = torch.randint(0, vocabulary, (rows, length), device=device)
+    tokens = torch.randint(0, vocabulary, (batch_size, length), device=device)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
@@ -152,13 +152,9 @@ def with_torch(args, trained: str) -> None:
 
     times = common.measure(step, STEPS)
     common.report(
-        _case(trained, layers), rows * length / times["median"], "tokens/s",
+        case, batch_size * length / times["median"], "tokens/s",
         parameters=sum(p.numel() for p in model.parameters()), s_per_step=times["median"], layers=layers,
     )  # fmt: skip
-
-
-def _case(trained: str, layers: int) -> str:
-    return f"{trained}, {layers} layers"
 
 
 def _count(abstract) -> int:

@@ -19,7 +19,7 @@ LOST_SECONDS = 5.0
 
 
 class Cluster:
-    """Processes of one run; `logs/<n>` below the workdir's sibling folder hold what each said.
+    """Processes of one run; process n writes its output to `<workdir>_logs/<n>`.
 
     A `{}` in the workdir is the number of the process.
     """
@@ -57,14 +57,15 @@ class Cluster:
         log = (self.logs / str(number)).open("w")
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def said(self, number: int) -> str:
+    def log(self, number: int) -> str:
+        """Return what a process has printed."""
         return (self.logs / str(number)).read_text()
 
     def wait_for_step(self, step: int, limit: float = 240.0) -> None:
         deadline = time.monotonic() + limit
         while (rows := losses(self.workdir)) is None or max(rows, default=0) < step:
             ended = [process.poll() for process in self.processes]
-            assert ended == [None] * self.count, f"ended with {ended}: {self.said(0)[-2000:]}"
+            assert ended == [None] * self.count, f"ended with {ended}: {self.log(0)[-2000:]}"
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -83,18 +84,18 @@ class Cluster:
             process.wait()
 
 
-def names(said: str, gone: int) -> bool:
-    """Return whether what a process said names the one that is gone; host 0, which coordinates, is JAX's leader."""
-    if gone == 0:
-        return "leader task was preempted" in said or "Host 0 is gone" in said
-    return f"Host {gone} (" in said and ") is gone" in said
+def names_process(log: str, number: int) -> bool:
+    """Return whether a process's log names the process that is gone; process 0, the coordinator, is JAX's leader."""
+    if number == 0:
+        return "leader task was preempted" in log or "Host 0 is gone" in log
+    return f"Host {number} (" in log and ") is gone" in log
 
 
 def losses(workdir: Path) -> dict[int, float] | None:
     """Return the loss of each reported step; None while a line is being written."""
     path = workdir / "metrics.jsonl"
     try:
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except json.JSONDecodeError:
         return None
-    return {row["step"]: row["loss"] for row in found if "loss" in row}
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}

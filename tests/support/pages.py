@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[2]
 def blocks(page: str, name: str) -> list[str]:
     """Return what stands in a page's fenced blocks between `<!-- name -->` and `<!-- end -->`."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.findall(rf"<!-- {name} -->\n```\w+\n(.*?)\n```\n<!-- end -->", text, re.DOTALL)
-    assert found, f"{page} has no block {name!r}"  # a loop over none would test nothing
-    return found
+    matches = re.findall(rf"<!-- {name} -->\n```\w+\n(.*?)\n```\n<!-- end -->", text, re.DOTALL)
+    assert matches, f"{page} has no block {name!r}"  # a loop over none would test nothing
+    return matches
 
 
 def command_lines(page: str, name: str) -> list[str]:

@@ -1,10 +1,11 @@
 r"""Prompts in the styles that SEED-LLaMA was trained with (spec C.3): segments in, token ids out.
 
-vicuna  SEED-LLaMA-8B: `USER: ` + message + `\nASSISTANT:`
-llama2  SEED-LLaMA-14B: `[INST] ` + message + ` [/INST]\n`
-base    models without instruction tuning: the segments without markers
-seed1   SEED-OPT: a message with images is captioned (code vectors + `A photo of`, or the message's own text), a message
-        without images is drawn (`Generate an image` + text)
+| style | prompt |
+|---|---|
+| vicuna | SEED-LLaMA-8B: ``USER: {message}\nASSISTANT:`` |
+| llama2 | SEED-LLaMA-14B: ``[INST] {message} [/INST]\n`` |
+| base | models without instruction tuning: the segments without markers |
+| seed1 | SEED-OPT: with images, code vectors and `A photo of` or the text; without, `Generate an image {text}` |
 
 Every prompt begins with BOS. Images may stand anywhere in a message; in the training data they precede the question.
 """

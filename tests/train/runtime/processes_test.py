@@ -43,7 +43,7 @@ def overrides(tmp_path_factory):
 def uninterrupted(overrides, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("processes") / "whole"
     cluster = Cluster(workdir, 1, overrides)
-    assert cluster.wait() == [0], cluster.said(0)[-2000:]
+    assert cluster.wait() == [0], cluster.log(0)[-2000:]
     return clusters.losses(workdir)
 
 
@@ -54,7 +54,7 @@ def test_hosts_that_do_not_share_the_workdir_are_refused_at_the_start(overrides,
     finally:
         cluster.stop()
     for number in (0, 1):
-        (sentence,) = [line for line in cluster.said(number).splitlines() if line.startswith("seed_jax: ")]
+        (sentence,) = [line for line in cluster.log(number).splitlines() if line.startswith("seed_jax: ")]
         assert "not visible on host 1" in sentence
     assert not list(tmp_path.glob("host*/checkpoints"))
 
@@ -64,7 +64,7 @@ def test_a_chunk_that_one_host_cannot_read_makes_all_fall_back(overrides, uninte
     workdir = tmp_path / "run"
     first = Cluster(workdir, 2, [*overrides, "--config.mesh.fsdp=8"])
     try:
-        assert first.wait() == [0, 0], first.said(0)[-2000:]
+        assert first.wait() == [0, 0], first.log(0)[-2000:]
         *_, previous, newest = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
         stored = workdir / f"checkpoints/{newest}/params/ocdbt.process_1"
         shard = max(stored.rglob("d/*"), key=lambda path: path.stat().st_size)
@@ -72,12 +72,12 @@ def test_a_chunk_that_one_host_cannot_read_makes_all_fall_back(overrides, uninte
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
         again = Cluster(workdir, 2, [*overrides, "--config.mesh.fsdp=8"])
-        assert again.wait() == [0, 0], again.said(0)[-2000:]
+        assert again.wait() == [0, 0], again.log(0)[-2000:]
     finally:
         first.stop()
     for number in (0, 1):
-        assert "Skipping checkpoint" in again.said(number)
-        assert f"Resuming from step {previous}" in again.said(number)
+        assert "Skipping checkpoint" in again.log(number)
+        assert f"Resuming from step {previous}" in again.log(number)
     found = clusters.losses(workdir)
     np.testing.assert_allclose(list(found.values()), list(uninterrupted.values()), atol=1e-5)
 
@@ -96,7 +96,7 @@ def test_killed_processes_are_named_and_fewer_go_on_with_the_same_losses(overrid
         four.stop()
     assert codes[2] == -9
     assert all(code not in (0, 2, 75) for code in codes)
-    assert any(clusters.names(four.said(number), 2) for number in (0, 1, 3))
+    assert any(clusters.names_process(four.log(number), 2) for number in (0, 1, 3))
     two = Cluster(workdir, 2, overrides)
     try:
         two.wait_for_step(8)
@@ -105,11 +105,11 @@ def test_killed_processes_are_named_and_fewer_go_on_with_the_same_losses(overrid
     finally:
         two.stop()
     # JAX ends the other at once in its own words; which host they are about was said before.
-    assert "Host 0 (localhost:" in two.said(1)
-    assert clusters.names(two.said(1), 0)
-    assert "Resuming from step 3" in two.said(0)
+    assert "Host 0 (localhost:" in two.log(1)
+    assert clusters.names_process(two.log(1), 0)
+    assert "Resuming from step 3" in two.log(0)
     one = Cluster(workdir, 1, overrides)
-    assert one.wait() == [0], one.said(0)[-2000:]
+    assert one.wait() == [0], one.log(0)[-2000:]
     found = clusters.losses(workdir)
     assert list(found) == list(uninterrupted) == list(range(1, STEPS + 1))
     # 1e-5: processes add float32 numbers in another order than devices of one process.
