@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from io import TextIOBase
 from typing import Any
 
-# C0 controls except tab and newline, DEL, C1 controls, bidirectional overrides and isolates, lone surrogates.
 _MAX_ERROR_LENGTH = 10_000  # characters
+# C0 controls except tab and newline, DEL, C1 controls, bidirectional overrides and isolates, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
