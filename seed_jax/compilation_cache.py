@@ -1,7 +1,7 @@
 """JAX's persistent compilation cache, on by default for the commands: a program is compiled once per machine.
 
-Everything is set through JAX's own environment variables before JAX is imported, so that whoever sets one of them has
-the last word and subprocesses share the cache.
+Everything is set through JAX's own environment variables before JAX is imported, so that a variable that the user
+sets takes precedence and subprocesses share the cache.
 """
 
 import hashlib
@@ -19,11 +19,17 @@ _DIRECTORY, _ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACH
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 
 
-def configure(argv: list[str]) -> list[str]:
-    """Turn the cache on, or off where the arguments hold `--no-cache`; return the arguments without it."""
+def configure(argv: list[str], *, uses_cache: bool = True) -> list[str]:
+    """Turn the cache on, or off where the arguments hold `--no-cache`; return the arguments without it.
+
+    Args:
+        argv: arguments of a command; those after `--` are left as they are.
+        uses_cache: whether the command compiles programs that are worth storing.
+    """
     options = argv[: argv.index("--")] if "--" in argv else argv
     if NO_CACHE not in options:
-        enable()
+        if uses_cache:
+            enable()
         return argv
     disable()
     return [word for index, word in enumerate(argv) if word != NO_CACHE or index >= len(options)]
@@ -32,7 +38,7 @@ def configure(argv: list[str]) -> list[str]:
 def enable(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
     """Turn the cache on, in `$XDG_CACHE_HOME/seed_jax/xla` (default `~/.cache/seed_jax/xla`).
 
-    Call it before JAX is imported. Each kind of processor has a directory of its own, because machine code of one may
+    Call it before JAX is imported. Each kind of processor has its own directory, because machine code of one may
     crash on another and JAX's key does not hold the processor. Where `JAX_COMPILATION_CACHE_DIR` is set, it stays.
     A directory that cannot be written is reported by a warning, and the run continues without cache.
 

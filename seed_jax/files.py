@@ -24,6 +24,10 @@ from etils import epath
 from seed_jax.errors import UserError
 
 AnyPath = Path | epath.Path
+# Of a file that is read as a whole. Parsed JSON takes up to twenty times the memory of its text.
+MAX_TEXT_BYTES = 32 * 2**20
+# Of a list of records that is read as a whole and parsed record by record.
+MAX_LIST_BYTES = 2**30
 # What running the same command again does not mend.
 _PERMANENT = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -40,12 +44,6 @@ def describe(error: OSError) -> str:
     """Describe an error of the operating system and its place, without a full stop."""
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
-
-
-# Of a file that is read as a whole. Parsed JSON takes up to twenty times the memory of its text.
-MAX_TEXT_BYTES = 32 * 2**20
-# Of a list of records that is read as a whole and parsed record by record.
-MAX_LIST_BYTES = 2**30
 
 
 @contextlib.contextmanager
@@ -124,13 +122,25 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_bytes(path: AnyPath, max_bytes: int = MAX_TEXT_BYTES, name: str | None = None) -> bytes:
+def check_size(size: int, max_bytes: int, name: object, remedy: str = "it is not the expected file") -> None:
+    """Raise UserError if `name`, which is about to be read as a whole, has more than `max_bytes`."""
+    if size > max_bytes:
+        raise UserError(f"Refusing to read {name}: {size:,} bytes, more than {max_bytes:,}; {remedy}.")
+
+
+def read_bytes(
+    path: AnyPath,
+    max_bytes: int = MAX_TEXT_BYTES,
+    name: str | None = None,
+    remedy: str = "it is not the expected file",
+) -> bytes:
     """Return the content of a regular file.
 
     Args:
         path: the file.
         max_bytes: largest size that is read.
         name: name of the file in messages, by default its path.
+        remedy: ends the message about a larger file.
 
     Raises:
         UserError: it is larger, or a directory, FIFO, socket or device.
@@ -140,9 +150,7 @@ def read_bytes(path: AnyPath, max_bytes: int = MAX_TEXT_BYTES, name: str | None 
         return path.read_bytes()
     local = Path(path)
     size = check_regular(local, name)
-    if size > max_bytes:
-        raise UserError(f"Refusing to read {name or path}: {size:,} bytes, more than {max_bytes:,}; it is not the "
-                        "expected file.")  # fmt: skip
+    check_size(size, max_bytes, name or path, remedy)
     with local.open("rb") as file:
         return file.read(size or max_bytes)  # files in /proc have the size 0
 

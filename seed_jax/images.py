@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from seed_jax.errors import UserError
-from seed_jax.files import check_regular, read_bytes
+from seed_jax.files import check_size, read_bytes
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -29,6 +29,7 @@ EXTENSIONS = (
 # The only formats that are tried: others start programs (EPS) or have decoders that few people test.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 MAX_FILE_BYTES = 256 * 1024**2
+_SCALE = "scale it down"
 # Decoding may take 1 GiB. Pillow stores 4 bytes per pixel; a second copy and the decoder's own buffers make 12. The
 # limit of 89,478,485 pixels is also where Pillow begins to warn of decompression bombs.
 MAX_DECODE_BYTES = 1024**3
@@ -88,7 +89,7 @@ def load(source: ImageInput, name: str | None = None) -> Image.Image:
         data = _read(source, name)
         if not data:
             raise UserError(f"Cannot read {name}: the file is empty; replace or remove it.")
-        check_file_size(len(data), name)
+        check_size(len(data), MAX_FILE_BYTES, name, _SCALE)
         with Image.open(io.BytesIO(_without_png_metadata(data)), formats=_supported_formats()) as image:
             return _upright_rgb(image, name)
     except UserError:
@@ -184,12 +185,6 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(grey))
 
 
-def check_file_size(size: int, name: str) -> None:
-    """Raise UserError if the file of an image has more than MAX_FILE_BYTES."""
-    if size > MAX_FILE_BYTES:
-        raise UserError(f"Refusing to read {name}: {size:,} bytes, more than {MAX_FILE_BYTES:,}; scale it down.")
-
-
 def read_file(path: Path, name: str | None = None) -> bytes:
     """Return the content of the file of an image.
 
@@ -201,8 +196,7 @@ def read_file(path: Path, name: str | None = None) -> bytes:
         UserError: the file is larger, or a directory, FIFO or device.
         OSError: it cannot be read.
     """
-    check_file_size(check_regular(path, name), name or str(path))
-    return read_bytes(path, MAX_FILE_BYTES, name)
+    return read_bytes(path, MAX_FILE_BYTES, name, _SCALE)
 
 
 @functools.cache
@@ -329,9 +323,7 @@ def resize(
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"Unknown interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}.")
     method = INTERPOLATIONS[interpolation]
-    if (
-        max(image.size) > _MAX_SIDE
-    ):  # Pillow's filter coefficients take 32 bytes per pixel; the result differs by rounding
+    if max(image.size) > _MAX_SIDE:  # Pillow's coefficients take 32 bytes per pixel; the result differs by rounding
         image = image.reduce((-(-image.width // _MAX_SIDE), -(-image.height // _MAX_SIDE)))
     width, height = image.size
     if not keep_ratio:

@@ -144,19 +144,19 @@ def unbox(boxed: Any) -> Any:
     return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
 
 
-def jit_init(init: Callable[..., Any], out_shardings: Any = None) -> Callable[..., Any]:
+def jit_init(init: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Jit an initializer, which runs once: on a CPU it is compiled without optimizations, in half of the time.
 
     Args:
         init: function from keys and inputs to variables.
-        out_shardings: as of `jax.jit`; None leaves them to the compiler.
+        options: further arguments of `jax.jit`, such as `out_shardings`.
     """
-    options: dict[str, Any] = {}
     if jax.default_backend() == "cpu":
-        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    if out_shardings is None:
-        return jax.jit(init, compiler_options=options)
-    return jax.jit(init, out_shardings=out_shardings, compiler_options=options)
+        options["compiler_options"] = {
+            "xla_backend_optimization_level": 0,
+            "xla_llvm_disable_expensive_passes": True,
+        }
+    return jax.jit(init, **options)
 
 
 def tree_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from io import TextIOBase
 from typing import Any
 
-# C0 controls except tab and newline, DEL, C1 controls, bidirectional overrides and isolates, lone surrogates.
 _MAX_ERROR_LENGTH = 10_000  # characters
+# C0 controls except tab and newline, DEL, C1 controls, bidirectional overrides and isolates, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -55,10 +55,10 @@ class _EscapedStream:
     """A text stream that escapes what is written; all else is done by the stream that it wraps."""
 
     def __init__(self, stream: Any):
-        self._stream = stream
+        self.unescaped = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(printable(text))
+        self.unescaped.write(printable(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -66,7 +66,7 @@ class _EscapedStream:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.unescaped, name)
 
 
 @contextlib.contextmanager
@@ -74,6 +74,13 @@ def escaped_stdout() -> Iterator[None]:
     """Escape everything that is printed within the block."""
     with contextlib.redirect_stdout(_EscapedStream(sys.stdout)):  # pyright: ignore[reportArgumentType]
         yield
+
+
+def write_controls(text: str) -> None:
+    """Write the program's own control sequences to the terminal, also within `escaped_stdout`."""
+    stream = sys.stdout.unescaped if isinstance(sys.stdout, _EscapedStream) else sys.stdout
+    stream.write(text)
+    stream.flush()
 
 
 class PrintableFormatter(logging.Formatter):

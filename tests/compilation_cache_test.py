@@ -79,3 +79,9 @@ def test_the_users_directory_stays(unset, tmp_path):
     compilation_cache.enable()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "mine")
     assert not Path(tmp_path / "cache").exists()
+
+
+def test_no_cache_is_accepted_anywhere_and_what_compiles_nothing_makes_no_directory(unset, tmp_path):
+    for words in ("fetch --list --no-cache", "--no-cache fetch --list", "fetch --list", "--print-completion bash"):
+        subprocess.run([sys.executable, "-m", "seed_jax.cli", *words.split()], capture_output=True, check=True)
+    assert not (tmp_path / "cache").exists()

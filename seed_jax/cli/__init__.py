@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": ("doctor", "examine this machine, a model directory, and what this device computes"),
 }
 # They compile nothing, or (plan) are about the compiler itself.
-WITHOUT_CACHE = ("", "fetch", "bundle", "plan")
+WITHOUT_CACHE = ("fetch", "bundle", "plan")
 EXIT_INTERRUPTED = 130
 
 
@@ -84,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
-    if command not in WITHOUT_CACHE:
-        argv = compilation_cache.configure(argv)
+    uses_cache = command in COMMANDS and command not in WITHOUT_CACHE
+    argv = compilation_cache.configure(argv, uses_cache=uses_cache)
     everything = any(word.startswith("--print-completion") for word in argv)
     parser = build_parser(None if everything else command)
     if not argv:

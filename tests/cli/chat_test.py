@@ -28,6 +28,7 @@ from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import ImageSegment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
+from seed_jax.terminal import escaped_stdout
 from tests.cli.generate_test import models  # noqa: F401
 from tests.inference.generation.cases import small
 
@@ -257,11 +258,12 @@ def test_what_is_waited_for_shows_on_a_terminal_only(monkeypatch, capsys):
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stdout", screen := Screen())
-    background = Background(StatusLine())
     logging.getLogger().setLevel(logging.INFO)
-    background.call("generating", work)
-    background.close()
-    assert re.search(r"\[compiling something, \d s\]", screen.getvalue())
+    with escaped_stdout():  # as in `main`
+        background = Background(StatusLine())
+        background.call("generating", work)
+        background.close()
+    assert re.search(r"\x1b\[2m\[compiling something, \d s\]\x1b\[0m", screen.getvalue())
     assert screen.getvalue().endswith("\x1b[K")
     monkeypatch.setattr("sys.stdout", io.StringIO())
     assert not StatusLine()._enabled

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from seed_jax.data.text.vocabulary import train_small
+from seed_jax.data.text.vocabulary import image_tokens, train_small
 from tests.data.sources.samples import png, tar
 from tests.support import golden
 
@@ -314,8 +314,7 @@ def opt_tokenizer(folder: Path) -> list[Path]:
     for path in golden.path("opt_tiny/tokenizer").iterdir():
         shutil.copyfile(path, folder / path.name)
     count = len(json.loads((folder / "vocab.json").read_text()))
-    names = [*(f"<img_{code:05d}>" for code in range(64)), "<img>", "</img>"]
-    write_json(folder / "added_tokens.json", {name: count + number for number, name in enumerate(names)})
+    write_json(folder / "added_tokens.json", image_tokens(count, 64))
     return [folder / "vocab.json", folder / "merges.txt", folder / "added_tokens.json"]
 
 

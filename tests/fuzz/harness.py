@@ -121,7 +121,9 @@ def _run_share(names: Sequence[str], count: int, first: int) -> tuple[list[Resul
                 failures.append(Failure(*values))
         if todo and code:
             name, number = position
-            reason = "more than 10 s of processor time" if code == -signal.SIGPROF else f"exit code {code}"
+            reason = (
+                f"more than {LIMIT_SECONDS} s of processor time" if code == -signal.SIGPROF else f"exit code {code}"
+            )
             failures.append(Failure(name, number, f"the process ended: {reason}"))
             todo = [(name, number + 1), *(entry for entry in todo if entry[0] != name)]
             if number + 1 >= first + count:

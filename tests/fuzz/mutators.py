@@ -11,7 +11,6 @@ import pickle
 import random
 import re
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -243,14 +242,3 @@ def mutate_safetensors(data: bytes, rng: random.Random, seeds: Sequence[bytes]) 
     (length,) = struct.unpack("<Q", data[:8])
     header = mutate_json(data[8 : 8 + length], rng, [data[8 : 8 + length]])
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
-
-
-def tar(members: dict[str, bytes], mode: str = "w") -> bytes:
-    """Return a tar of name -> content."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return file.getvalue()

@@ -5,7 +5,6 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,12 +27,16 @@ class Reader:
         seeds: writes well-formed files into a folder and returns those that are to be mutated.
         read: reads such a file; it may raise UserError and nothing else.
         mutate: damages the content of a file.
+        kind: kind of source of `seed-jax data build`, if it is one.
+        open: opens the source whose file is given.
     """
 
     name: str
     seeds: Callable[[Path], list[Path]]
     read: Callable[[Path], object]
     mutate: Mutator = mutators.mutate_json
+    kind: str | None = None
+    open: Callable[[Path], Source] | None = None
 
 
 def open_at(kind: str, path: Path, images_from: str | None = None, others: tuple[str, ...] = ()) -> Source:
@@ -45,9 +48,9 @@ def open_at(kind: str, path: Path, images_from: str | None = None, others: tuple
     return open_source(kind, [folder / name for name in others] or [path], **options)
 
 
-def read_source(kind: str, path: Path, **options: Any) -> None:
+def read_source(open_path: Callable[[Path], Source], path: Path) -> None:
     """Read all samples of a source: exactly as many as it counts, each usable or with a reason."""
-    source = open_at(kind, path, **options)
+    source = open_path(path)
     encoder, filters = Reds(), ImageFilters(**ORIGINAL_FILTERS)
     for file in source.files:
         count = min(source.count(file), 100)  # a description of scenes may ask for a billion
@@ -69,8 +72,8 @@ def source(
     others: tuple[str, ...] = (),
 ) -> Reader:
     """Return the reader of a source of `seed-jax data build`."""
-    read = functools.partial(read_source, kind, images_from=images_from, others=others)
-    return Reader(f"source {name}", seeds, read, mutate)
+    open_path = functools.partial(open_at, kind, images_from=images_from, others=others)
+    return Reader(f"source {name}", seeds, functools.partial(read_source, open_path), mutate, kind, open_path)
 
 
 def read_image(path: Path) -> None:

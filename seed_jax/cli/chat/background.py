@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from seed_jax.inference.generation.generator import Interrupt
-from seed_jax.terminal import printable
+from seed_jax.terminal import printable, write_controls
 
 T = TypeVar("T")
 QUIET_SECONDS = 0.4  # without news before the status is shown
@@ -49,7 +49,7 @@ class StatusLine(logging.Handler):
         if record.levelno == logging.INFO:
             self._text = message.removesuffix(" ...")
             if not self._enabled:
-                print(message, file=sys.stderr, flush=True)
+                print(printable(message), file=sys.stderr, flush=True)
         else:
             self.print(f"{message}\n")
 
@@ -80,13 +80,12 @@ class StatusLine(logging.Handler):
             status = status.lstrip()
         if room >= 12:
             # Behind the saved cursor position, to which the cursor returns: dimmed, the rest of the line erased.
-            sys.stdout.write(f"\x1b7\x1b[2m{status[:room]}\x1b[0m\x1b[K\x1b8")
-            sys.stdout.flush()
+            write_controls(f"\x1b7\x1b[2m{status[:room]}\x1b[0m\x1b[K\x1b8")
             self._visible = True
 
     def clear(self) -> None:
         if self._visible:
-            sys.stdout.write("\x1b[K")
+            write_controls("\x1b[K")
             self._visible = False
 
     @contextlib.contextmanager

@@ -113,7 +113,6 @@ def _content(item: FileSlice | Path | bytes, name: str) -> bytes:
         return item
     if isinstance(item, Path):
         return images.read_file(item, name)
-    images.check_file_size(item.size, name)
     return item.read_bytes()
 
 

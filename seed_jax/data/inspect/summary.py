@@ -6,6 +6,7 @@ from typing import Any
 from seed_jax.data.shards.manifest import Manifest
 from seed_jax.data.shards.records import Item, Record
 from seed_jax.images import load
+from seed_jax.sizes import format_size
 
 
 def summary(directory: Path, manifest: Manifest) -> list[str]:
@@ -18,7 +19,7 @@ def manifest_facts(manifest: Manifest) -> dict[str, str]:
     """Return the content of a manifest, except source and number of records, as name -> text."""
     size = sum(shard.bytes for shard in manifest.shards)
     facts = {
-        "shards": f"{len(manifest.shards):,}, {_format_bytes(size)}",
+        "shards": f"{len(manifest.shards):,}, {format_size(size)}",
         "items": _format_counts(manifest.items) or "none",
     }
     if manifest.tokenizer:
@@ -52,7 +53,7 @@ def _format_item(item: Item) -> str:
         return f"text: {truncate(item, 200)!r}"
     if isinstance(item, bytes):
         image = load(item)
-        return f"image: {image.width} x {image.height}, {_format_bytes(len(item))}"
+        return f"image: {image.width} x {image.height}, {format_size(len(item))}"
     return f"codes: {' '.join(map(str, item.tolist()))}"
 
 
@@ -62,8 +63,3 @@ def _format_counts(counts: dict[str, int]) -> str:
 
 def _format_dict(values: dict[str, Any]) -> str:
     return ", ".join(f"{key}={truncate(str(value), 60)}" for key, value in values.items())
-
-
-def _format_bytes(count: int) -> str:
-    power = min(max(count.bit_length() - 1, 0) // 10, 4)
-    return f"{count / 1024**power:,.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

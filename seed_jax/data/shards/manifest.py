@@ -81,7 +81,7 @@ def load(directory: Path) -> Manifest:
     """Read the manifest of a directory; UserError if it is missing, invalid or of another schema."""
     path = directory / MANIFEST
     if not path.is_file():
-        if not directory.is_dir():
+        if not directory.exists():
             raise UserError(f"{directory} does not exist, expected a shard directory made by `seed-jax data build`.")
         if (directory / "build").is_dir():
             raise UserError(f"{directory} holds an unfinished build: run its `seed-jax data build` command again.")

@@ -22,7 +22,7 @@ from seed_jax.data.sources.listed import (
 )
 from seed_jax.data.sources.samples import FileSlice, InputFile, RawSample, SkippedSample, SkipSampleError
 from seed_jax.errors import UserError
-from seed_jax.files import parse_json, read_bytes
+from seed_jax.files import MAX_TEXT_BYTES, parse_json, read_bytes
 
 _SOURCE = ("source", "input", "source_image", "original_image", "source_img")
 _TARGET = ("target", "output", "target_image", "edited_image", "target_img")
@@ -64,11 +64,8 @@ class EditsSource(ListSource):
             raise SkipSampleError("no image name", f"{folder!r}, {seed!r}"[:80])
         prompt = self.images.find(f"{folder}/prompt.json", file.path)
         try:
-            instruction = text_value(
-                as_object(parse_json(prompt.read_bytes() if isinstance(prompt, FileSlice) else read_bytes(prompt))),
-                ("edit",),
-                "instruction",
-            )
+            text = prompt.read_bytes(MAX_TEXT_BYTES) if isinstance(prompt, FileSlice) else read_bytes(prompt)
+            instruction = text_value(as_object(parse_json(text)), ("edit",), "instruction")
         except (OSError, ValueError, UserError) as error:
             raise SkipSampleError("no instruction", str(error)) from error
         images = [self.find_image(f"{folder}/{seed}_{number}.jpg", file) for number in (0, 1)]

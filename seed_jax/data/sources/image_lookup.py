@@ -11,6 +11,7 @@ from typing import Any
 from seed_jax.data.sources.samples import FileSlice, SkipSampleError
 from seed_jax.data.sources.tar_index import TarIndex
 from seed_jax.errors import UserError
+from seed_jax.files import is_file
 from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
 _BASE64_PAIR = re.compile(rb'"((?:[^"\\]|\\.){1,500})"\s*:\s*"([A-Za-z0-9+/=]*)"')
@@ -99,10 +100,10 @@ def _file(folder: Path, name: str, extensions: Sequence[str]) -> Path:
         raise SkipSampleError("unsafe image name", name)
     if len(extensions) == 1:
         return folder / (name + extensions[0])
-    try:
-        return next(path for extension in extensions if (path := folder / (name + extension)).is_file())
-    except (StopIteration, OSError):  # OSError: the name is too long for a file
-        raise SkipSampleError("missing image", name) from None
+    for extension in extensions:
+        if is_file(path := folder / (name + extension)):
+            return path
+    raise SkipSampleError("missing image", name)
 
 
 def tars_of_list(location: Path, list_file: Path) -> list[Path]:

@@ -13,30 +13,36 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from seed_jax.errors import UserError
-from seed_jax.files import check_regular, walk_files
-from seed_jax.images import EXTENSIONS
+from seed_jax.files import check_regular, check_size, walk_files
+from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSlice:
-    """An image inside a larger file: `size` bytes from `offset`, base64-encoded if `base64` is set."""
+    """An image or text inside a larger file: `size` bytes from `offset`, base64-encoded if `base64` is set."""
 
     path: Path
     offset: int
     size: int
     base64: bool = False
 
-    def read_bytes(self) -> bytes:
-        """Return the bytes of the image; OSError if the file is too short or the slice is not base64."""
+    def read_bytes(self, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return the content.
+
+        Raises:
+            UserError: the slice is larger than `max_bytes`.
+            OSError: the file is too short, or the slice is not base64.
+        """
+        check_size(self.size, max_bytes, f"a part of {self.path}")
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read(self.size)
         if len(data) < self.size:
-            raise OSError(f"{self.path} ends within an image")
+            raise OSError(f"{self.path} ends within a part that is to be read")
         try:
             return base64.b64decode(data, validate=True) if self.base64 else data
         except binascii.Error as error:
-            raise OSError(f"an image in {self.path} is not base64 ({error})") from error
+            raise OSError(f"a part of {self.path} is not base64 ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,11 +122,9 @@ def plain_files(tar: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _url(tar: Path, member: tarfile.TarInfo) -> str | None:
-    if member.size > MAX_TEXT_BYTES:
-        return None
     try:
-        content = parse_json(FileSlice(tar, member.offset_data, member.size).read_bytes())
-    except (OSError, ValueError):
+        content = parse_json(FileSlice(tar, member.offset_data, member.size).read_bytes(MAX_TEXT_BYTES))
+    except (OSError, ValueError, UserError):
         return None
     url = content.get("url") if isinstance(content, dict) else None
     return url if isinstance(url, str) else None

@@ -1,4 +1,4 @@
-"""The synthetic world: synthetic scenes with known content, rendered as images and described in text.
+"""The synthetic world: scenes with known content, rendered as images and described in text.
 
 Every sample is a function of its task, seed and index, so data never has to be downloaded or stored:
 

@@ -13,7 +13,7 @@ from seed_jax.errors import UserError
 from tests.data.sources.samples import Reds
 from tests.fuzz.readers import READERS, open_at
 
-SOURCE_READERS = [reader for reader in READERS if reader.name.startswith("source ")]
+SOURCE_READERS = [reader for reader in READERS if reader.open]
 OPTIONS = {"max_skipped": SkipLimit(fraction=1.0), "progress": False, "workers": 1, "shard_size": 2}
 
 
@@ -31,7 +31,7 @@ def test_records_and_dropped_samples_are_all_input_samples(reader, tmp_path):
             seeds[number % len(seeds)].write_bytes(reader.mutate(contents[number % len(seeds)], rng, contents))
         filters = ImageFilters(**ORIGINAL_FILTERS) if number % 2 else ImageFilters()
         try:
-            source = open_at(*reader.read.args, seeds[0], **reader.read.keywords)
+            source = reader.open(seeds[0])
             samples = sum(source.count(file) for file in source.files)
             if samples > 100:  # a description of scenes may ask for a billion
                 continue

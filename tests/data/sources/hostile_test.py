@@ -11,6 +11,7 @@ import pytest
 from seed_jax.data.sources import SOURCES, open_source
 from seed_jax.data.sources.tar_groups import groups
 from seed_jax.errors import UserError
+from seed_jax.files import MAX_TEXT_BYTES
 from tests.data.sources.samples import all_samples, png, reasons, tar
 from tests.fuzz.bombs import BOMBS
 
@@ -71,3 +72,12 @@ def test_one_value_in_many_rows_is_read_row_by_row(tmp_path):
     pq.write_table(rows, tmp_path / "a.parquet")
     samples = all_samples(open_source("parquet", [tmp_path / "a.parquet"]))
     assert [sample.items for sample in samples] == [(png(1), "x")] * 40
+
+
+def test_a_text_in_a_tar_is_of_limited_size(tmp_path):
+    """Parsed JSON takes up to twenty times the memory of its text."""
+    (tmp_path / "seeds.json").write_text('[["0", ["1"]], ["1", ["1"]]]')
+    members = {f"{n}/1_{number}.jpg": png(n) for n in (0, 1) for number in (0, 1)}
+    prompts = {"0/prompt.json": b'{"edit": "hat"}', "1/prompt.json": b'{"edit": "hat"}' + b" " * MAX_TEXT_BYTES}
+    source = open_source("edits", [tmp_path / "seeds.json"], images=tar(tmp_path / "a.tar", members | prompts))
+    assert reasons(all_samples(source)) == [None, "no instruction"]
