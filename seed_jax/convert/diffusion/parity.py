@@ -56,7 +56,7 @@ def export_report(model: str | Path, out: str | Path, *, forward: bool = True) -
 
 
 def _open_model(directory: str | Path) -> tuple[str, Mapping[str, Any]]:
-    """Return the description of a decoder's kind, and its parameters; training workdirs hold them below other collections."""
+    """Return the description of a decoder's kind, and the parameters to draw with."""
     loaded = model_dir.open_lazily(directory, kinds.DECODERS)
     return kinds.ModelKind(loaded.kind).description, model_dir.decoder_params(loaded.params)
 
