@@ -4,6 +4,7 @@ Each runs in a directory that holds nothing but the notebook; the miniature that
 others, whose `MODELS` names it.
 """
 
+import argparse
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import nbclient
 import nbformat
 import pytest
 
+from seed_jax import cli
 from tests.support import xla_flags
 
 ROOT = Path(__file__).parents[1]
@@ -116,17 +118,31 @@ def test_they_begin_alike():
         assert sum("pip" in cell.source for cell in cells(path)) == 1
 
 
-def test_commands_exist():
-    """The commands that cells run parse, as those of the pages do."""
-    from seed_jax import cli
+def test_commands_and_options_exist():
+    """The commands that cells run, and the options in the same cells, are those of the command line."""
+    commands = set()
+    for path in NOTEBOOKS:
+        for cell in cells(path):
+            named = re.findall(r'"seed_jax\.cli",\s*"(\w+)"', cell.source)
+            if not named and '"seed_jax.cli", *' in cell.source:
+                named = re.findall(r'command = \["(\w+)"', cell.source)
+            commands |= set(named)
+            known = {option for name in named for option in options_of(name)}
+            if named:
+                used = set(re.findall(r'"(--[a-z][a-z-]*)"', cell.source))
+                assert used <= known, (path.name, used - known)
+    assert {"fetch", "doctor", "data", "eval", "export"} <= commands <= set(cli.COMMANDS)
 
-    commands = {
-        command
-        for path in NOTEBOOKS
-        for cell in cells(path)
-        for command in re.findall(r'"seed_jax\.cli",\s*"(\w+)"', cell.source)
-    }
-    assert {"fetch", "doctor", "data", "eval"} <= commands <= set(cli.COMMANDS)
+
+def options_of(command: str) -> set[str]:
+    """Return the options of a command and of its subcommands."""
+    parsers, options = [cli.build_parser(command)], set()
+    while parsers:
+        for action in parsers.pop()._actions:
+            options |= set(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+    return options
 
 
 def test_outputs_are_kept():

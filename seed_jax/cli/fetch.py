@@ -41,9 +41,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     importing.add_argument(
         "--verify",
         choices=("tensors", "full", "none"),
-        default="tensors",
         help="with --import: compare every tensor with the files and, with full, the outputs of both models, which "
-        "needs PyTorch and the memory of the model in float32 (default: %(default)s)",
+        "needs PyTorch and the memory of the model in float32 (default: tensors)",
     )
     listing = parser.add_argument_group("listing")
     listing.add_argument("--list", action="store_true", help="list what can be fetched, or all that is known of NAMEs")
@@ -74,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     manifest = load_manifest(args.manifest) if args.manifest else load_manifest()
     if args.json and not args.list:
         raise UserError("--json belongs to --list: add --list.")
+    if args.verify and not args.importing:
+        raise UserError("--verify belongs to --import: add --import.")
     if args.list:
         _list(manifest, args.names, args.json)
         return 0

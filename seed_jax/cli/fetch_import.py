@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from seed_jax.errors import UserError
+from seed_jax.hub.download import DOWNLOADS, Options, fetch
 from seed_jax.hub.manifest import Artefact, Bundle, Manifest
 from seed_jax.sizes import format_size
 
 ROLES = {"model": "language_model", "tokenizer": "image_tokenizer", "decoder": "decoder"}
-DOWNLOADS = "downloads"
 STAGING = ".importing"
 LOCK = ".import.lock"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # read by PyTorch
@@ -72,7 +72,7 @@ def fetch_and_import(manifest: Manifest, args: argparse.Namespace) -> int:
                 print(f"{part.out}: complete")
         _fetch(manifest, missing, args)
         for part in missing:
-            _import(part, args.to, args.verify)
+            _import(part, args.to, args.verify or "tensors")
         shutil.rmtree(args.to / STAGING, ignore_errors=True)
         if bundle is not None and "model" in bundle.parts:
             _write_bundle(args.to, bundle)
@@ -100,8 +100,6 @@ def _parts(manifest: Manifest, names: list[str], to: Path) -> tuple[Bundle | Non
 
 
 def _fetch(manifest: Manifest, parts: list[Part], args: argparse.Namespace) -> None:
-    from seed_jax.hub.download import Options, fetch
-
     if not parts:
         return
     artefacts = manifest.resolve([part.artefact.name for part in parts])

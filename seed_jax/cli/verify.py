@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-EXIT_DIFFERENT = 1
+from seed_jax.cli.conversion_options import EXIT_DIFFERENT
+
 REPORT = Path("official_parity.md")
 
 

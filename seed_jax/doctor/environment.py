@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 from packaging.requirements import Requirement
+
+from seed_jax.hub.manifest import load_manifest
 
 GIB = 2**30
 DISTRIBUTION = "seed-jax"
@@ -41,15 +44,15 @@ def _group(requirements: list[Requirement], extra: str) -> dict[str, Any]:
     for requirement in requirements:
         if not holds(requirement, extra) or (extra and holds(requirement, "")):
             continue
-        found = version(requirement.name)
-        if found is None or any(version(name) is None for name in _of_extras(requirement)):
+        present = version(requirement.name)
+        if present is None or any(version(name) is None for name in _of_extras(requirement)):
             missing.append(
                 f"{requirement.name}{'[' + ','.join(requirement.extras) + ']' if requirement.extras else ''}"
             )
             continue
-        installed[requirement.name] = found
-        if not requirement.specifier.contains(found, prereleases=True):
-            unsupported.append(f"{requirement.name} {found}, expected {requirement.specifier}")
+        installed[requirement.name] = present
+        if not requirement.specifier.contains(present, prereleases=True):
+            unsupported.append(f"{requirement.name} {present}, expected {requirement.specifier}")
     return {"installed": installed, "missing": sorted(set(missing)), "unsupported": unsupported}
 
 
@@ -71,19 +74,17 @@ def _of_extras(requirement: Requirement) -> list[str]:
 
 def devices() -> dict[str, Any]:
     """Describe JAX's devices, or the error that starting a backend gave."""
-    import jax  # deferred: a broken accelerator plug-in must not hide the versions
-
     try:
-        found = jax.devices()
+        global_devices = jax.devices()
     except RuntimeError as error:
         return {"count": 0, "error": str(error)}
     local = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
     return {
-        "count": len(found),
+        "count": len(global_devices),
         "local": len(local),
-        "platform": found[0].platform,
-        "kind": found[0].device_kind,
+        "platform": global_devices[0].platform,
+        "kind": global_devices[0].device_kind,
         "memory_bytes": limits[0],
         "processes": jax.process_count(),
     }
@@ -114,7 +115,8 @@ def network() -> dict[str, Any]:
     from huggingface_hub import constants, get_token
 
     result = {"endpoint": constants.ENDPOINT, "reachable": False, "token": bool(get_token())}
-    address = f"{constants.ENDPOINT}/AILab-CVC/seed-tokenizer-2/resolve/main/tokenizer_config.json"
+    repository = load_manifest().artefacts["seed-text-tokenizer"].sources[0].where
+    address = f"{constants.ENDPOINT}/{repository}/resolve/main/tokenizer_config.json"
     try:
         response = httpx.head(address, timeout=NETWORK_TIMEOUT_S, follow_redirects=True)
     except httpx.HTTPError as error:

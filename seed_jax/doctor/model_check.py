@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -19,6 +20,7 @@ from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.language_model import read_references
+from seed_jax.inference.memory_plan import tree_bytes
 from seed_jax.lfs import lfs_pointer
 from seed_jax.models.diffusion import DECODERS, StableDiffusionConfig, UnclipConfig
 from seed_jax.models.language_models import read_sizes
@@ -47,7 +49,7 @@ class ModelCheck:
     Attributes:
         directory: as given, or as a bundle names it.
         kind: of the model; None where that cannot be read.
-        tensors: number of parameters that were read.
+        tensors: number of its parameters.
         bytes: their size.
         findings: what is missing or damaged; empty for a complete directory.
     """
@@ -83,33 +85,35 @@ def check_model(directory: str | Path) -> list[ModelCheck]:
 
 def _check_one(directory: Path) -> ModelCheck:
     folder, config = model_dir.read_config(directory)
-    findings, tensors, size = list(_pointers(directory)), 0, 0
+    damage = [Finding(str(directory), problem) for problem in _damage(directory)]
+    findings, tensors, size = [*_pointers(directory), *damage], 0, 0
     try:
         opened = model_dir.open_lazily(directory)
         expected = _abstract_params(opened)
         if expected is not None:
             model_dir.check_tree(opened.variables["params"], expected, str(directory))
-        # Every value is read: this finds files that are missing, cut short or unreadable.
         leaves: dict[str, Any] = flatten_dict(opened.params, sep="/")
-        for name, leaf in leaves.items():
-            tensors, size = tensors + 1, size + leaf.dtype.itemsize * int(np.prod(leaf.shape))
-            findings += _check_tensor(f"{model_dir.params_path(directory)}", name, leaf)
+        tensors, size = len(leaves), tree_bytes(opened.params)
+        if not damage:
+            findings += _not_finite(model_dir.params_path(directory), leaves)
     except UserError as error:
         findings.append(Finding(str(directory), str(error)))
-    findings += [Finding(str(directory), problem) for problem in verify(directory).problems]
     findings += _check_files(folder, config)
     return ModelCheck(str(directory), config["kind"], tensors, size, tuple(findings))
 
 
-def _check_tensor(path: str, name: str, leaf: Any) -> Iterator[Finding]:
-    remedy = "copy or import the model again"
+def _damage(directory: Path) -> list[str]:
     try:
-        value = np.asarray(leaf[...])
-    except Exception as error:  # tensorstore raises several types
-        yield Finding(path, f"the tensor {name} cannot be read ({str(error).splitlines()[0]}): {remedy}.")
-        return
-    if value.dtype.kind in "fV" and not np.isfinite(value.astype(np.float32)).all():
-        yield Finding(path, f"the tensor {name} holds NaN or infinity: {remedy}, or take an earlier checkpoint.")
+        return verify(directory).problems
+    except UserError:  # there is nothing to read: opening the model reports what is missing
+        return []
+
+
+def _not_finite(path: Path, leaves: dict[str, Any]) -> Iterator[Finding]:
+    for name, leaf in leaves.items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf[...]).all():
+            problem = f"the tensor {name} holds NaN or infinity: take an earlier checkpoint, or import the model again."
+            yield Finding(str(path), problem)
 
 
 def _check_files(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:

@@ -30,11 +30,10 @@ from seed_jax.convert.tokenizer.official_export import open_official
 from seed_jax.convert.tokenizer.official_import import with_vit
 from seed_jax.errors import UserError
 from seed_jax.files import write_text
-from seed_jax.hub.download import RECORD, read_record
+from seed_jax.hub.download import DOWNLOADS, RECORD, read_record
 from seed_jax.inference.language_model import read_references
 
 _LAYOUTS = {ModelKind.LLAMA: LLAMA, ModelKind.OPT: OPT}
-DOWNLOADS = "downloads"  # of `seed-jax fetch --import`, beside the parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ def verify_official(model: str | Path) -> OfficialReport:
     """Compare every part of a model with PyTorch in float32; needs PyTorch and transformers, and memory for both.
 
     Args:
-        model: bundle or model directory of an imported LLaMA, image tokenizer or unCLIP decoder.
+        model: bundle, or model directory of an imported LLaMA, OPT, image tokenizer or decoder.
 
     Raises:
         UserError: the model is of another kind, or was not imported.
@@ -79,8 +78,9 @@ def verify_official(model: str | Path) -> OfficialReport:
     reports, files = {}, []
     for part in parts:
         _, config = model_dir.read_config(part)
-        sources = _sources(part, config.get("provenance", {}), Path(model))
-        reports[str(part)] = _compare(part, config["kind"], sources)
+        provenance = config.get("provenance", {})
+        sources = _sources(part, provenance, Path(model))
+        reports[str(part)] = _compare(part, config["kind"], sources, provenance.get("variant"))
         files += _recorded_files(sources)
     return OfficialReport(reports, tuple(dict.fromkeys(files)))
 
@@ -99,22 +99,20 @@ def _sources(part: Path, provenance: dict[str, Any], model: Path) -> dict[str, P
 
     A model that was moved with its downloads finds them by their last two names.
     """
-    found = {}
+    sources = {}
     for key in ("from", "adapter", "quantizer", "vit", "qformer", "codebook"):
-        if not provenance.get(key) or provenance[key] == "None":
+        if not provenance.get(key):
             continue
         named = Path(provenance[key])
         roots = (model / DOWNLOADS, part.parent / DOWNLOADS)
         nearby = [root / Path(*named.parts[-count:]) for root in roots for count in (1, 2)]
         place = next((path for path in (named, *nearby) if path.exists()), None)
         if place is not None:
-            found[key] = place
-    if provenance.get("variant"):
-        found["variant"] = Path(provenance["variant"])
-    return found
+            sources[key] = place
+    return sources
 
 
-def _compare(part: Path, kind: str, sources: dict[str, Path]) -> ParityReport:
+def _compare(part: Path, kind: str, sources: dict[str, Path], variant: str | None) -> ParityReport:
     if kind in _LAYOUTS:
         layout = _LAYOUTS[ModelKind(kind)]
         if "from" in sources:
@@ -126,14 +124,15 @@ def _compare(part: Path, kind: str, sources: dict[str, Path]) -> ParityReport:
         return _compare_tokenizer(part, sources)
     if kind in DECODERS:
         if "from" in sources:
-            variant = str(sources["variant"]) if "variant" in sources else None
             return decoder_parity.import_report(sources["from"], part, variant=variant)
         with _temporary(part) as directory:
             export = export_unclip if kind == ModelKind.UNCLIP else export_stable_diffusion
             export(part, directory)
             return decoder_parity.export_report(part, directory)
     supported = "a LLaMA, an OPT, an image tokenizer, a decoder or a bundle of them"
-    raise UserError(f"{part} holds a model of kind {kind!r}, which has no PyTorch restatement here: give {supported}.")
+    raise UserError(
+        f"{part} holds a model of kind {kind!r}, which there is no PyTorch implementation of: give {supported}."
+    )
 
 
 def _compare_tokenizer(part: Path, sources: dict[str, Path]) -> ParityReport:
@@ -162,9 +161,9 @@ def _temporary(part: Path) -> Iterator[Path]:
 def _recorded_files(sources: dict[str, Path]) -> list[str]:
     """Return table rows of the files that `seed-jax fetch` recorded."""
     rows = []
-    for key, place in sources.items():
+    for place in sources.values():
         directory = place if place.is_dir() else place.parent
-        if key == "variant" or not (directory / RECORD).is_file():
+        if not (directory / RECORD).is_file():
             continue
         for name, entry in read_record(directory)["files"].items():
             if name.endswith((".bin", ".pt", ".pth", ".safetensors", ".ckpt", ".model")):

@@ -8,6 +8,7 @@ import seed_jax
 from seed_jax.doctor import environment, traps
 from seed_jax.doctor.environment import CORE, DEVELOPMENT, GIB
 from seed_jax.doctor.model_check import ModelCheck
+from seed_jax.inference.memory_plan import device_memory
 from seed_jax.inference.quantization_choice import RELEASED, released_choices
 
 _VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HUB_OFFLINE", "LD_LIBRARY_PATH")
@@ -32,7 +33,7 @@ def collect(*, network: bool = False, fit: bool = True) -> dict[str, Any]:
     if network:
         report["network"] = environment.network()
     if fit and devices["count"]:
-        report["fits"] = _fits(devices, report["machine"])
+        report["fits"] = _fits(devices["platform"])
     return report
 
 
@@ -41,9 +42,8 @@ def healthy(report: dict[str, Any]) -> bool:
     return bool(report["devices"]["count"]) and not report["packages"].get(CORE, {}).get("missing")
 
 
-def _fits(devices: dict[str, Any], machine: dict[str, Any]) -> list[dict[str, Any]]:
-    limit = devices["memory_bytes"] or (machine["ram_bytes"] if devices["platform"] == "cpu" else None)
-    dtype = "float32" if devices["platform"] == "cpu" else "bfloat16"
+def _fits(platform: str) -> list[dict[str, Any]]:
+    limit, dtype = device_memory(), "float32" if platform == "cpu" else "bfloat16"
     return [
         {
             "model": name,

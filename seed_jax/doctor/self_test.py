@@ -185,7 +185,7 @@ def _whole_run(precision: str) -> Measured:
             f"{STEPS} training steps",
             float(sum(not math.isfinite(loss) for loss in losses)),
             0.0,
-            (f"losses not finite; losses {', '.join(f'{loss:.4f}' for loss in losses)}"),
+            f"losses not finite; losses {', '.join(f'{loss:.4f}' for loss in losses)}",
         )
         shutil.rmtree(workdir / "checkpoints" / str(STEPS))
         train(config, workdir)

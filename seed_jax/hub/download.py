@@ -28,6 +28,7 @@ from seed_jax.lfs import lfs_pointer
 from seed_jax.sizes import format_size
 
 RECORD = "fetched.json"
+DOWNLOADS = "downloads"  # where `seed-jax fetch --import` keeps what it fetched, below the bundle
 PARTIAL = ".partial"
 LOCK = ".fetch.lock"
 _FORMAT = 1

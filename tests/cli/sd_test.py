@@ -38,6 +38,8 @@ def test_reports_pass(model, exported):
     for part in ("unet", "vae", "text_encoder"):  # each compared by its output
         assert f"| {part} |" in report
     assert "FAILED" not in report
+    assert "seed-jax import sd --from out --out DIR" in (exported / "README.md").read_text()
+    assert not (exported / "load_in_pytorch.py").exists()
 
 
 def test_the_export_loads_strictly_and_silently_in_diffusers(exported, caplog):

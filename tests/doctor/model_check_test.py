@@ -60,7 +60,11 @@ def test_damaged_parameters_are_named(copy):
     largest = max((copy / "llama/params").rglob("*"), key=lambda path: path.stat().st_size)
     with largest.open("r+b") as file:
         file.truncate(largest.stat().st_size // 2)
+    assert "its SHA-256 differs" in findings(copy / "llama")
+    (copy / "llama/checksums.json").unlink()
     assert "cannot be read" in findings(copy / "llama")
+    shutil.rmtree(copy / "llama/params")
+    assert "no parameters" in findings(copy / "llama")
 
 
 def test_values_that_are_not_finite_are_named(tmp_path):

@@ -100,6 +100,8 @@ def write_unclip(
                 library="diffusers",
                 pipeline="image-to-image",
                 load=f'from diffusers import {PIPELINE}\n\npipeline = {PIPELINE}.from_pretrained(".")',
+                import_arguments=f"unclip --from {Path(out).name}",
+                script=True,
             )
 
 
@@ -139,6 +141,8 @@ def export_stable_diffusion(
             pipeline="text-to-image",
             load=f"from diffusers import {STABLE_DIFFUSION_PIPELINE}\n\n"
             f'pipeline = {STABLE_DIFFUSION_PIPELINE}.from_pretrained(".")',
+            import_arguments=f"sd --from {Path(out).name}",
+            script=False,  # it needs the unCLIP decoder
         )
 
 

@@ -30,6 +30,12 @@ _LOAD = {
     "adapter": "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
     'base = AutoModelForCausalLM.from_pretrained("BASE_MODEL")\nmodel = PeftModel.from_pretrained(base, ".")',
 }
+# Arguments of `seed-jax import` that convert an export back.
+_IMPORT = {
+    "merged": "{kind} --from {name}",
+    "peft": f"{{kind}} --from {{name}}/{BASE} --adapter {{name}}/{ADAPTER}",
+    "adapter": "{kind} --from BASE_MODEL --adapter {name}",
+}
 
 
 def export_language_model(
@@ -79,6 +85,7 @@ def export_language_model(
             library="transformers" if form == "merged" else "peft",
             pipeline="text-generation",
             load=_LOAD[form],
+            import_arguments=_IMPORT[form].format(kind=layout.kind, name=Path(out).name),
             script=layout.has_script and form == "merged",
         )
     if not source.files:

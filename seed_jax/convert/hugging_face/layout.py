@@ -30,7 +30,7 @@ class OpenedModel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceLayout:
-    """The layout of one architecture; `convert/llama/layout.py` and `convert/opt/layout.py` hold the instances.
+    """The layout of one architecture; the instances are `llama.hf_export.LLAMA` and `opt.hf_export.OPT`.
 
     Attributes:
         kind: of the model directory.

@@ -133,7 +133,7 @@ def _add_metadata(writer: Any, config: LlamaConfig, source: LanguageModelSource,
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_layers)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_heads)
+    writer.add_rope_dimension_count(config.head_size)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_head_count(config.num_heads)
     writer.add_head_count_kv(config.num_kv_heads)

@@ -2,20 +2,34 @@
 
 import importlib.resources
 import json
+import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import seed_jax
+from seed_jax.checkpoint import model_dir
+from seed_jax.checkpoint.kinds import DECODERS, ModelKind
 from seed_jax.convert.model_card.facts import ModelFacts, artefact, read_facts, read_results
+from seed_jax.errors import UserError
 from seed_jax.files import write_text
+from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 
 README = "README.md"
 SCRIPT, TOKENIZER_MODULE = "load_in_pytorch.py", "seed_tokenizer_pytorch.py"
 MARK = "<!-- written by seed_jax -->"  # a README without it is the user's own and is kept
 # Identifiers of the Hub; anything else is "other".
 _HUB_LICENCES = ("apache-2.0", "mit", "llama2", "openrail++", "creativeml-openrail-m")
+# Kinds that PyTorch's formats exist for -> subcommand of `seed-jax export`.
+_EXPORTS = {
+    ModelKind.LLAMA: "llama",
+    ModelKind.OPT: "opt",
+    ModelKind.IMAGE_TOKENIZER: "tokenizer",
+    ModelKind.UNCLIP: "unclip",
+    ModelKind.STABLE_DIFFUSION: "sd",
+}
 BIBTEX = """@article{ge2023planting,
   title={Planting a SEED of Vision in Large Language Model},
   author={Ge, Yuying and Ge, Yixiao and Zeng, Ziyun and Wang, Xintao and Shan, Ying},
@@ -32,7 +46,15 @@ BIBTEX = """@article{ge2023planting,
 
 
 def write_export_card(
-    folder: Path, model: str | Path, *, title: str, library: str, pipeline: str, load: str, script: bool = True
+    folder: Path,
+    model: str | Path,
+    *,
+    title: str,
+    library: str,
+    pipeline: str,
+    load: str,
+    import_arguments: str | None,
+    script: bool,
 ) -> None:
     """Write the README.md of an exported folder and, with `script`, `load_in_pytorch.py`.
 
@@ -43,6 +65,7 @@ def write_export_card(
         library: that loads the folder, for the metadata.
         pipeline: task tag of the Hub, for the metadata.
         load: Python code that loads the folder.
+        import_arguments: of `seed-jax import`, which convert the folder back; None where that is not possible.
         script: whether the folder is a part of a SEED-LLaMA that the script runs.
     """
     sections = {"Load it in PyTorch": _code(load, "python")}
@@ -52,7 +75,8 @@ def write_export_card(
             f"\n\n`{SCRIPT}` runs the whole chain (image, codes, answer, image) on three exported folders:\n\n"
             + _code(f'python {SCRIPT} LLAMA_DIR TOKENIZER_DIR UNCLIP_DIR cat.jpg "Please draw this again."', "bash")
         )
-    sections["Convert it back to JAX"] = _code(_import_command(library, folder), "bash")
+    if import_arguments is not None:
+        sections["Convert it back to JAX"] = _code(f"seed-jax import {import_arguments} --out DIR", "bash")
     write_text(folder / README, _card(title, library, pipeline, [read_facts(model)], sections))
 
 
@@ -67,6 +91,7 @@ def write_bundle_card(directory: Path, parts: Sequence[Path]) -> None:
     if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
     name = directory.resolve().name
+    facts = [read_facts(part) for part in parts]
     sections = {
         "Use it here": _code(
             f"seed-jax chat --model {name} --out images\n"
@@ -80,15 +105,8 @@ def write_bundle_card(directory: Path, parts: Sequence[Path]) -> None:
             'answer = model.ask("What is this?", ["cat.jpg"])',
             "python",
         ),
-        "Export it to PyTorch": _code(
-            f"seed-jax export llama --model LANGUAGE_MODEL --out {name}_llama\n"
-            f"seed-jax export tokenizer --model IMAGE_TOKENIZER --out {name}_tokenizer\n"
-            f"seed-jax export unclip --model DECODER --out {name}_unclip",
-            "bash",
-        )
-        + f"\n\nwith the directories below; each export has a `{SCRIPT}`.",
+        "Export it to PyTorch": _export_section(directory, facts),
     }
-    facts = [read_facts(part) for part in parts]
     write_text(path, _card(f"SEED-LLaMA: {name}", "seed-jax", "any-to-any", facts, sections, read_results(directory)))
 
 
@@ -98,12 +116,35 @@ def copy_script(folder: Path, name: str) -> None:
     write_text(folder / name, source.read_text(encoding="utf-8"))
 
 
-def _import_command(library: str, folder: Path) -> str:
-    kind = {"diffusers": "unclip", "transformers": "llama"}.get(library)
-    name = folder.name.strip(".").removesuffix(".tmp")  # the folder is still a temporary one
-    if kind is None:
-        return f"seed-jax import tokenizer --quantizer {name}/seed_quantizer.safetensors --out DIR"
-    return f"seed-jax import {kind} --from {name} --out DIR"
+def _export_section(directory: Path, facts: Sequence[ModelFacts]) -> str:
+    """Return the export commands of a bundle's parts, and which parts PyTorch's formats cannot hold."""
+    root, name = directory.resolve().parent, directory.resolve().name
+    commands, notes = {}, []
+    for fact in facts:
+        kind = _EXPORTS.get(ModelKind(fact.kind))
+        if reason := _not_exportable(fact):
+            notes.append(f"`{fact.directory.name}` cannot be exported: {reason}.")
+        elif kind is not None:
+            model = os.path.relpath(fact.directory.resolve(), root)
+            # A trained unCLIP decoder has no image encoder, which PyTorch's pipeline needs.
+            encoder = " --image-encoder DIFFUSERS_DIR" if kind == "unclip" and fact.training else ""
+            commands[kind] = f"seed-jax export {kind} --model {shlex.quote(model)}{encoder} --out {name}_{kind}"
+    if commands.keys() == {"llama", "tokenizer", "unclip"}:
+        notes.append(f"Each export has a `{SCRIPT}`, which runs the whole chain.")
+    return "\n\n".join([*([_code("\n".join(commands.values()), "bash")] if commands else []), *notes])
+
+
+def _not_exportable(fact: ModelFacts) -> str | None:
+    """Return why PyTorch's formats cannot hold a model, or None."""
+    if fact.kind == ModelKind.IMAGE_TOKENIZER:
+        try:
+            config = SeedTokenizerConfig.from_dict(fact.sizes, str(fact.directory))
+        except UserError:
+            return "its sizes are damaged"
+        return None if config.vit.has_eva_layout else "the official files have no names for its ViT, which is CLIP's"
+    if fact.kind in DECODERS and not (model_dir.read_config(fact.directory)[0] / "vocab.json").is_file():
+        return "it has no text tokenizer, which PyTorch's pipeline needs"
+    return None
 
 
 def _card(

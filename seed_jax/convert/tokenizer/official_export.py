@@ -32,11 +32,13 @@ from seed_jax.files import new_directory, write_json
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from seed_jax.models.tokenizer.text_branch import TextBranchConfig
+from seed_jax.models.tokenizer.vit import VitConfig
 from seed_jax.precision import as_dtype
 from seed_jax.typing import Tree
 
 VitPlace = Literal["inside", "beside", "none"]
 SIZES = "seed_tokenizer.json"  # for the PyTorch implementation
+QUANTIZER_FILE = "seed_quantizer"
 VIT_FILE, STAGE1_FILE, STAGE2_FILE = "eva_vit_g", "causal_qformer", "seed_tokenizer"
 # The tensors of SEED-1's stage I file; all others belong to stage II.
 _STAGE1_NAMES = re.compile(r"(Qformer|ln_vision|vision_proj|text_proj|itm_head)\..*|query_tokens|temp")
@@ -89,37 +91,65 @@ def export_tokenizer(
     official = open_official(model)
     with new_directory(out) as folder:
         written = _write_files(folder, official, as_dtype(dtype), vit, formats)
-        _write_card(folder, model, official, with_vit_and_safetensors=vit != "none" and "safetensors" in formats)
+        files = {path.stem: path.name for path in written[formats[0]]}
+        _write_card(folder, model, official, files, name=Path(out).name, has_vit=vit != "none")
     return {name: [Path(out) / path.name for path in paths] for name, paths in written.items()}
 
 
 def _write_card(
-    folder: Path, model: str | Path, official: OfficialTokenizer, *, with_vit_and_safetensors: bool
+    folder: Path, model: str | Path, official: OfficialTokenizer, files: dict[str, str], *, name: str, has_vit: bool
 ) -> None:
-    """Write the sizes, the model card and, for a tokenizer of SEED-2's form, its PyTorch implementation."""
-    files = sorted(path.name for path in folder.iterdir())
-    load = 'import torch\n\nstate = torch.load("%s", weights_only=True)  # for the original code'
+    """Write the sizes, the model card and, for a tokenizer of SEED-2's form, its PyTorch implementation.
+
+    Args:
+        folder: being written.
+        model: that is exported.
+        official: its tensors.
+        files: stem -> name of the written files of one format, safetensors where there are such.
+        name: that the folder gets.
+        has_vit: whether the ViT was written.
+    """
     config, script = official.config, False
+    main = next(file for stem, file in files.items() if stem != VIT_FILE)
+    is_safetensors = main.endswith(".safetensors")
     if config is not None:
         write_json(folder / SIZES, config.to_dict())
-        script = with_vit_and_safetensors and config.head == "mlp" and not config.predicts_text
+        script = has_vit and is_safetensors and config.head == "mlp" and not config.predicts_text
     if script:
         copy_script(folder, TOKENIZER_MODULE)
-    module = TOKENIZER_MODULE.removesuffix(".py")
-    pickles = [name for name in files if name.endswith((".pt", ".pth"))]
+        load = f'from {TOKENIZER_MODULE.removesuffix(".py")} import Tokenizer\n\ntokenizer = Tokenizer(".")'
+    elif is_safetensors:
+        load = f'from safetensors.torch import load_file\n\nstate = load_file("{main}")'
+    else:
+        load = f'import torch\n\nstate = torch.load("{main}", weights_only=True)  # for the original code'
     write_export_card(
         folder,
         model,
         title="SEED image tokenizer",
         library="seed-jax",
         pipeline="image-feature-extraction",
-        load=f'from {module} import Tokenizer\n\ntokenizer = Tokenizer(".")'
-        if script
-        else load % pickles[0]
-        if pickles
-        else f'from safetensors.torch import load_file\n\nstate = load_file("{files[0]}")',
+        load=load,
+        import_arguments=config and _import_arguments(config, files, name, has_vit=has_vit),
         script=script,
     )
+
+
+def _import_arguments(config: SeedTokenizerConfig, files: dict[str, str], name: str, *, has_vit: bool) -> str:
+    """Return the arguments of `seed-jax import` that read exported files."""
+    if config.predicts_text:
+        arguments = f"tokenizer --seed1 --qformer {name}/{files[STAGE1_FILE]} --codebook {name}/{files[STAGE2_FILE]}"
+    else:
+        arguments = f"tokenizer --quantizer {name}/{files[QUANTIZER_FILE]}"
+    if VIT_FILE in files:
+        arguments += f" --vit {name}/{files[VIT_FILE]}"
+    elif not has_vit:
+        arguments += " --vit eva_vit_g.pth"
+    stated, released = _heads(config), _heads(SeedTokenizerConfig())
+    return arguments + "".join(f" --{part}-heads {heads}" for part, heads in stated.items() if heads != released[part])
+
+
+def _heads(config: SeedTokenizerConfig) -> dict[str, int]:
+    return {"vit": config.vit.blocks.heads, "qformer": config.qformer.heads, "decoder": config.decoder.heads}
 
 
 def open_exported(paths: Sequence[Path]) -> TensorDict:
@@ -143,15 +173,13 @@ def open_official(directory: str | Path) -> OfficialTokenizer:
         )
     params = model.variables["params"]
     if model.kind == ModelKind.QFORMER:
-        table = image_text_table(ImageTextConfig.from_dict(model.config.get("sizes", {}), model.config_path))
+        stage1 = ImageTextConfig.from_dict(model.config.get("sizes", {}), model.config_path)
+        _check_vit(stage1.vit, directory)
+        table = image_text_table(stage1)
         return OfficialTokenizer(to_torch_tensors(table, params, str(directory)), None, None)
     config = SeedTokenizerConfig.from_dict(model.config.get("sizes", {}), model.config_path)
     model_dir.check_tree(params, abstract_params(config), str(directory))
-    if config.vit.pre_norm or not config.vit.patch_bias or config.vit.blocks.key_bias:
-        raise UserError(
-            f"{directory} has a ViT of CLIP's form (pre-norm, no patch bias), as the quickstart's tokenizer has, for "
-            "which the official files have no names: only tokenizers with EVA's ViT can be exported."
-        )
+    _check_vit(config.vit, directory)
     collections = ("params", "retrieval", "text_branch")
     variables = {name: model.variables[name] for name in collections if name in model.variables}
     table = _variables_table(config, variables, model.config, model.config_path)
@@ -163,6 +191,14 @@ def open_official(directory: str | Path) -> OfficialTokenizer:
         tensors |= open_tensors(model.directory / EXTRAS)
     tensors |= to_torch_tensors(table, variables, str(directory))
     return OfficialTokenizer(TensorDict(tensors, str(directory)), config, params)
+
+
+def _check_vit(vit: VitConfig, directory: str | Path) -> None:
+    if not vit.has_eva_layout:
+        raise UserError(
+            f"{directory} has a ViT of CLIP's form (pre-norm, no patch bias), as the quickstart's tokenizer has, for "
+            "which the official files have no names: only tokenizers with EVA's ViT can be exported."
+        )
 
 
 def _variables_table(
@@ -190,7 +226,7 @@ def _write_files(
             return STAGE1_FILE
         if seed1:
             return STAGE1_FILE if _STAGE1_NAMES.fullmatch(name) else STAGE2_FILE
-        return "seed_quantizer"
+        return QUANTIZER_FILE
 
     files: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in tensors.items():

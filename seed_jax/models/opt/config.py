@@ -36,9 +36,14 @@ class OptConfig(DecoderOnlyConfig):
         if not self.word_embed_size:
             object.__setattr__(self, "word_embed_size", self.hidden_size)
         for field in dataclasses.fields(self):
-            least = 0 if field.name in ("num_codes", "code_width") else 1e-12
-            if field.type is not bool and getattr(self, field.name) < least:
-                raise UserError(f"An OPT's {field.name} must be positive: found {getattr(self, field.name)}.")
+            value, of_codes = getattr(self, field.name), field.name in ("num_codes", "code_width")
+            if field.type is not bool and (value < 0 or (value == 0 and not of_codes)):
+                raise UserError(f"An OPT's {field.name} must be positive: found {value}.")
+        if bool(self.num_codes) != bool(self.code_width):
+            raise UserError(
+                f"An OPT has code vectors of some width, or none: found num_codes {self.num_codes} and code_width "
+                f"{self.code_width}."
+            )
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"An OPT's hidden_size must be divisible by num_heads: found {self.hidden_size} and {self.num_heads}."

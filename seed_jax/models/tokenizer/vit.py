@@ -49,6 +49,11 @@ class VitConfig:
             )
 
     @property
+    def has_eva_layout(self) -> bool:
+        """Whether it has the layers of EVA, for which alone the official files of SEED have names."""
+        return self.patch_bias and not self.pre_norm and not self.blocks.key_bias
+
+    @property
     def grid(self) -> int:
         """Number of patches along a side."""
         return self.image_size // self.patch_size

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
 from seed_jax.checkpoint import model_dir
+from seed_jax.cli import main
 from seed_jax.convert.llama.hf_export import export_llama
 from seed_jax.convert.model_card.card import BIBTEX, MARK, README
 from seed_jax.convert.model_card.facts import origins, read_facts
@@ -13,6 +15,7 @@ from seed_jax.data.shards import manifest
 from seed_jax.doctor import cases
 from seed_jax.hub.download import RECORD
 from seed_jax.inference.language_model import update_bundle_card, write_bundle
+from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from tests.support.pages import ROOT
 
 
@@ -63,6 +66,27 @@ def test_a_bundle_has_a_card_and_keeps_the_users_own(trained, tmp_path):
     path.write_text("# Mine\n")
     update_bundle_card(tmp_path / "bundle")
     assert path.read_text() == "# Mine\n"
+
+
+def test_a_card_names_the_command_that_imports_the_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"sizes": cases.TOKENIZER.to_dict()}
+    model_dir.save(tmp_path / "model", "seed_tokenizer", sizes, cases.tokenizer_params())
+    assert main(["export", "tokenizer", "--model", "model", "--out", "out", "--format", "safetensors"]) == 0
+    command = re.search(r"^seed-jax (import .*)$", (tmp_path / "out" / README).read_text(), re.M)[1]
+    assert main(shlex.split(command)) == 0
+    _, config = model_dir.read_config("DIR")
+    assert config["sizes"] == sizes["sizes"]
+
+
+def test_a_bundle_names_what_cannot_be_exported(trained, tmp_path):
+    sizes = {"sizes": SeedTokenizerConfig.small().to_dict()}  # with CLIP's ViT, as the quickstart trains it
+    model_dir.save(tmp_path / "tokenizer", "seed_tokenizer", sizes, None)
+    write_bundle(tmp_path / "bundle", language_model=trained, image_tokenizer=tmp_path / "tokenizer")
+    text = (tmp_path / "bundle" / README).read_text()
+    assert "seed-jax export llama --model sft --out bundle_llama" in text
+    assert "`tokenizer` cannot be exported" in text
+    assert "seed-jax export tokenizer" not in text
 
 
 def test_what_is_not_known_is_not_stated(tmp_path):

@@ -47,6 +47,7 @@ def test_import_export_and_generation(tmp_path):
     for name, array in original.items():
         assert (written[name].dtype, written[name].tobytes()) == (array.dtype, array.tobytes()), name
     assert open_opt(tmp_path / "out").config == GOLDEN
+    assert "seed-jax import opt --from out --out DIR" in (tmp_path / "out/README.md").read_text()
 
     generator, expected = Generator.load(tmp_path / "model"), recorded()
     prompt = expected["prompt"][0].tolist()
@@ -100,6 +101,7 @@ def test_adapters_travel_through_peft_and_reports_pass(tmp_path, capsys):
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "FAILED" not in capsys.readouterr().out
     config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert "seed-jax import opt --from out/base --adapter out/adapter --out" in (tmp_path / "out/README.md").read_text()
     assert set(config["target_modules"]) == {"q_proj", "out_proj", "fc1"}
     assert {"embed_tokens", "lm_head"} <= set(config["modules_to_save"])
     # The adapter's copies of the tied table fit together, or the model could not be read.

@@ -75,6 +75,11 @@ def test_import_and_export_of_files_are_bit_identical(tmp_path, form):
             assert (written[name].dtype, written[name].tobytes()) == (array.dtype, array.tobytes()), name
     provenance = json.loads((tmp_path / "model/config.json").read_text())["provenance"]
     assert provenance["codebook"] == str(sources[1])
+    suffix = "safetensors" if form == "safetensors" else "pth"
+    files = f"--qformer out/causal_qformer.{suffix} --codebook out/seed_tokenizer.{suffix} --vit out/eva_vit_g.{suffix}"
+    command = f"seed-jax import tokenizer --seed1 {files} {' '.join(HEAD_OPTIONS)} --out DIR"
+    assert command in (tmp_path / "out/README.md").read_text()
+    assert not (tmp_path / "out/load_in_pytorch.py").exists()
 
 
 def test_images_become_codes_and_codes_become_text_features(tmp_path):
