@@ -1,5 +1,6 @@
 """Bit rot is an error where it is read, and never another model; damaged checkpoints fall back to the one before."""
 
+import gc
 import random
 import shutil
 from pathlib import Path
@@ -19,6 +20,15 @@ from seed_jax.errors import UserError
 
 META = {"architecture": {"hidden": 8}}
 FLIPS = [5, pytest.param(120, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap():
+    """A damaged read ends with a garbage collection: among the objects of a whole test session it takes seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def flip(path: Path, rng: random.Random) -> None:
