@@ -128,7 +128,7 @@ def measure_choices(args: argparse.Namespace) -> None:
 
 
 def measure_fid(args: argparse.Namespace) -> None:
-    """Run `fid-once` in a process of its own."""
+    """Run `fid-once` in a separate process."""
     from benchmarks.peaks import measure
 
     run = measure([sys.executable, __file__, "fid-once"])

@@ -37,7 +37,6 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
     config = base(QuickstartConfig)
     config.stages = _teacher_stages() if variant == "teacher" else _stages()
     if variant.startswith("seed1"):
-        config.system = "seed1"
         config.stages = _seed1_stages()
     if variant == "teacher":
         config.world.update(captions=32_000, crowded=10_000)

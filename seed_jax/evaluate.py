@@ -54,6 +54,8 @@ def run(
         UserError: bad options, unusable data or model, or a directory with another run.
     """
     parsed, tasks = parse_config(config)
+    if "://" in str(out):
+        raise UserError(f"{out} is no local directory, which evaluations need for what they write: name one.")
     unknown = [name for name in only if name not in tasks]
     if unknown:
         raise UserError(f"The config has no task {unknown[0]}: expected some of {', '.join(tasks)}.")

@@ -7,6 +7,7 @@ after saving; 76 the run hangs, lost a host, or finds its workdir in use: start 
 """
 
 import ast
+import functools
 import logging
 import re
 import sys
@@ -51,29 +52,25 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """
     # JAX is imported here, so that errors in flags and configs are reported without waiting for it.
     from seed_jax.quickstart.config import STAGE as RECIPE
-    from seed_jax.train import loop
     from seed_jax.train.config.evaluation import STAGE as EVALUATION
-    from seed_jax.train.stages import registry
 
-    if config.get("stage") == EVALUATION:
+    stage = config.get("stage")
+    if stage == EVALUATION:
         from seed_jax import evaluate
 
-        logging.info("Workdir: %s", workdir)
-        distributed.initialize()  # the hosts split the samples
-        evaluate.run(config, str(workdir))
-        return
-
-    if config.get("stage") == RECIPE:
+        start = functools.partial(evaluate.run, config, str(workdir))  # the hosts split the samples
+    elif stage == RECIPE:
         from seed_jax.quickstart import recipe
 
-        logging.info("Workdir: %s", workdir)
-        distributed.initialize()
-        recipe.run(config, str(workdir))
-        return
-    parsed = registry.parse_config(config)
+        start = functools.partial(recipe.run, config, str(workdir))
+    else:
+        from seed_jax.train import loop
+        from seed_jax.train.stages import registry
+
+        start = functools.partial(loop.train, registry.parse_config(config), workdir)
     logging.info("Workdir: %s", workdir)
     distributed.initialize()  # before any backend is used; does nothing on a single host
-    loop.train(parsed, workdir)
+    start()
 
 
 def set_up_log() -> None:

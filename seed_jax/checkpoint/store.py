@@ -57,15 +57,18 @@ class Store:
         workdir: a local folder or a bucket (`gs://...`). Unfinished checkpoints in it are removed.
         keep_last: how many of the newest checkpoints are kept.
         keep_every: also keep the checkpoints of every multiple of this many steps.
+
+    Attributes:
+        preserved_step: a step whose checkpoint is also kept.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_last: int = 3, keep_every: int | None = None):
         remote = "://" in str(workdir) or not isinstance(workdir, str | Path)
         self.directory = (epath.Path(workdir) if remote else Path(workdir).absolute()) / CHECKPOINTS
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.preserved_step: int | None = None
         self._remove_unfinished()
-        self._preserved_step: Callable[[], int | None] = lambda: None
-        preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep_last), _OneStep(self)]
+        preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep_last), _PreservedStep(self)]
         if keep_every:
             preserved.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(preserved))
@@ -76,14 +79,6 @@ class Store:
         self._has_failed = False
         logging.getLogger("absl").addFilter(_without_tracebacks)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
-
-    def preserve(self, step: Callable[[], int | None]) -> None:
-        """Keep the checkpoint of the step that `step` returns when others are deleted."""
-        self._preserved_step = step
-
-    @property
-    def preserved_step(self) -> int | None:
-        return self._preserved_step()
 
     def _remove_unfinished(self) -> None:
         for path in sorted(self.directory.iterdir()):
@@ -237,16 +232,15 @@ def _without_tracebacks(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-class _OneStep(policies.PreservationPolicy):
-    """Preserve the step that the store is told to."""
+class _PreservedStep(policies.PreservationPolicy):
+    """Preserve the store's `preserved_step`."""
 
     def __init__(self, store: Store):
         self._store = store
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        kept = self._store.preserved_step
-        return [checkpoint.step == kept for checkpoint in checkpoints]
+        return [checkpoint.step == self._store.preserved_step for checkpoint in checkpoints]
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:

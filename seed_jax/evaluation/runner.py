@@ -180,7 +180,7 @@ def load_run(directory: Path, find_task: Callable[[str], Task]) -> TaskRun:
     """
     stored = read_json(directory / RUN, "give the directory of a task of `seed-jax eval`")
     if "data" not in stored:
-        raise UserError(f"{directory / RUN} does not say where the data is: run the task again.")
+        raise UserError(f"{directory / RUN} does not name the data: run the task again.")
     paths = {name: stored["data"].get(name) for name in ("data", "annotations", "questions", "images", "wordnet")}
     data = DataOptions(
         **{name: None if value is None else Path(value) for name, value in paths.items()},  # pyright: ignore

@@ -74,27 +74,21 @@ class MeasureOptions(Section):
         yield from not_positive(self, "samples", "drawings", "free", "batch")
 
 
-SYSTEMS = ("seed1", "seed2")
-
-
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig(Section):
     """Options of a recipe.
 
     Attributes:
         stage: "recipe".
-        system: "seed2", or "seed1": codes predict text states, Stable Diffusion draws, and the language model is an OPT
-            that captions and draws.
         seed: of the data and of every stage.
         teacher: directory of pretrained networks (`T/teacher` of the variant `teacher`); "" for those of the package.
         tokenizer: variants of the image tokenizer.
         world: number of training samples.
         evaluate: number of samples to measure.
-        stages: name -> options of an ordinary stage.
+        stages: name -> options of an ordinary stage; which stages there are decides on the recipe.
     """
 
     stage: str = STAGE
-    system: str = "seed2"
     seed: int = 42
     teacher: str = ""
     tokenizer: TokenizerOptions = TokenizerOptions()
@@ -102,8 +96,14 @@ class QuickstartConfig(Section):
     evaluate: MeasureOptions = MeasureOptions()
     stages: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def is_seed1(self) -> bool:
+        """Whether codes predict text states, Stable Diffusion draws, and an OPT captions and draws."""
+        return "pretrain_opt" in self.stages
+
     def problems(self) -> Problems:
-        yield from not_one_of(self, system=SYSTEMS)
+        if self.is_seed1 and (self.tokenizer.codes != TokenizerOptions.codes or not self.tokenizer.contrastive):
+            yield "tokenizer", "changes codes or contrastive, which SEED-1's recipe cannot: take the variant world"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,7 +122,7 @@ def build_image_shards(corpus: Corpus, config: QuickstartConfig) -> None:
         write_bytes(corpus.examples / f"{index:02}.png", image)
     texts = _vocabulary_texts(config.seed)
     bert.train_small(texts, _BERT_SIZE).save(corpus.bert_vocabulary)
-    if config.system == "seed1":
+    if config.is_seed1:
         corpus.clip_vocabulary.mkdir(exist_ok=True)
         ClipVocabulary.train_small(texts).save(corpus.clip_vocabulary)
 
@@ -133,7 +133,7 @@ def build_language_shards(corpus: Corpus, config: QuickstartConfig, tokenizer: P
     texts = _vocabulary_texts(config.seed)
     train_small(texts, corpus.vocabulary, vocab_size=_PIECES, num_codes=loaded.config.num_codes)
     encoder = BatchImageEncoder(loaded)
-    for task in ("captions",) if config.system == "seed1" else TASKS:
+    for task in ("captions",) if config.is_seed1 else TASKS:
         description = corpus.write_description(task, config, task=task, count=getattr(config.world, task))
         _build([description], corpus.tokenized(task), encoder)
 

@@ -111,7 +111,7 @@ class Pipeline:
     def _generate(self, prompts: Sequence[Sequence[Segment]], params: SamplingParams) -> list[tuple[Segment, ...]]:
         if self.generator is None:
             raise ValueError("The workdir has no language model.")
-        if self.style == SEED1_STYLE:  # a request beside an image has a prefix of its own
+        if self.style == SEED1_STYLE:  # the style itself words the request beside an image
             prompts = [[part for part in prompt if isinstance(part, ImageSegment)] or prompt for prompt in prompts]
         ids = [build_prompt([Message(USER, prompt)], self.style, self.generator.vocabulary) for prompt in prompts]
         padded = [ids[index] for index in self._padded_indices(len(ids))]

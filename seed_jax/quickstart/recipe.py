@@ -57,7 +57,8 @@ def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | Pa
         UserError: bad options, or a workdir that was begun with other options.
     """
     options = parse(QuickstartConfig, config)
-    recipe = TeacherTraining if "reader" in options.stages else RECIPES[options.system]
+    seed_recipe = Seed1Quickstart if options.is_seed1 else Quickstart
+    recipe = TeacherTraining if "reader" in options.stages else seed_recipe
     directory = workdirs.resolve(workdir)
     if not isinstance(directory, Path):
         raise UserError(f"--workdir {workdir} is in a bucket: the quickstart needs a local directory.")
@@ -259,10 +260,6 @@ class Seed1Quickstart(Quickstart):
     def pretrain(self) -> None:
         paths = {"data.vocabulary": self.corpus.vocabulary, "model.code_vectors": self.workdir / "codebook"}
         self.train("pretrain_opt", self.corpus.language_mixture("pretrain_opt"), paths)
-
-
-# `system` -> recipe
-RECIPES: dict[str, type[Quickstart]] = {"seed1": Seed1Quickstart, "seed2": Quickstart}
 
 
 class TeacherTraining(Recipe):

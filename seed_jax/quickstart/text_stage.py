@@ -140,7 +140,7 @@ class TextTeacherStage(Stage[TextTeacherConfig]):
 
         vision = clip.import_vision(self.config.model.vision)[1]
         return {
-            **jax.jit(init, out_shardings=own)(key),
+            **sharding.jit_init(init, out_shardings=own)(key),
             VISION: jax.tree.map(jax.device_put, vision, shardings[VISION]),
         }
 

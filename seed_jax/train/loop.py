@@ -104,10 +104,8 @@ def _train(
             logging.info("Trained parameters:\n%s", overview)
         workdirs.write_run(workdir, config, stage)
         best = BestTracker(config, workdir, first_step)
-        has_ended = bool(first_step) and data_has_ended(batches)
-        if first_step == config.steps or has_ended or best.stopped_at is not None:
-            reason = "steps that the data lasts for are done" if has_ended else "steps are done"
-            logging.info("All %d %s already.", first_step, reason)
+        if first_step == config.steps or data_has_ended(batches) or best.has_run_out:
+            logging.info("The run has ended already, after step %d of %d.", first_step, config.steps)
             preemption.saving_from_now_on()
             return merge(state.trained, frozen)
 
@@ -126,8 +124,7 @@ def _train(
         )
         stack.enter_context(contextlib.closing(writer))
         progress = Progress(config, stage, mesh, writer, goodput, restored_step=first_step)
-        checkpointer.report_to(progress)
-        checkpointer.keep_best(best)
+        checkpointer.start(progress, best)
         profiler = stack.enter_context(contextlib.closing(Profiler(config.profile.range, workdir)))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(60.0 * config.watchdog.hung_minutes)))
         evaluators = (*stage.evaluators(), *task_evaluators(config, stage, workdir))
@@ -140,36 +137,41 @@ def _train(
         for step in range(first_step + 1, config.steps + 1):
             with progress.waiting_for_data():
                 rows = next(batches)
+                is_last = step == config.steps or data_has_ended(batches)
             for hook in hooks:
                 hook.before_step(step)
             state, metrics = step_fn(state, frozen, sharding.shard_batch(rows, batch_sharding, stage.batch_size))
             is_stopping = preemption.is_reached(step)
-            is_last = step == config.steps or data_has_ended(batches)
             result = StepResult(step, state, frozen, metrics, is_last, is_stopping)
             for hook in hooks:
                 hook.after_step(result)
             watchdog.beat(step)  # a long save is no hang
-            if is_last:
+            if is_last or best.has_run_out:
                 break
             if is_stopping:
                 checkpointer.store.wait()
                 logging.warning("SIGTERM: saved step %d; run the same command again to resume.", step)
                 raise SystemExit(EXIT_PREEMPTED)
-            if best.has_run_out:
-                logging.info("%s has not improved since step %s: the run ends early.",
-                             config.checkpoint.keep_best, best.best_step)  # fmt: skip
-                break
         progress.flush()
-        if int(state.step) < config.steps and not best.has_run_out:
-            logging.warning(
-                "The data ended after step %d of %d: every sample of every component's `cycles` is trained and the "
-                "last step is saved. The learning rate was scheduled for all %d steps: set steps=%d to let it end too.",
-                int(state.step),
-                config.steps,
-                config.steps,
-                int(state.step),
-            )
+        _report_early_end(int(state.step), config, best)
     return merge(state.trained, frozen)
+
+
+def _report_early_end(step: int, config: TrainConfig, best: BestTracker) -> None:
+    if step == config.steps:
+        return
+    if best.has_run_out:
+        metric = config.checkpoint.keep_best
+        logging.info("%s has not improved since step %s: the run ends early.", metric, best.best_step)
+        return
+    logging.warning(
+        "The data ended after step %d of %d: every sample of every component's `cycles` is trained and the last step "
+        "is saved. The learning rate was scheduled for all %d steps: set steps=%d to let it end too.",
+        step,
+        config.steps,
+        config.steps,
+        step,
+    )
 
 
 @contextlib.contextmanager

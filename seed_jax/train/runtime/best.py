@@ -1,6 +1,6 @@
 """Which evaluation was the best so far: its checkpoint is kept, and without improvement the run ends early.
 
-best.json   the metric, every evaluation of it, and the step of the best; `stopped_at` of a run that ended early
+best.json   the metric, every evaluation of it, and the step of the best
 """
 
 import json
@@ -29,10 +29,7 @@ class BestTracker:
         self._metric, self._mode = config.checkpoint.keep_best, config.checkpoint.mode
         self._patience = config.evaluate.patience
         self._path = workdir / BEST
-        stored = self._read()
-        self._history = [tuple(entry) for entry in stored.get("history", []) if entry[0] <= step]
-        is_stopped = self.has_run_out and stored.get("stopped_at") == step
-        self.stopped_at: int | None = step if is_stopped else None
+        self._history = [tuple(entry) for entry in self._read().get("history", []) if entry[0] <= step]
 
     def _read(self) -> dict[str, Any]:
         if not self._metric or not self._path.exists():
@@ -98,16 +95,14 @@ class BestTracker:
             self._history.pop()
         self._history.append((step, value))
 
-    def write(self, stopped_at: int | None = None) -> None:
+    def write(self) -> None:
         """Write `best.json`, after the checkpoint that it names."""
         if not self._metric or jax.process_index():
             return
-        self.stopped_at = stopped_at or self.stopped_at
         content = {
             "metric": self._metric,
             "mode": self._mode,
             "step": self.best_step,
-            "stopped_at": self.stopped_at,
             "history": [list(entry) for entry in self._history],
         }
         if not self._path.exists() or json.loads(self._path.read_text()) != content:

@@ -22,10 +22,9 @@ from seed_jax.typing import Tree
 
 
 class CheckpointSchedule:
-    """Which steps to save: every so many steps, every so many minutes, and the last."""
+    """Which steps to save: every so many steps and every so many minutes."""
 
     def __init__(self, config: TrainConfig):
-        self._last_step = config.steps
         self._every_steps = config.checkpoint.every_steps
         self._every_minutes = config.checkpoint.every_minutes
         self._check_clock_every = config.log_every
@@ -33,7 +32,7 @@ class CheckpointSchedule:
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step`; all hosts get the same answer."""
-        due = step == self._last_step or step % self._every_steps == 0 or self._time_is_up(step)
+        due = step % self._every_steps == 0 or self._time_is_up(step)
         if due:
             self._saved_at = time.monotonic()
         return due
@@ -88,29 +87,24 @@ class Checkpointer(Hook):
         step = jax.device_put(np.int32(checkpoint.step), abstract.state.step.sharding)
         return TrainState(step, trained, checkpoint.optimizer), frozen
 
-    def report_to(self, progress: Progress) -> None:
-        """Account for the time of saving in `progress`."""
-        self._progress = progress
-
-    def keep_best(self, best: BestTracker) -> None:
-        """Also save the best evaluations and the end of a run without improvement, and keep the best."""
-        self._best = best
-        self.store.preserve(lambda: best.best_step)
+    def start(self, progress: Progress, best: BestTracker) -> None:
+        """Account for the time of saving in `progress`; save and keep the best evaluations."""
+        self._progress, self._best = progress, best
 
     def after_step(self, result: StepResult) -> None:
+        assert self._progress is not None
+        assert self._best is not None
         self.store.check()
-        best = self._best
-        is_best = best is not None and best.best_step == result.step
-        is_end = best is not None and best.has_run_out
-        if self._schedule.is_due(result.step) or result.is_last or result.is_stopping or is_best or is_end:
-            assert self._progress is not None
+        is_best = self._best.best_step == result.step
+        is_end = result.is_last or result.is_stopping or self._best.has_run_out
+        if self._schedule.is_due(result.step) or is_best or is_end:
             self._progress.flush()  # a run resumed from here will not report this step again
+            self.store.preserved_step = self._best.best_step
             with self._progress.saving(result.step):
                 self.save(result)
-            if best is not None:
-                if is_best:
-                    self.store.wait()  # best.json names finished checkpoints only
-                best.write(stopped_at=result.step if is_end and not result.is_last else None)
+            if is_best:
+                self.store.wait()  # best.json names finished checkpoints only
+            self._best.write()
 
     def save(self, result: StepResult) -> None:
         """Start writing a checkpoint."""

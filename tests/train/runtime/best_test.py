@@ -72,10 +72,11 @@ def test_a_run_without_improvement_ends_early_and_stays_ended(tmp_path):
     train(tmp_path, steps=6, **KEEP_BEST, **{"evaluate.patience": 2})
     assert evaluated(tmp_path) == [1, 2, 3, 4]
     assert steps(tmp_path) == [2, 4]
-    stopped = json.loads((tmp_path / "best.json").read_text())
-    assert stopped["stopped_at"] == 4
-    train(tmp_path, scores=(), steps=6, **KEEP_BEST, **{"evaluate.patience": 2})
-    assert evaluated(tmp_path) == [1, 2, 3, 4]
+    for patience in (2, 1):
+        train(tmp_path, scores=(), steps=6, **KEEP_BEST, **{"evaluate.patience": patience})
+        assert evaluated(tmp_path) == [1, 2, 3, 4]
+    train(tmp_path, scores=(6.0, 5.0), steps=6, **KEEP_BEST, **{"evaluate.patience": 3})
+    assert evaluated(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_one_epoch_trains_every_sample_saves_and_ends(shards, tmp_path, caplog):
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(last)]
         assert f"data ended after step {last} of {STEPS}" in caplog.text
         loop.train(config, tmp_path)
-    assert f"All {last} steps that the data lasts for are done" in caplog.text
+    assert f"ended already, after step {last} of {STEPS}" in caplog.text
     assert losses(tmp_path).keys() == set(range(1, last + 1))
 
 
