@@ -68,7 +68,6 @@ EXTRAS["test"] = [
     *EXTRAS["ui"],
     "playwright>=1.50,<2",  # the slow lane drives the chat page in the system's Chromium
     *DECODER,
-    *SERVE,
     "openai>=3.3,<4",  # the client that the server is tested with
     "schemathesis>=4.20,<5",  # fuzzes the server by its own OpenAPI document
     # Exact: an open range makes pip fetch the CUDA build, several gigabytes.

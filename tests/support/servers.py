@@ -1,4 +1,4 @@
-"""`seed-jax serve` in a process of its own, with a tiny SEED-LLaMA."""
+"""`seed-jax serve` in a separate process, with a tiny SEED-LLaMA."""
 
 import contextlib
 import dataclasses
@@ -47,12 +47,12 @@ class ServerProcess:
 
     Args:
         log: file for what it prints.
-        words: arguments of `seed-jax serve`.
+        arguments: of `seed-jax serve`.
         environment: additional variables.
     """
 
-    def __init__(self, log: Path, *words: object, **environment: str):
-        command = [sys.executable, "-m", "seed_jax.cli", "serve", "--port", "0", *map(str, words)]
+    def __init__(self, log: Path, *arguments: object, **environment: str):
+        command = [sys.executable, "-m", "seed_jax.cli", "serve", "--port", "0", *map(str, arguments)]
         variables = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
