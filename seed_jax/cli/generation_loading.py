@@ -15,8 +15,13 @@ from seed_jax.inference.memory_plan import Workload
 from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
 
 
-def load_config(args: argparse.Namespace) -> LoadConfig:
-    """Return which models to load; what the options leave open is taken from the model's config.json."""
+def load_config(args: argparse.Namespace, *, use_decoder: bool = True) -> LoadConfig:
+    """Return which models to load; what the options leave open is taken from the model's config.json.
+
+    Args:
+        args: parsed arguments.
+        use_decoder: whether an image decoder may be loaded.
+    """
     config = LoadConfig(
         model=args.model,
         tokenizer=args.tokenizer,
@@ -25,6 +30,7 @@ def load_config(args: argparse.Namespace) -> LoadConfig:
         dtype=args.dtype,
         quantize=args.quantize,
         quantize_vit=args.quantize_vit,
+        use_decoder=use_decoder,
     )
     return config.resolve()
 

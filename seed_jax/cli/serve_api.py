@@ -12,7 +12,6 @@ from seed_jax.cli.generation_loading import load_config
 from seed_jax.errors import UserError
 from seed_jax.inference import memory_plan
 from seed_jax.inference.generation.sampling_params import SamplingParams
-from seed_jax.inference.memory_plan import SlotPoolSize
 from seed_jax.inference.seed_llama import LoadConfig
 from seed_jax.models.language_models import read_sizes
 from seed_jax.serving.engine.config import EngineConfig
@@ -50,9 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if args.media_dir is not None:
         limit = memory_plan.parse_size(args.media_limit)
         store = MediaStore(args.media_dir, expiry_s=args.media_expiry, max_bytes=limit)
-    config = load_config(args)
-    if args.no_decoder:
-        config = LoadConfig(**{**vars(config), "decoder": None})
+    config = load_config(args, use_decoder=not args.no_decoder)
     clip = _open_clip(args)
     check_memory(args, config, engine)
     logging.info("loading %s ...", config.model)
@@ -84,21 +81,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_memory(args: argparse.Namespace, config: LoadConfig, engine: EngineConfig) -> None:
-    """Print the memory plan if it is tight or asked for, and refuse to load what does not fit on the first device."""
+    """Report the memory plan on request or if it is tight, and refuse to load what does not fit on the first device."""
     folder, described = model_dir.read_config(config.model, LANGUAGE_MODELS)
     where = str(folder / model_dir.CONFIG)
     length = engine.max_model_len or read_sizes(described["kind"], described.get("sizes", {}), where).max_length
-    blocks = engine.prefix_cache_blocks
-    if blocks is None:
-        blocks = engine.num_slots * -(-length // engine.prefill_chunk) // 2
-    pool = SlotPoolSize(engine.num_slots, length, engine.prefill_chunk, blocks, engine.max_beams)
-    plan = memory_plan.plan_directories(config, pool, num_images=args.encode_batch)
-    limit = memory_plan.parse_size(args.memory) if args.memory else memory_plan.device_memory()
-    if args.memory_plan or not plan.fits_comfortably(limit):
-        lines = "\n  ".join(plan.lines())
-        logging.info("Memory plan for %d slots of %d tokens:\n  %s", engine.num_slots, length, lines)
+    pool = engine.pool_size(length)
+    plan = memory_plan.plan_directories(config, pool, num_images=args.encode_batch, num_drawn=args.draw_batch)
+    plan.report(f"{pool.slots} slots of {pool.length} tokens", args.memory, show=args.memory_plan)
     if args.tensor_parallel == 1:  # shards of the language model are not planned
-        plan.check(limit)
+        plan.check(memory_plan.available_memory(args.memory))
 
 
 def _mesh(tensor_parallel: int) -> Mesh | None:

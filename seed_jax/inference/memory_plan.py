@@ -135,6 +135,17 @@ class MemoryPlan:
         """Return whether the plan takes so little of `limit` bytes that it need not be reported."""
         return limit is None or self.peak <= COMFORTABLE_FRACTION * limit
 
+    def report(self, workload: str, limit: str | None, *, show: bool) -> None:
+        """Log the plan on request, or if it is tight.
+
+        Args:
+            workload: what it is the plan for.
+            limit: memory such as "16GiB"; None takes the device's.
+            show: log it in any case.
+        """
+        if show or not self.fits_comfortably(available_memory(limit)):
+            logging.info("Memory plan for %s:\n  %s", workload, "\n  ".join(self.lines()))
+
     def check(self, limit: int | None) -> None:
         """Raise UserError if the peak exceeds `limit` bytes; None accepts any plan."""
         if limit is not None and self.peak > limit:
@@ -156,6 +167,7 @@ def plan_memory(
     quantize_vit: str | None = None,
     num_images: int = 1,
     decoder: DecoderConfig | None = None,
+    num_drawn: int = 1,
 ) -> MemoryPlan:
     """Plan the memory of a language model, and of an image tokenizer and a decoder if they are given.
 
@@ -168,6 +180,7 @@ def plan_memory(
         quantize_vit: quantization of its ViT's kernels.
         num_images: images that are encoded at a time.
         decoder: sizes of the decoder.
+        num_drawn: images that are drawn at a time.
     """
     weights = tree_bytes(llama_weights(llama, precision, quantize))
     if isinstance(workload, SlotPoolSize):
@@ -183,7 +196,7 @@ def plan_memory(
         temporary["encoding images"] = encode_bytes(tokenizer, num_images)
     if decoder is not None:
         resident["decoder"] = tree_bytes(decoder_weights(decoder, precision))
-        temporary["drawing"] = draw_bytes(decoder)
+        temporary["drawing"] = draw_bytes(decoder, num_drawn)
     return plan
 
 
@@ -229,13 +242,16 @@ def plan_slots(
     return MemoryPlan(resident, temporary, remedy)
 
 
-def plan_directories(config: LoadConfig, workload: Workload | SlotPoolSize, *, num_images: int = 0) -> MemoryPlan:
+def plan_directories(
+    config: LoadConfig, workload: Workload | SlotPoolSize, *, num_images: int = 0, num_drawn: int = 1
+) -> MemoryPlan:
     """Plan the memory of model directories, of which only `config.json` is read.
 
     Args:
         config: the models.
         workload: the largest batch, or the slots of a serving engine.
         num_images: images that are encoded at a time; without images and decoder, no image tokenizer is loaded.
+        num_drawn: images that are drawn at a time.
     """
     tokenizer = None
     if config.tokenizer is not None and (num_images > 0 or config.decoder is not None):
@@ -255,6 +271,7 @@ def plan_directories(config: LoadConfig, workload: Workload | SlotPoolSize, *, n
         quantize_vit=config.quantize_vit,
         num_images=num_images,
         decoder=decoder,
+        num_drawn=num_drawn,
     )
 
 
@@ -282,11 +299,8 @@ def check_directories(
     """
     planned = dataclasses.replace(config, decoder=config.decoder if draws else None)
     plan = plan_directories(planned, workload, num_images=num_images)
-    size = parse_size(limit) if limit else device_memory()
-    if show or not plan.fits_comfortably(size):
-        lines = "\n  ".join(plan.lines())
-        logging.info("Memory plan for prompts of up to %d tokens:\n  %s", workload.prompt_length, lines)
-    plan.check(size)
+    plan.report(f"prompts of up to {workload.prompt_length} tokens", limit, show=show)
+    plan.check(available_memory(limit))
 
 
 def _read_sizes(directory: Path, kind: str | Sequence[str]) -> tuple[str, dict[str, Any], str]:
@@ -327,19 +341,24 @@ def encode_bytes(config: SeedTokenizerConfig, num_images: int) -> int:
     return 4 * max(num_images, 1) * activations + _dequantized_bytes(vit.width, vit.mlp_width)
 
 
-def draw_bytes(config: DecoderConfig) -> int:
-    """Return the larger of the autoencoder's last resolution and the guided UNet's first one, for one image."""
+def draw_bytes(config: DecoderConfig, num_images: int = 1) -> int:
+    """Return the larger of the autoencoder's last resolution, of one image, and the guided UNet's first one, of all."""
     vae, unet = config.vae, config.unet
     pixels, latents = config.image_size**2, unet.sample_size**2
     decoding = pixels * 6 * vae.block_channels[min(1, len(vae.block_channels) - 1)]
     scores = 3 * unet.num_heads[0] * min(latents, QUERY_BLOCK_SIZE) * latents
     denoising = 2 * (latents * 40 * unet.block_channels[0] + scores)
-    return 4 * max(decoding, denoising)
+    return 4 * max(decoding, num_images * denoising)
 
 
 def _dequantized_bytes(inputs: int, outputs: int) -> int:
     """Return the size of a quantized kernel in float32, where the matmul cannot dequantize it on the fly."""
     return 4 * inputs * outputs
+
+
+def available_memory(limit: str | None) -> int | None:
+    """Return a limit such as "16GiB" in bytes; without one, the memory of the first device."""
+    return parse_size(limit) if limit else device_memory()
 
 
 def device_memory() -> int | None:

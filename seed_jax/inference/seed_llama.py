@@ -46,6 +46,7 @@ class LoadConfig:
         dtype: compute dtype; by default bfloat16, on a CPU float32.
         quantize: "int8" or "int4" quantizes the language model's kernels.
         quantize_vit: "int8" or "int4" quantizes the kernels of the image tokenizer's ViT.
+        use_decoder: False leaves images as codes, whatever decoder config.json names.
     """
 
     model: Path
@@ -55,6 +56,7 @@ class LoadConfig:
     dtype: str | None = None
     quantize: str | None = None
     quantize_vit: str | None = None
+    use_decoder: bool = True
 
     def resolve(self) -> "LoadConfig":
         """Fill in what the model's config.json names, and replace a bundle by its language model; reads nothing else.
@@ -69,7 +71,7 @@ class LoadConfig:
             self,
             model=references.language_model,
             tokenizer=self.tokenizer or references.image_tokenizer,
-            decoder=self.decoder or references.decoder,
+            decoder=(self.decoder or references.decoder) if self.use_decoder else None,
             style=style,
         )
 

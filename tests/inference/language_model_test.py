@@ -1,5 +1,6 @@
 """Model directories and bundles name what belongs to a model."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
 from seed_jax.inference.language_model import read_references, write_bundle
+from seed_jax.inference.seed_llama import LoadConfig
 
 
 @pytest.fixture
@@ -41,6 +43,14 @@ def test_what_a_bundle_does_not_name_comes_from_its_language_model(parts):
     assert references.image_tokenizer.resolve() == parts / "tokenizer"
     assert references.prompt_style == "llama2"
     assert references.decoder is None
+
+
+def test_a_decoder_that_is_not_wanted_is_left_out_however_often_the_config_is_resolved(parts):
+    path = parts / "llm/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "decoder": "../decoder"}))
+    config = LoadConfig(parts / "llm")
+    assert config.resolve().resolve().decoder.resolve() == parts / "decoder"
+    assert dataclasses.replace(config, use_decoder=False).resolve().resolve().decoder is None
 
 
 def test_a_part_of_another_kind_is_refused(parts):

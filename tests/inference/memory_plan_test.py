@@ -84,6 +84,8 @@ def test_the_released_sizes_fit_into_16_gib_in_8_bits_only():
     # 6.48 G kernels of blocks and 0.17 G of the head in a byte each, as many embeddings in two bytes, and scales.
     assert quantized.resident["language model"] == pytest.approx(6.64e9 + 2 * 0.165e9, rel=0.005)
     assert quantized.resident["KV cache"] == 2048 * 2 * 32 * 4096 * 2
+    several = plan_memory(LlamaConfig.seed_8b(), half, work, quantize="int8", quantize_vit="int8", num_drawn=8, **sizes)
+    assert several.temporary["drawing"] > quantized.temporary["drawing"]
     assert quantized.resident["decoder"] == pytest.approx(2 * (870e6 + 340e6) + 4 * 84e6, rel=0.01)
     with pytest.raises(
         UserError, match=r"needs 2\d\.\d\d GiB of memory, but 16.00 GiB are available \(language model 12.68"

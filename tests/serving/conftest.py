@@ -24,11 +24,12 @@ def model(bundle):
 def server(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     (folder / "allowed").mkdir()
-    words = [
-        "--model", bundle, "--name", "tiny", "--slots", 4, "--max-queue", 4, "--encode-batch", 2, "--draw-batch", 2,
+    # One batch size of images: every further one is compiled at start; `images/workers_test.py` has batches of several.
+    arguments = [
+        "--model", bundle, "--name", "tiny", "--slots", 4, "--max-queue", 4, "--encode-batch", 1, "--draw-batch", 1,
         "--max-body", "512KiB", "--max-images", 4, "--max-beams", 2, "--allow-images-from", folder / "allowed",
     ]  # fmt: skip
-    process = ServerProcess(folder / "log", *words, SEED_JAX_API_KEY=API_KEY)
+    process = ServerProcess(folder / "log", *arguments, SEED_JAX_API_KEY=API_KEY)
     process.http.headers["Authorization"] = f"Bearer {API_KEY}"
     process.allowed = folder / "allowed"
     yield process

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace, params: SamplingParams) -> int:
     model = load_model(args, config, params, num_images=PLANNED_IMAGES, draws=config.decoder is not None)
     if model.style in SINGLE_TURN_STYLES:
         logging.info(
-            "Prompt style base: every message is answered on its own. For a model with instruction tuning give --style."
+            "Prompt style %s: every message is answered on its own. For a model with instruction tuning give --style.",
+            model.style,
         )
     conversation = Conversation(model.generator, model.style, params, as_one=args.as_one, max_history=args.history)
     terminal = Terminal(model, conversation, config, args.out)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from seed_jax.inference.chat.prompts import ASSISTANT, SINGLE_TURN_STYLES, USER, FittedPrompt, Message, fit_prompt
+from seed_jax.inference.chat.prompts import ASSISTANT, USER, fit_prompt, max_prompt_tokens, recent_messages
 from seed_jax.inference.chat.transcript import RecordedMessage, Transcript
 from seed_jax.inference.generation.batching import Request
 from seed_jax.inference.generation.generator import STREAM_CHUNK_TOKENS, Generator
@@ -96,8 +96,9 @@ class Conversation:
         """
         params = dataclasses.replace(self.sampling_params, **changes)
         message = RecordedMessage(USER, tuple(segments), tuple(images))
-        history = self._history()
-        fitted = self._fit([*history, message], params)
+        history = recent_messages(self.messages, self.max_history)
+        max_tokens = max_prompt_tokens(self.generator.config.max_length, params.max_new_tokens)
+        fitted = fit_prompt([*history, message], self.style, self.generator.vocabulary, max_tokens, as_one=self.as_one)
         num_dropped = len(self.messages) - len(history) + fitted.num_dropped
         return Turn(message, Request(fitted.ids, params), num_dropped)
 
@@ -130,14 +131,3 @@ class Conversation:
     @property
     def transcript(self) -> Transcript:
         return Transcript(tuple(self.messages), self.style)
-
-    def _history(self) -> list[RecordedMessage]:
-        """Return the earlier messages that a prompt may contain."""
-        limit = 0 if self.style in SINGLE_TURN_STYLES else self.max_history
-        return self.messages if limit is None else self.messages[max(len(self.messages) - 2 * limit, 0) :]
-
-    def _fit(self, messages: Sequence[Message], params: SamplingParams) -> FittedPrompt:
-        """Leave room for the requested answer, but for at most half of the context."""
-        context = self.generator.config.max_length
-        max_tokens = context - min(params.max_new_tokens, context // 2)
-        return fit_prompt(messages, self.style, self.generator.vocabulary, max_tokens, as_one=self.as_one)

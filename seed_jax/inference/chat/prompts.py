@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from seed_jax.data.templates.dialogue import Markers
 from seed_jax.data.templates.pretrain import SEED1_CAPTION_PREFIX, SEED1_IMAGE_PREFIX
@@ -46,6 +47,9 @@ class Message:
 
     role: str
     segments: Sequence[Segment]
+
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +113,15 @@ def fit_prompt(
 ) -> FittedPrompt:
     """Build a prompt of at most `max_tokens` tokens, dropping the oldest questions and their answers if necessary.
 
-    Messages are dropped as a whole: an image is never truncated. The system text is kept.
+    Messages are dropped as a whole: an image is never truncated. The system text is kept. Of styles without roles, only
+    the last message is used.
 
     Raises:
         UserError: the last message alone is too long.
     """
     ids = []
-    for num_dropped in range(0, len(messages), 2):
+    first = max(len(messages) - 1, 0) if style in SINGLE_TURN_STYLES else 0
+    for num_dropped in range(first, len(messages), 2):
         ids = build_prompt(messages[num_dropped:], style, vocabulary, as_one=as_one, system=system)
         if len(ids) <= max_tokens:
             return FittedPrompt(ids, num_dropped)
@@ -123,6 +129,16 @@ def fit_prompt(
         f"The last message alone has {len(ids)} tokens (an image has {vocabulary.codes_per_image + 2}), but the "
         f"context has room for {max_tokens}: shorten it, or reduce max_new_tokens."
     )
+
+
+def recent_messages(messages: Sequence[AnyMessage], max_questions: int | None) -> Sequence[AnyMessage]:
+    """Return the last `max_questions` questions and their answers; None keeps all."""
+    return messages if max_questions is None else messages[max(len(messages) - 2 * max_questions, 0) :]
+
+
+def max_prompt_tokens(context_length: int, max_new_tokens: int) -> int:
+    """Return the room for a prompt beside the requested answer, for which at most half of the context is kept free."""
+    return context_length - min(max_new_tokens, context_length // 2)
 
 
 def check_style(style: str) -> None:

@@ -4,7 +4,6 @@
 language model, for progress, or to give up. The images are the same up to float rounding.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -106,7 +105,6 @@ class StepwisePrograms:
         return decode
 
 
-@dataclasses.dataclass
 class StepwiseDrawing:
     """A batch in the making.
 

@@ -10,7 +10,7 @@ Example:
 """
 
 from seed_jax.serving.engine.config import EngineConfig
-from seed_jax.serving.engine.engine import Engine, EngineStats, Reservation
+from seed_jax.serving.engine.engine import Engine, EngineStats
 from seed_jax.serving.engine.request import (
     EngineClosedError,
     EngineDeadError,
@@ -36,7 +36,6 @@ __all__ = [
     "FinishedEvent",
     "QueueFullError",
     "RequestStream",
-    "Reservation",
     "SlowReaderError",
     "Timings",
     "TokenEvent",

@@ -1,4 +1,4 @@
-"""Beam searches beside the slots: one at a time, each as a batch of one in a thread of its own."""
+"""Beam searches beside the slots: one at a time, each as a batch of one, in a separate thread."""
 
 import collections
 import logging

@@ -3,6 +3,7 @@
 import dataclasses
 
 from seed_jax.errors import UserError
+from seed_jax.inference.memory_plan import SlotPoolSize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,15 @@ class EngineConfig:
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and number < least:
                     raise UserError(f"{field.name} is {value}, expected at least {least}.")
+
+    def pool_size(self, context_length: int) -> SlotPoolSize:
+        """Return the size of the slots for a context: whole prefill chunks each."""
+        blocks_per_slot = -(-context_length // self.prefill_chunk)
+        num_blocks = self.prefix_cache_blocks
+        if num_blocks is None:
+            num_blocks = self.num_slots * blocks_per_slot // 2
+        length = blocks_per_slot * self.prefill_chunk
+        return SlotPoolSize(self.num_slots, length, self.prefill_chunk, num_blocks, self.max_beams)
 
     def lengths_up_to(self, slot_length: int) -> tuple[int, ...]:
         """Return the lengths to compile decoding for, in ascending order; the last is that of a slot."""

@@ -93,17 +93,13 @@ class Engine:
             raise UserError(
                 f"num_slots is {config.num_slots}, expected a multiple of the mesh's {shards} batch shards."
             )
-        blocks_per_slot = -(-self.max_model_len // config.prefill_chunk)
-        num_blocks = config.prefix_cache_blocks
-        if num_blocks is None:
-            num_blocks = config.num_slots * blocks_per_slot // 2
-        self.slot_length = blocks_per_slot * config.prefill_chunk
-        pool = SlotPoolSize(config.num_slots, self.slot_length, config.prefill_chunk, num_blocks, config.max_beams)
+        pool = config.pool_size(self.max_model_len)
+        self.slot_length = pool.length
         self.memory_plan = _plan_memory(generator, pool)
         self.memory_plan.check(device_memory() if memory_limit is None else memory_limit)
         self._batcher = dataclasses.replace(generator.batcher, max_length=self.max_model_len)
         self._scheduler: Scheduler[RunningRequest] = Scheduler(config.num_slots)
-        self._prefix_cache = PrefixCache(num_blocks, config.prefill_chunk)
+        self._prefix_cache = PrefixCache(pool.prefix_cache_blocks, config.prefill_chunk)
         decode_lengths = config.lengths_up_to(self.slot_length)
         self._pool = SlotPool(generator, pool, config.decode_chunk, decode_lengths)
         self._beams = BeamWorker(generator, self._batcher, self._finish_beams)
@@ -112,7 +108,6 @@ class Engine:
         self._requests: dict[str, RunningRequest] = {}
         self._arrived: list[RunningRequest] = []
         self._has_cancelled = False
-        self._reserved = 0
         self._accepting = False
         self._stopping = False
         self._error: BaseException | None = None
@@ -146,25 +141,8 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(STOP_TIMEOUT_S)
 
-    def reserve(self) -> "Reservation":
-        """Reserve a place in the queue, before images are decoded and encoded for a request.
-
-        Raises:
-            QueueFullError: too many requests are waiting.
-            EngineClosedError: the engine does not run, or shuts down.
-            EngineDeadError: the engine failed.
-        """
-        with self._wake:
-            self._check_open()
-            self._reserved += 1
-        return Reservation(self)
-
-    def submit(self, request: EngineRequest, reservation: "Reservation | None" = None) -> RequestStream:
+    def submit(self, request: EngineRequest) -> RequestStream:
         """Queue a request.
-
-        Args:
-            request: the request.
-            reservation: from `reserve`, which the request uses up.
 
         Raises:
             UserError: the request is invalid.
@@ -174,11 +152,9 @@ class Engine:
         """
         running = self._prepare(request)
         with self._wake:
-            if reservation is not None:
-                reservation.release()
             self._check_open()
             if request.request_id in self._requests:
-                raise UserError(f"request_id {request.request_id!r} is running already: give every request its own.")
+                raise UserError(f"request_id {request.request_id!r} is running already: choose another one.")
             self._requests[request.request_id] = running
             if running.is_beam_search:
                 self._beams.submit(running)
@@ -206,15 +182,14 @@ class Engine:
         """Return the present state."""
         with self._wake:
             waiting = self._num_waiting()
-            slots = list(self._scheduler.slots)
-            used = {id(request): request for request in slots if request is not None}.values()
+            slots = self._scheduler.slots
             positions = len(slots) * self.slot_length
             return EngineStats(
                 running=len(self._requests) - waiting,
                 waiting=waiting,
                 num_slots=len(slots),
                 slots_in_use=sum(slot is not None for slot in slots),
-                kv_cache_usage=min(1.0, sum(request.num_tokens for request in used) / positions),
+                kv_cache_usage=min(1.0, sum(request.num_tokens for request in self._scheduler.running) / positions),
                 prefix_cache_queries=self._counts["queries"],
                 prefix_cache_hits=self._counts["hits"],
                 prompt_tokens=self._counts["prompt"],
@@ -244,8 +219,8 @@ class Engine:
         # The last token is computed by the first decode step, so that its block is not a prompt's block.
         rows = [Row(list(prompt), self._prefix_cache.hashes(prompt[:-1], request.cache_salt)) for prompt in prompts]
         stream = RequestStream(request.request_id, self.cancel, self.config.max_buffered_events)
-        inside = bool(self.generator.grammar.state_after(request.prompt).inside_image[0])
-        return RunningRequest(request, stream, budget, rows, vocabulary, inside)
+        grammar = self.generator.grammar.state_after(request.prompt)
+        return RunningRequest(request, stream, budget, rows, vocabulary, grammar)
 
     def _check_open(self) -> None:
         """Raise an error if the engine takes no request now; the caller holds the lock."""
@@ -253,16 +228,11 @@ class Engine:
             raise EngineDeadError("The engine failed and must be restarted.") from self._error
         if not self._accepting:
             raise EngineClosedError("The engine takes no requests: it has not been started, or shuts down.")
-        waiting, free = self._num_waiting() + self._reserved, self._scheduler.slots.count(None)
+        waiting, free = self._num_waiting(), self._scheduler.slots.count(None)
         if waiting >= self.config.max_queued_requests + free:
             # When the last waiting request gets a slot, from the mean duration of requests.
             seconds = self._mean_total_s * (1 + waiting / self.config.num_slots)
             raise QueueFullError(waiting, max(MIN_RETRY_AFTER_S, seconds))
-
-    def _release(self) -> None:
-        """Give a reserved place back."""
-        with self._wake:
-            self._reserved -= 1
 
     def _num_waiting(self) -> int:
         return len(self._arrived) + len(self._scheduler.waiting) + self._beams.num_waiting
@@ -347,10 +317,9 @@ class Engine:
         self._counts["queries"] += len(tokens)
 
     def _join(self, request: RunningRequest) -> None:
-        grammar = self.generator.grammar.state_after(request.request.prompt)
         for row in request.rows:
             params = request.request.sampling_params
-            self._pool.join(row.slot, row.tokens, grammar, params, request.max_new_tokens)
+            self._pool.join(row.slot, row.tokens, request.grammar, params, request.max_new_tokens)
             self._pool.activate(row.slot, True)
         request.joined = True
         request.mark_decoding()
@@ -434,22 +403,3 @@ def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
         batch_shards=generator.sharder.num_shards,
         tensor_shards=1 if mesh is None else mesh.shape["tensor"],
     )
-
-
-class Reservation:
-    """A place in an engine's queue; as a context manager it is given back if no request used it."""
-
-    def __init__(self, engine: Engine):
-        self._engine: Engine | None = engine
-
-    def release(self) -> None:
-        """Give the place back, once."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine._release()
-
-    def __enter__(self) -> "Reservation":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()

@@ -29,12 +29,12 @@ class PrefixCache:
     def hashes(self, tokens: Sequence[int], salt: str) -> list[bytes]:
         """Return the hash of every full block of `tokens`, with all tokens before it."""
         parent = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
-        found = []
+        hashes = []
         for end in range(self.block_size, len(tokens) + 1, self.block_size):
             block = np.asarray(tokens[end - self.block_size : end], np.int32)
             parent = hashlib.sha256(parent + block.tobytes()).digest()
-            found.append(parent)
-        return found
+            hashes.append(parent)
+        return hashes
 
     def longest(self, hashes: Sequence[bytes]) -> list[int]:
         """Return the blocks of the longest stored prefix, and mark them as used."""

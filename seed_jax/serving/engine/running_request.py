@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from seed_jax.data.text.vocabulary import Vocabulary
+from seed_jax.inference.generation.grammar import GrammarState
 from seed_jax.inference.generation.segments import Generation
 from seed_jax.inference.generation.stop_strings import StopStringMatcher
 from seed_jax.serving.engine.request import EngineRequest, FinishedEvent, Timings, TokenEvent, Usage
@@ -20,7 +21,7 @@ class RunningRequest(ScheduledRequest):
         max_new_tokens: token budget, limited by the context length.
         rows: the prompt, and with guidance the negative prompt.
         vocabulary: of the model.
-        inside_image: whether the prompt ends inside an image.
+        grammar: state of the image grammar after the prompt.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class RunningRequest(ScheduledRequest):
         max_new_tokens: int,
         rows: list[Row],
         vocabulary: Vocabulary,
-        inside_image: bool = False,
+        grammar: GrammarState,
     ):
         super().__init__(rows)
         self.request = request
@@ -41,7 +42,8 @@ class RunningRequest(ScheduledRequest):
         self.is_cancelled = False
         self.is_abandoned = False  # its reader is too slow
         self.ids: list[int] = []
-        params = request.sampling_params
+        self.grammar = grammar
+        params, inside_image = request.sampling_params, bool(grammar.inside_image[0])
         self._vocabulary = vocabulary
         self._matcher = StopStringMatcher(vocabulary, params.stop_strings, params.image_constraint, inside_image)
         self._arrival = time.monotonic()

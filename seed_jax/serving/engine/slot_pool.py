@@ -162,7 +162,7 @@ class SlotPool:
         inputs.joins[slot] = True
         inputs.token[slot] = prompt[-1]
         inputs.prompt_lengths[slot] = len(prompt)
-        # Stop strings are found on the host.
+        # Stop strings are found on the host (`StopStringMatcher`): tables of new sizes would need new programs.
         one = BatchedSamplingParams.stack(
             [dataclasses.replace(params, stop=())], [max_new_tokens], self._generator.batcher.stop_strings
         )

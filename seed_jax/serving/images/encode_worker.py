@@ -1,4 +1,4 @@
-"""Images to codes, in batches of their own beside the language model."""
+"""Images to codes, in separate batches beside the language model."""
 
 import concurrent.futures
 from collections.abc import Sequence

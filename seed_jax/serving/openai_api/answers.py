@@ -20,7 +20,7 @@ from seed_jax.serving.messages import (
     TokenLogprobs,
 )
 from seed_jax.serving.openai_api.context import image_entry
-from seed_jax.serving.openai_api.image_output import EncodedImage, ImageFormat, ImageWriter
+from seed_jax.serving.openai_api.image_output import ImageFormat, ImageWriter, OutputImage
 
 _FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 VERY_UNLIKELY = -9999.0  # in place of minus infinity, which JSON lacks
@@ -44,7 +44,7 @@ class Answer:
     """
 
     text: str
-    images: list[EncodedImage]
+    images: list[OutputImage]
     segments: tuple[Segment, ...]
     logprobs: list[tuple[int, float]]
     finished: Finished
@@ -55,7 +55,7 @@ async def collect(
 ) -> Answer:
     """Wait for the end of an answer."""
     text: list[str] = []
-    images: dict[int, EncodedImage] = {}
+    images: dict[int, OutputImage] = {}
     logprobs: list[tuple[int, float]] = []
     async for event in events:
         if isinstance(event, TextDelta):
@@ -98,7 +98,7 @@ class DeltaStream:
         self._num_segments = 0
         self._num_images = 0  # sent
         self._num_codes = 0  # images whose codes are complete
-        self._early: dict[int, EncodedImage] = {}
+        self._early: dict[int, OutputImage] = {}
 
     async def deltas(self, event: Event) -> list[dict[str, Any]]:
         """Return what an event adds to a message; the event `Finished` is not one of a message."""
@@ -126,7 +126,7 @@ class DeltaStream:
         self._num_segments += 1
         return {"index": self._num_segments - 1, **entry}
 
-    def _in_order(self) -> Iterator[tuple[int, EncodedImage]]:
+    def _in_order(self) -> Iterator[tuple[int, OutputImage]]:
         while self._num_images in self._early:
             yield self._num_images, self._early.pop(self._num_images)
             self._num_images += 1

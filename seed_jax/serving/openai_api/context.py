@@ -16,7 +16,7 @@ from seed_jax.inference.generation.segments import ImageSegment
 from seed_jax.serving.messages import SYSTEM, ChatMessage, Content
 from seed_jax.serving.openai_api.errors import ApiError
 from seed_jax.serving.openai_api.event_stream import EventStream, gather_or_cancel
-from seed_jax.serving.openai_api.image_output import EncodedImage, ImageFormat, ImageWriter, MediaStore
+from seed_jax.serving.openai_api.image_output import ImageFormat, ImageWriter, MediaStore, OutputImage
 from seed_jax.serving.openai_api.media import MediaLoader
 from seed_jax.serving.openai_api.protocol.chat import ChatMessage as ChatMessageFields
 from seed_jax.serving.openai_api.protocol.common import (
@@ -203,7 +203,7 @@ def image_format(fields: ImageFormatFields) -> ImageFormat:
     return ImageFormat(fields.output_format or "png", 90 if quality is None else max(quality, 1))
 
 
-def image_entry(index: int, image: EncodedImage) -> dict[str, Any]:
+def image_entry(index: int, image: OutputImage) -> dict[str, Any]:
     """Return an image of a message, in the form of OpenRouter, LiteLLM and Open WebUI."""
     return {"type": "image_url", "index": index, "image_url": {"url": image.url}}
 

@@ -14,7 +14,6 @@ from PIL import Image
 from seed_jax.files import write_bytes
 
 MIB = 2**20
-FORMATS = ("png", "webp", "jpeg")
 _NAME = re.compile(r"[\w-]{32}\.(png|webp|jpeg)")
 
 
@@ -88,24 +87,29 @@ class MediaStore:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedImage:
+class OutputImage:
     """An image as bytes, and how a client receives it.
 
     Attributes:
         data: encoded image.
         format: "png", "webp" or "jpeg".
         size: "WIDTHxHEIGHT".
-        url: data URI, or URL of a file.
+        file_url: URL of a file; None: a data URI.
     """
 
     data: bytes
     format: str
     size: str
-    url: str
+    file_url: str | None = None
 
     @property
     def base64(self) -> str:
         return base64.b64encode(self.data).decode()
+
+    @property
+    def url(self) -> str:
+        """Return the data URI, or the URL of the file."""
+        return self.file_url or f"data:image/{self.format};base64,{self.base64}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +124,13 @@ class ImageWriter:
     store: MediaStore | None = None
     base_url: str = ""
 
-    async def write(self, image: Image.Image, image_format: ImageFormat, *, as_file: bool) -> EncodedImage:
+    async def write(self, image: Image.Image, image_format: ImageFormat, *, as_file: bool) -> OutputImage:
         """Encode an image; with a store, and if `as_file`, its URL names a file."""
         return await asyncio.to_thread(self._write, image, image_format, as_file)
 
-    def _write(self, image: Image.Image, image_format: ImageFormat, as_file: bool) -> EncodedImage:
+    def _write(self, image: Image.Image, image_format: ImageFormat, as_file: bool) -> OutputImage:
         data = image_format.encode(image)
+        url = None
         if self.store is not None and as_file:
             url = f"{self.base_url.rstrip('/')}/media/{self.store.add(data, image_format.name)}"
-        else:
-            url = f"data:image/{image_format.name};base64,{base64.b64encode(data).decode()}"
-        return EncodedImage(data, image_format.name, f"{image.width}x{image.height}", url)
+        return OutputImage(data, image_format.name, f"{image.width}x{image.height}", url)

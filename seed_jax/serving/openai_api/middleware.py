@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import hmac
 import re
@@ -185,6 +184,4 @@ def loopback_hosts(host: str, extra: Sequence[str]) -> tuple[str, ...] | None:
     """
     if extra:
         return (*LOOPBACK_HOSTS, *(name.lower() for name in extra))
-    with contextlib.suppress(ValueError):
-        return LOOPBACK_HOSTS if host in LOOPBACK_HOSTS else None
-    return None
+    return LOOPBACK_HOSTS if host in LOOPBACK_HOSTS else None

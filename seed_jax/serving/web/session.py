@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from PIL import Image
 
-from seed_jax.inference.chat.prompts import ASSISTANT, USER
+from seed_jax.inference.chat.prompts import ASSISTANT, USER, recent_messages
 from seed_jax.inference.chat.transcript import RecordedMessage, Transcript
 from seed_jax.inference.drawing.request import DrawOptions
 from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingParams
@@ -174,9 +174,7 @@ class ChatSession:
         try:
             yield
             with service.reserve():
-                history = self.messages
-                if options.max_history is not None:
-                    history = history[max(len(history) - 2 * options.max_history, 0) :]
+                history = recent_messages(self.messages, options.max_history)
                 contents = [ChatMessage(SYSTEM, (options.system,))] if options.system.strip() else []
                 contents += [ChatMessage(one.role, _content(one.segments)) for one in (*history, message)]
                 prompt = await service.prepare(contents, params, drop_oldest=True)

@@ -5,7 +5,15 @@ import pytest
 from seed_jax.data.templates.dialogue import DialogueTurn, Markers, dialogue
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.inference.chat.prompts import ASSISTANT, USER, Message, build_prompt, fit_prompt, interleave
+from seed_jax.inference.chat.prompts import (
+    ASSISTANT,
+    SINGLE_TURN_STYLES,
+    USER,
+    Message,
+    build_prompt,
+    fit_prompt,
+    interleave,
+)
 from seed_jax.inference.generation.segments import ImageSegment, MalformedSegment, TextSegment
 from tests.support import golden
 
@@ -112,6 +120,15 @@ def test_history_that_does_not_fit_loses_its_oldest_turns_and_never_half_an_imag
         UserError, match=f"The last message alone has {lengths[-1]} tokens .* room for {lengths[-1] - 1}"
     ):
         fit_prompt(turns, "vicuna", vocabulary, lengths[-1] - 1, as_one=as_one)
+
+
+@pytest.mark.parametrize("style", SINGLE_TURN_STYLES)
+def test_styles_without_roles_use_the_last_message_only(style, vocabulary):
+    turns = [Message(USER, (TextSegment("a cat"),)), Message(ASSISTANT, (TextSegment("yes"),))]
+    last = Message(USER, (TextSegment("a dog"),))
+    fitted = fit_prompt([*turns, last], style, vocabulary, 100)
+    assert fitted.num_dropped == 2
+    assert fitted.ids == build_prompt([last], style, vocabulary)
 
 
 @pytest.mark.parametrize(

@@ -200,22 +200,22 @@ def test_limits_and_shutdown(tiny_engine):
     engine = tiny_engine
     # The context is the configured one.
     assert len(submit(engine, "context", [1, *[7] * 50], LONG).result().generation.ids) == 13
-    # Two requests may run and one wait.
-    places = [engine.reserve() for _ in range(3)]
+    # Two requests may run and one wait; they are submitted faster than they are answered.
+    streams = []
     with pytest.raises(QueueFullError) as refused:
-        submit(engine, "refused", [1], LONG)
+        streams.extend(submit(engine, number, [1], LONG) for number in range(1000))
     assert refused.value.retry_after_s >= 1
-    for place in places:
-        place.release()
-        place.release()
+    assert len(streams) >= 3
+    for stream in streams:
+        stream.cancel()
+    wait_until(lambda: engine.stats().running + engine.stats().waiting == 0)
+    interrupted = engine.stats().finished.get("interrupted", 0)
     # Nobody reads the stream: the request is cancelled, and the engine goes on.
     stream = submit(engine, "slow", [1], SamplingParams(60, mode="image"))  # an image alone is nine events
-    wait_until(lambda: engine.stats().finished.get("interrupted") == 1)
+    wait_until(lambda: engine.stats().finished.get("interrupted", 0) == interrupted + 1)
     with pytest.raises(SlowReaderError):
         list(stream)
-    with engine.reserve() as place:
-        stream = engine.submit(EngineRequest("reserved", (1,), SamplingParams(4)), place)
-    assert len(stream.result().generation.ids) == 4
+    assert len(submit(engine, "after it", [1], SamplingParams(4)).result().generation.ids) == 4
     # Shutdown lets what runs finish and refuses the rest.
     last = submit(engine, "last", [1, 7], SamplingParams(12))
     closing = threading.Thread(target=engine.shutdown, args=(20.0,))

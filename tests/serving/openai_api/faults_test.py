@@ -52,9 +52,9 @@ def test_whatever_the_document_allows_is_answered_as_it_says(server):
 
 @pytest.fixture
 def second_server(bundle, tmp_path):
-    words = ["--model", bundle, "--slots", 2, "--draw-batch", 1, "--encode-batch", 1, "--shutdown-timeout", 60,
-             "--media-dir", tmp_path / "media"]  # fmt: skip
-    server = ServerProcess(tmp_path / "log", *words)
+    arguments = ["--model", bundle, "--slots", 2, "--draw-batch", 1, "--encode-batch", 1, "--shutdown-timeout", 60,
+                 "--media-dir", tmp_path / "media"]  # fmt: skip
+    server = ServerProcess(tmp_path / "log", *arguments)
     yield server
     if server.process.poll() is None:
         server.stop(signal.SIGKILL)

@@ -232,7 +232,7 @@ class _CompletionRun(_Run[CompletionRequest]):
 
     async def prompts(self) -> list[Prompt]:
         service = self.context.service
-        return [await service.prepare_text(prompt, self.params) for prompt in self.body.prompts]
+        return [await service.prepare_text(prompt) for prompt in self.body.prompts]
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "text": answer.text}

@@ -21,7 +21,7 @@ from seed_jax.serving.messages import AnswerUsage, ChatMessage, Finished, ImageD
 from seed_jax.serving.openai_api.context import ApiContext, get_context, image_format
 from seed_jax.serving.openai_api.errors import ApiError, from_validation_errors
 from seed_jax.serving.openai_api.event_stream import encode_event, until_disconnect
-from seed_jax.serving.openai_api.image_output import EncodedImage
+from seed_jax.serving.openai_api.image_output import OutputImage
 from seed_jax.serving.openai_api.protocol.images import ImageGenerationRequest
 from seed_jax.serving.openai_api.routes.documents import answered
 
@@ -133,7 +133,7 @@ async def _respond(run: "_ImageRun", request: Request) -> Response:
 
 @dataclasses.dataclass(frozen=True)
 class _DrawnImage:
-    image: EncodedImage
+    image: OutputImage
     seed: int
     usage: AnswerUsage
 
