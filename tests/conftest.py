@@ -23,10 +23,8 @@ install_import_hook("seed_jax", "beartype.beartype")
 
 import jax
 import pytest
-from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "warn")
-flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
 
 @pytest.fixture(autouse=True)

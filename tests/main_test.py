@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seed_jax import main
+from seed_jax.errors import UserError
 from seed_jax.train.config import load_config
 from seed_jax.train.config.loading import default_workdir
 from tests.support import xla_flags
@@ -190,15 +192,33 @@ def seed_jax_main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProc
         (["--config=pretrain:tiny", "--config.steps=many"], ["steps", "many"]),
         (["--config=configs/nowhere.py"], ["configs/nowhere.py"]),
         (["--config=pretrin:tiny"], ["did you mean pretrain"]),
+        (["--config=pretrain:tiny", "--config.steps"], ["--config.steps has no value"]),
+        (["--config=pretrain:tiny", "--step=3"], ["--step=3"]),
+        (["--workdir"], ["--workdir"]),
         ([], ["--config is missing"]),
     ],
 )
-def test_bad_flags_are_one_sentence_before_jax_is_imported(tmp_path, arguments, key_words):
-    done = seed_jax_main(*arguments, f"--workdir={tmp_path / 'w'}")
-    assert done.returncode == 2
-    (message,) = done.stderr.strip().splitlines()
-    assert all(word in message for word in key_words)
+def test_bad_arguments_are_one_sentence(tmp_path, arguments, key_words):
+    with pytest.raises(UserError) as error:
+        main.load([f"--workdir={tmp_path / 'w'}", *arguments])
+    assert all(word in str(error.value) for word in key_words)
     assert not (tmp_path / "w").exists()
+
+
+def test_bad_arguments_end_the_command_before_jax_is_imported(tmp_path):
+    program = """
+import sys
+from seed_jax import main
+
+try:
+    main.cli()
+except SystemExit as end:
+    print(end.code, "jax" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, "--config=pretrain:tiny", "--config.stepz=3"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -212,12 +232,12 @@ def test_bad_flags_are_one_sentence_before_jax_is_imported(tmp_path, arguments, 
     ],
     ids=["syntax", "encoding", "raises", "import", "no get_config"],
 )
-def test_a_config_file_that_fails_is_one_sentence(tmp_path, content, key_words):
+def test_a_config_file_that_fails_is_one_sentence(tmp_path, monkeypatch, content, key_words):
     (tmp_path / "mine.py").write_bytes(content)
-    done = seed_jax_main("--config=mine.py", "--workdir=w", cwd=tmp_path)
-    assert done.returncode == 2
-    (message,) = done.stderr.strip().splitlines()
-    assert all(word in message for word in key_words)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        main.load(["--config=mine.py", "--workdir=w"])
+    assert all(word in str(error.value) for word in key_words)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
+from absl import flags
 
 from seed_jax import images
 from seed_jax.data.batches.augment import Augmentation, augment
@@ -210,6 +211,8 @@ class PairBatches:
         source = _StepSource(self._stream, self._reader, self._batch_size, self._batch_indices, self._step)
         dataset = grain.MapDataset.source(source).to_iter_dataset(self._read_options)
         if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which this package does not use
+                flags.FLAGS.mark_as_parsed()
             return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return dataset
 

@@ -77,7 +77,8 @@ def config_errors_named(file: Path) -> Iterator[None]:
 
 def describe_config_error(error: Exception, file: Path) -> str:
     """Return what a config file raised, and in which of its lines."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file.absolute()]
     if isinstance(error, SyntaxError):
         lines, text = [error.lineno], error.msg
     else:
@@ -96,12 +97,13 @@ def load_neighbor(file: str, name: str) -> types.ModuleType:
     return load_module(Path(file).parent / f"{name}.py")
 
 
-def load_config(name: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+def load_config(name: str, overrides: Iterable[str] = (), *, option: str = "") -> ml_collections.ConfigDict:
     """Load a config and change some of its options.
 
     Args:
         name: `FILE[:VARIANT]` or the name of a packaged config, see `resolve`.
         overrides: "dotted.key=value" each; values are Python literals or else strings.
+        option: what stands before a key on the command line, such as "--config."; for error messages.
 
     Raises:
         UserError: the file, the variant, a key or the type of a value is wrong.
@@ -116,16 +118,18 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
         key, separator, text = pair.partition("=")
         if not separator:
             raise UserError(f"{pair!r} is not an override: expected KEY=VALUE.")
-        override(config, key.strip(), text.strip())
+        override(config, key.strip(), text.strip(), option)
     return config
 
 
-def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+def override(config: ml_collections.ConfigDict, key: str, text: str, option: str = "") -> None:
     """Set an existing option of a config to the value that a command line gives.
 
     Args:
+        config: the config.
         key: dotted, such as "optimizer.peak_lr".
         text: a Python literal, or else a string.
+        option: what stands before the key on the command line.
     """
     *groups, last = key.split(".")
     group: Any = config
@@ -133,8 +137,9 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         group = group[name] if isinstance(group, ml_collections.ConfigDict) and name in group else None
     if not isinstance(group, ml_collections.ConfigDict) or last not in group:
         near = difflib.get_close_matches(key, option_names(config), 1)
-        raise UserError(f"{key} is not an option of the config{f': did you mean {near[0]}?' if near else '.'}")
-    group[last] = _convert(key, text, group[last])
+        hint = f": did you mean {near[0]}?" if near else "; see the config file for its options."
+        raise UserError(f"{option}{key} is not an option of the config{hint}")
+    group[last] = _convert(f"{option}{key}", text, group[last])
 
 
 def _convert(key: str, text: str, current: Any) -> Any:
@@ -154,7 +159,9 @@ def _convert(key: str, text: str, current: Any) -> Any:
     if isinstance(current, tuple) and isinstance(value, list):
         value = tuple(value)
     if current is not None and type(value) is not type(current):
-        raise UserError(f"{key} is {text!r}, expected a value of type {type(current).__name__} such as {current!r}.")
+        example = f"value of type {type(current).__name__} such as {current!r}"
+        expected = "tuple of entries: (ENTRY, ENTRY, ...)" if isinstance(current, tuple) else example
+        raise UserError(f"{key} is {text!r}, expected a {expected}.")
     return value
 
 
