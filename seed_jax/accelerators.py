@@ -22,6 +22,11 @@ ASYNC_GATHER = {
 NO_WINDOWED_EINSUM = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
+def _scoped_vmem(kib: int) -> dict[str, str]:
+    """Return the option that lets one fusion use so much on-chip memory: its tiles fill the matrix units better."""
+    return {"xla_tpu_scoped_vmem_limit_kib": str(kib)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
     """One kind of chip and the settings for it.
@@ -34,6 +39,9 @@ class Accelerator:
         ici_bandwidth: bytes/s that a chip sends to its neighbours, summed over the links of one direction.
         dcn_bandwidth: bytes/s per chip to other slices or nodes, if the chips of a host share its network evenly.
         clock_hz: of the compiler's cycle counts; 0 if it gives none.
+        cycle_scale: seconds of published runs over those of the compiler's cycle counts (docs/scaling.md); 1 where no
+            run is known.
+        tensor_cores: cores of a device that share the grid of a kernel.
         torus_dimensions: of the interconnect; 0 if it is no torus.
         wraparound_size: size from which on an axis of the torus closes to a ring.
         remat: default remat policy, see `seed_jax.models.nn.remat`.
@@ -50,6 +58,8 @@ class Accelerator:
     ici_bandwidth: float
     dcn_bandwidth: float
     clock_hz: float = 0.0
+    cycle_scale: float = 1.0
+    tensor_cores: int = 1
     torus_dimensions: int = 0
     wraparound_size: int = 0
     remat: str = "full"
@@ -68,6 +78,7 @@ ACCELERATORS = (
         ici_bandwidth=300e9,
         dcn_bandwidth=6.25e9,
         clock_hz=1.05e9,
+        tensor_cores=2,
         torus_dimensions=3,
         wraparound_size=4,
         remat="dots_no_batch",  # the results of all matmuls of two rows fit
@@ -83,12 +94,13 @@ ACCELERATORS = (
         ici_bandwidth=200e9,
         dcn_bandwidth=6.25e9,
         clock_hz=1.5e9,
+        cycle_scale=0.86,
         torus_dimensions=2,
         wraparound_size=16,
         remat="save_qkv",  # batch 4 per chip takes 12.6 to 13.9 GiB; "full" takes 5.9 and is 3 % slower
         attention="splash",  # XLA's attention takes a third of the cycles of a step at 2048 tokens
         microbatch_tokens=8192,
-        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM,
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM | _scoped_vmem(98304),
     ),
     Accelerator(
         "v5p",
@@ -98,12 +110,14 @@ ACCELERATORS = (
         ici_bandwidth=600e9,
         dcn_bandwidth=6.25e9,
         clock_hz=1.75e9,
+        cycle_scale=1.07,
+        tensor_cores=2,
         torus_dimensions=3,
         wraparound_size=4,
         remat="dots_no_batch",  # fits, and recomputes only attention and norms
         attention="splash",
         microbatch_tokens=16384,  # twice the microbatch of v5e: 3 % faster per token
-        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM,
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM | _scoped_vmem(65536),
     ),
     Accelerator(
         "v6e",
@@ -118,7 +132,22 @@ ACCELERATORS = (
         remat="save_qkv",  # batch 8 per chip in 25.2 GiB is 14 % faster per token than batch 2 with "dots_no_batch"
         attention="splash",
         microbatch_tokens=16384,
-        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM,
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM | _scoped_vmem(98304),
+    ),
+    Accelerator(
+        "v7x",  # a chip has two JAX devices, which these figures are for: half a chip's
+        ("TPU7x", "TPU v7x"),
+        peak_flops=1153.5e12,
+        memory=int(94.75 * GIB),
+        ici_bandwidth=600e9,
+        dcn_bandwidth=6.25e9,
+        clock_hz=2.2e9,
+        torus_dimensions=3,
+        wraparound_size=4,
+        remat="dots_no_batch",
+        attention="splash",
+        microbatch_tokens=16384,
+        compiler_options=ASYNC_GATHER | NO_WINDOWED_EINSUM | _scoped_vmem(65536),
     ),
     # JAX takes 75 % of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; 92 % leaves room for NCCL.
     Accelerator(
@@ -137,6 +166,26 @@ ACCELERATORS = (
         peak_flops=989e12,
         memory=int(0.92 * 139 * GIB),
         ici_bandwidth=450e9,
+        dcn_bandwidth=50e9,
+        attention="cudnn",
+        microbatch_tokens=16384,
+    ),
+    Accelerator(
+        "b200",
+        ("NVIDIA B200",),
+        peak_flops=2250e12,
+        memory=int(0.92 * 167 * GIB),
+        ici_bandwidth=900e9,
+        dcn_bandwidth=50e9,
+        attention="cudnn",
+        microbatch_tokens=16384,
+    ),
+    Accelerator(
+        "gb200",
+        ("NVIDIA GB200",),
+        peak_flops=2500e12,
+        memory=int(0.92 * 173 * GIB),
+        ici_bandwidth=900e9,
         dcn_bandwidth=50e9,
         attention="cudnn",
         microbatch_tokens=16384,

@@ -1,12 +1,13 @@
-"""Estimate the time of a compiled step, to rank layouts by; never checked against hardware.
+"""Estimate the time of a compiled step.
 
     step = max(matmuls + kernels, overlapped collectives) + exposed collectives
 
-Matmuls: the TPU compiler's own cycle counts (times trips of loops) over the clock; without a TPU compiler, all matrix
-multiplications at 60 % of peak. Kernels (splash attention): their matmuls at half of peak. Collectives: bytes that pass
-a chip's links, (g - 1) / g of what is gathered or scattered in a group of g and twice that of what is all-reduced, over
-the ICI links of the torus dimensions that the group spans, halved where those have no wraparound; between slices over
-DCN.
+Matmuls: the TPU compiler's own cycle counts (times trips of loops) over the clock, times the factor by which published
+runs of this generation differ (`Accelerator.cycle_scale`); without a TPU compiler, a roofline: all matrix
+multiplications at 60 % of peak. Kernels (splash attention): from their compiled schedules (`attention_cycles`).
+Collectives: bytes that pass a chip's links, (g - 1) / g of what is gathered or scattered in a group of g and twice that
+of what is all-reduced, over the ICI links of the torus dimensions that the group spans, halved where those have no
+wraparound; between slices over DCN.
 """
 
 import dataclasses
@@ -16,15 +17,18 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from seed_jax.plan import hlo
+from seed_jax.plan import attention_cycles, hlo
 from seed_jax.plan.executed_flops import ExecutedFlops
 from seed_jax.plan.topology import Topology
 
 MATMUL_UTILIZATION = 0.6  # without cycle counts
-KERNEL_UTILIZATION = 0.5
 METHOD = (
-    "an estimate never checked on hardware: the compiler's cycles over the clock (or matmuls at 60 % of peak), kernels "
-    "at half of peak, collectives over the specified links; asynchronous ones overlap as far as matmuls last"
+    "the compiler's cycles over the clock, scaled to published runs of this generation, attention by its compiled "
+    "schedule, collectives over the specified links; asynchronous ones overlap as far as matmuls last"
+)
+ROOFLINE_METHOD = (
+    "a roofline: matmuls at 60 % of peak and attention at 50 %, collectives over the specified links; nothing was "
+    "compiled for this accelerator"
 )
 
 
@@ -84,12 +88,12 @@ def step_time(module: hlo.Module, flops: ExecutedFlops, rows: Sequence[Collectiv
     """Estimate the parts of a step."""
     chip, cycles = topology.accelerator, hlo.cycles(module)
     if cycles and chip.clock_hz:
-        matmuls = cycles / chip.clock_hz
+        matmuls = chip.cycle_scale * cycles / chip.clock_hz
     else:
         matmuls = flops.matmuls / topology.chips / (MATMUL_UTILIZATION * chip.peak_flops)
     return StepTime(
         matmuls=matmuls,
-        kernels=flops.kernels / topology.chips / (KERNEL_UTILIZATION * chip.peak_flops),
+        kernels=sum((attention_cycles.kernel_seconds(call, chip) for call in flops.kernel_calls), 0.0) / topology.chips,
         overlapped=sum((row.seconds for row in rows if row.overlaps), 0.0),
         exposed=sum((row.seconds for row in rows if not row.overlaps), 0.0),
     )

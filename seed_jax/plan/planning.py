@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from seed_jax import sharding
 from seed_jax.errors import UserError
-from seed_jax.plan import estimate, hlo
+from seed_jax.plan import calibration, estimate, hlo
 from seed_jax.plan.estimate import CollectiveCost, StepTime
 from seed_jax.plan.executed_flops import ExecutedFlops, executed_flops
 from seed_jax.plan.topology import Topology
@@ -76,6 +76,8 @@ class Plan:
         time: seconds of a step's parts; None where it does not fit.
         collectives: per chip.
         mfu: model FLOPs utilization by the estimate.
+        error_bars: least and greatest seconds of a step to be expected; None for a roofline.
+        method: how time was estimated.
         notes: what the plan takes for granted.
     """
 
@@ -98,6 +100,8 @@ class Plan:
     time: StepTime | None = None
     collectives: tuple[CollectiveCost, ...] = ()
     mfu: float = 0.0
+    error_bars: tuple[float, float] | None = None
+    method: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -116,7 +120,7 @@ class Plan:
         if self.time:
             values["time"] |= {"step": self.time.step, "worst_case": self.time.worst_case}
             values[f"{self.unit}_per_second"] = self.units / self.time.step
-        return values | {"method": estimate.METHOD}
+        return values
 
 
 def make(config: TrainConfig, topology: Topology, hlo_file: str | None = None) -> Plan:
@@ -133,6 +137,8 @@ def make(config: TrainConfig, topology: Topology, hlo_file: str | None = None) -
     mesh = sharding.make_mesh(config.mesh.to_dict(), topology.devices)
     config = auto_settings.resolve(config, mesh, topology.accelerator)
     notes = () if topology.exact else ("memory and collectives are those of the CPU's compiler for as many devices",)
+    if topology.accelerator.name == "v7x":
+        notes += ("v7x has two devices per chip: each counts as a chip here",)
     model: Any = getattr(config, "model", None)
     attention = getattr(model, "attention", "")
     if not topology.exact and attention in GPU_SUBSTITUTES:
@@ -189,9 +195,16 @@ def _compile(program: TrainProgram) -> tuple[jax.stages.Compiled | int, float, E
 def _with_time(plan: Plan, module: hlo.Module, flops: ExecutedFlops, mesh: Mesh, topology: Topology) -> Plan:
     rows = estimate.collective_costs(hlo.collectives(module), mesh, topology)
     step_time = estimate.step_time(module, flops, rows, topology)
-    peak = topology.chips * topology.accelerator.peak_flops
+    chip = topology.accelerator
+    is_roofline = not chip.clock_hz
+    low, high = calibration.error_bars(chip)
     return dataclasses.replace(
-        plan, time=step_time, collectives=tuple(rows), mfu=plan.model_flops / (step_time.step * peak)
+        plan,
+        time=step_time,
+        collectives=tuple(rows),
+        mfu=plan.model_flops / (step_time.step * topology.chips * chip.peak_flops),
+        error_bars=None if is_roofline else (low * step_time.step, high * step_time.step),
+        method=estimate.ROOFLINE_METHOD if is_roofline else estimate.METHOD,
     )
 
 

@@ -2,7 +2,6 @@
 
 import textwrap
 
-from seed_jax.plan import estimate
 from seed_jax.plan.planning import Plan, gib
 
 
@@ -59,7 +58,15 @@ def _time(plan: Plan) -> list[str]:
         f"model FLOPs of a step {plan.model_flops:.3g}; executed matmul FLOPs {executed:.2f}x that",
         f"ESTIMATE: step {time.step:.2f} s (at most {time.worst_case:.2f} s without any overlap), MFU {plan.mfu:.2f}, "
         f"{rate:.0f} {plan.unit}/s, {rate / plan.chips:.0f} per chip",
+        *_error_bars(plan),
         f"  matmuls {time.matmuls:.2f} s, kernels {time.kernels:.2f} s, overlapped collectives "
         f"{time.overlapped:.2f} s, exposed collectives {time.exposed:.2f} s",
-        *textwrap.wrap(f"method: {estimate.METHOD}", 110, initial_indent="  ", subsequent_indent="  "),
+        *textwrap.wrap(f"method: {plan.method}", 110, initial_indent="  ", subsequent_indent="  "),
     ]
+
+
+def _error_bars(plan: Plan) -> list[str]:
+    if plan.error_bars is None:
+        return ["  a roofline: no error bars are known"]
+    low, high = plan.error_bars
+    return [f"  error bars {low:.2f} to {high:.2f} s, by published runs (docs/scaling.md)"]

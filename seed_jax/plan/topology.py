@@ -13,9 +13,10 @@ from seed_jax import accelerators
 from seed_jax.accelerators import Accelerator
 from seed_jax.errors import UserError
 
-_TPU = re.compile(r"(v4|v5e|v5p|v6e):(\d+x\d+(?:x\d+)?)")
-_OTHER = re.compile(r"(h100|h200|a100|cpu):(\d+)")
-EXAMPLES = "v5e:16x16, v6e:16x16, v4:4x4x4, v5p:4x4x4, h100:8, h200:8 or cpu:8"
+_TPU = re.compile(r"(v4|v5e|v5p|v6e|v7x):(\d+x\d+(?:x\d+)?)")
+_TOPOLOGY_NAMES = {"v7x": "tpu7x"}  # where the compiler's differ
+_OTHER = re.compile(r"(gb200|b200|h100|h200|a100|cpu):(\d+)")
+EXAMPLES = "v5e:16x16, v6e:16x16, v4:4x4x4, v5p:4x4x4, v7x:4x4x4, h100:8, b200:8, gb200:72 or cpu:8"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,8 +95,9 @@ def _tpu(name: str, accelerator: Accelerator, torus: tuple[int, ...], slices: in
         options |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
     elif math.prod(torus) == 1:
         options |= {"chips_per_host_bounds": (1, 1, 1)}
+    compiler_name = name.replace(accelerator.name, _TOPOLOGY_NAMES.get(accelerator.name, accelerator.name))
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=compiler_name, **options)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--topology {name} does not exist ({reason}): expected for example {EXAMPLES}.") from error

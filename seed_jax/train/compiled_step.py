@@ -89,6 +89,7 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
 
 
 def _compiler_options(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
-    """Return the accelerator's options with those of `config.compiler` over them."""
+    """Return the accelerator's options with those of `config.compiler` over them; an empty value drops an option."""
     accelerator = accelerators.for_device(mesh.devices.flat[0])
-    return {**(accelerator.compiler_options if accelerator else {}), **config.compiler_options}
+    options = {**(accelerator.compiler_options if accelerator else {}), **config.compiler_options}
+    return {name: value for name, value in options.items() if value}

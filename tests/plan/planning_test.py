@@ -189,6 +189,23 @@ def test_what_is_left_open_is_filled_in(cpu):
     assert config.optimizer.accumulation == 0
 
 
+def test_compiler_options_are_those_of_the_device_and_can_be_replaced_or_dropped(cpu):
+    pytest.importorskip("libtpu")
+    limit = "xla_tpu_scoped_vmem_limit_kib"
+
+    def options(where, compiler=""):
+        config = tiny(compiler=compiler, **{"mesh.fsdp": 4})
+        mesh = sharding.make_mesh({"fsdp": 4}, where.devices[:4])
+        return compiled_step.make_program(config, registry.make_stage(config), mesh).compiler_options
+
+    v5e = topology.find("v5e:2x2")
+    assert options(v5e)[limit] == "98304"
+    assert options(v5e, f"{limit}=65536")[limit] == "65536"
+    assert limit not in options(v5e, f"{limit}=")
+    assert options(v5e, f"{limit}=")["xla_enable_async_all_gather"] == "true"
+    assert options(cpu) == {}
+
+
 TPU_PLANS = """
 import json, sys
 from seed_jax.cli import main

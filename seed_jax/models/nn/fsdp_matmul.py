@@ -89,6 +89,25 @@ def _matmul_backward(batch_axes, kernel_spec, precision, residuals, cotangent):
     x, kernel = residuals
     cotangent = fusion_barrier(cotangent)
     x_gradient = jnp.matmul(cotangent, kernel.astype(x.dtype).T, precision=precision)
+    return x_gradient, kernel_gradient(x, cotangent, batch_axes, kernel_spec, precision).astype(kernel.dtype)
+
+
+def kernel_gradient(
+    x: Float[Array, "*B I"],
+    cotangent: Float[Array, "*B O"],
+    batch_axes: tuple[str, ...],
+    kernel_spec: PartitionSpec,
+    precision: jax.lax.Precision | None,
+) -> Float[Array, "I O"]:
+    """Return the gradient of a kernel, reduce-scattered to how it is sharded over the batch axes.
+
+    Args:
+        x: what the kernel was multiplied by.
+        cotangent: of the product.
+        batch_axes: as `batch_axes` returns them.
+        kernel_spec: as `weight_spec` returns it.
+        precision: of the matmul.
+    """
 
     def local_kernel_gradient(x, cotangent):
         contracted = tuple(range(x.ndim - 1))
@@ -104,10 +123,9 @@ def _matmul_backward(batch_axes, kernel_spec, precision, residuals, cotangent):
         return jax.lax.psum(total, replicated_axes) if replicated_axes else total
 
     batch_spec = PartitionSpec(batch_axes)
-    kernel_gradient = jax.shard_map(
+    return jax.shard_map(
         local_kernel_gradient, in_specs=(batch_spec, batch_spec), out_specs=kernel_spec, axis_names=set(batch_axes)
-    )
-    return x_gradient, kernel_gradient(x, cotangent).astype(kernel.dtype)
+    )(x, cotangent)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)

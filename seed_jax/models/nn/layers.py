@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from seed_jax.models.nn import fsdp_matmul, quantized
-from seed_jax.models.nn.lora import LoraSpec, delta
+from seed_jax.models.nn.lora import LoraSpec, delta, folded_matmul
 from seed_jax.precision import Precision
 
 Axes = tuple[str | None, ...]
@@ -77,18 +77,25 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*B I"], *, deterministic: bool = True) -> Float[Array, "*B O"]:
         dtype = self.precision.param_dtype
         x = x.astype(self.precision.compute_dtype)
+        adapter = None
+        if self.lora is not None and self.has_variable("lora", "a"):
+            adapter = self.get_variable("lora", "a"), self.get_variable("lora", "b")
         y = quantized.quantized_matmul(self, x)  # if the parameters hold a quantized kernel
         if y is None:
             kernel = param(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes, dtype)
-            y = fsdp_matmul.fsdp_matmul(x, kernel, self.axes, self.precision.matmul)
+            # Only in training: elsewhere the few tokens of a call do not pay for folding.
+            if self.lora is not None and adapter is not None and not deterministic and not self.lora.dropout:
+                y = folded_matmul(x, kernel, *adapter, self.lora, self.axes, self.precision)
+                adapter = None
+            else:
+                y = fsdp_matmul.fsdp_matmul(x, kernel, self.axes, self.precision.matmul)
         y = y.astype(x.dtype)
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:], dtype)
             y = y + align_last(bias.astype(y.dtype), y)
-        if self.lora is not None and self.has_variable("lora", "a"):
+        if self.lora is not None and adapter is not None:
             rng = None if deterministic or not self.lora.dropout else self.make_rng("dropout")
-            a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
-            y = y + delta(x, a, b, self.lora, rng=rng, precision=self.precision)
+            y = y + delta(x, *adapter, self.lora, rng=rng, precision=self.precision)
         return y
 
 

@@ -18,7 +18,12 @@ from jaxtyping import Array, Float, Int
 from seed_jax.models.nn import remat
 
 LANES = 128
-BLOCK_SIZE = 512  # positions of queries and of keys that a kernel works on at a time; fits all TPU generations
+# Positions of queries and of keys that a kernel works on at a time; both fit all TPU generations. Larger blocks have
+# fewer steps, of which causal attention skips fewer: by the compiled schedules of all generations, 512 takes least time
+# at 2048 positions, and 1024 from 8192 on (2 to 17 % less). Heads are padded to 128, so their size changes nothing.
+BLOCK_SIZE = 512
+LONG_BLOCK_SIZE = 1024
+LONG_LENGTH = 8192
 _PADDING_SEGMENT = -1
 HEADS_AXES = ("batch", "sequence", "act_heads", None)
 
@@ -31,7 +36,7 @@ def attend(
     causal: bool,
     segment_ids: Int[Array, "B T"] | None,
     scale: float | None,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
     """Compute `attention.attend` without a general mask.
@@ -43,9 +48,12 @@ def attend(
         causal: position i sees positions 0..i.
         segment_ids: packed sequences; a position sees only its own segment.
         scale: factor on the scores, by default D ** -0.5.
-        block_size: maximum number of positions that a kernel works on at a time, a multiple of 128.
+        block_size: maximum number of positions that a kernel works on at a time, a multiple of 128; by default 512, or
+            1024 for long sequences.
         interpret: run the kernel in Pallas's interpret mode, on any device; slow.
     """
+    if block_size is None:
+        block_size = LONG_BLOCK_SIZE if q.shape[1] >= LONG_LENGTH else BLOCK_SIZE
     # The kernel applies no scale; applied in float32, so that 16-bit queries are rounded only once.
     q = (q.astype(jnp.float32) * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)
     if segment_ids is None:

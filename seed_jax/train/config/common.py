@@ -274,7 +274,8 @@ class TrainConfig(Section):
         seed: of initialisation, dropout and the order of the data.
         steps: optimizer steps of the run.
         log_every: steps between reports.
-        compiler: XLA options as "name=value,name=value", over those known for the accelerator.
+        compiler: XLA options as "name=value,name=value", over those of `seed_jax/accelerators.py`; "name=" drops one of
+            these.
         layer_norms: report norms of gradients and parameters layer by layer.
     """
 

@@ -1,12 +1,18 @@
 """LoRA: merged equals unmerged, shapes, axes, targets, dropout."""
 
+import contextlib
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec
 
+from seed_jax import sharding
 from seed_jax.models.llama.block import LORA_TARGETS
 from seed_jax.models.llama.model import Llama, LlamaConfig
 from seed_jax.models.nn import lora
@@ -89,3 +95,49 @@ def test_merging_keeps_the_dtype_and_rounds_once(params, adapters):
     kernel, pair = half["layers"]["mlp"]["up_proj"]["kernel"], adapters["layers"]["mlp"]["up_proj"]
     exact = kernel.astype(jnp.float32) + 2.0 * jnp.matmul(pair["a"], pair["b"], precision="highest")
     np.testing.assert_array_equal(merged["layers"]["mlp"]["up_proj"]["kernel"], exact.astype(jnp.bfloat16))
+
+
+def loss_and_gradients(spec, params, adapters, *, deterministic):
+    model = Llama(CONFIG, lora=spec)
+
+    @jax.jit
+    def loss(variables):
+        logits = model.apply(variables, jnp.arange(3, 35).reshape(8, 4), deterministic=deterministic)
+        return 10 * jnp.square(logits).mean()
+
+    return jax.value_and_grad(loss)({"params": params, "lora": adapters})
+
+
+@pytest.mark.parametrize("mesh", [None, {"fsdp": 4, "tensor": 2}], ids=["one device", "mesh"])
+def test_folded_kernels_have_the_gradients_of_separate_adapters(params, adapters, mesh):
+    """Without dropout training folds adapters into kernels; deterministic calls, as of evaluators, do not."""
+    spec = dataclasses.replace(SPEC, dropout=0.0)
+    expected = loss_and_gradients(spec, params, adapters, deterministic=True)
+    with contextlib.ExitStack() as stack:
+        if mesh:
+            stack.enter_context(jax.set_mesh(sharding.make_mesh(mesh)))
+            stack.enter_context(nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES))
+        folded = loss_and_gradients(spec, params, adapters, deterministic=False)
+    assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]["lora"])) > 0.02
+    # The same sums in float32 in another order; 1e-7 as measured.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6, rtol=0), folded, expected)
+
+
+def test_dropout_masks_are_independent_and_do_not_depend_on_sharding():
+    shape, keep = (8, 64, 256), 0.95
+    masks = np.stack([lora.keep_mask(jax.random.key(seed), keep, shape) for seed in range(4)])
+    dropped = ~masks
+    # 131,072 elements of variance 0.0475 each: a standard error of 0.0006, and a third of it along rows and columns.
+    np.testing.assert_allclose(dropped.mean((1, 2, 3)), 0.05, atol=0.003)
+    assert dropped.mean((1, 2)).std() < 1.2 * (0.0475 / 512) ** 0.5
+    assert dropped.mean((1, 3)).std() < 1.2 * (0.0475 / 2048) ** 0.5
+    pairs = [
+        dropped[:, :, :, 1:] & dropped[:, :, :, :-1],
+        dropped[:, :, 1:] & dropped[:, :, :-1],
+        dropped[1:] & dropped[:-1],
+    ]
+    # Neighbours and successive keys are dropped together as often as chance has it, 0.0025 with an error of 0.0001.
+    np.testing.assert_allclose([pair.mean() for pair in pairs], 0.0025, atol=0.0005)
+    with jax.set_mesh(sharding.make_mesh({"fsdp": 8})):
+        sharded = jax.jit(lambda key: lora.keep_mask(key, keep, shape), out_shardings=PartitionSpec("fsdp"))
+        np.testing.assert_array_equal(sharded(jax.random.key(3)), masks[3])
