@@ -131,7 +131,9 @@ class DecodeLoop:
             token = state.token[:: self.runner.num_branches]
             progress = self._image_progress(state, sampling)
             window = image_window(token, state.draft, self.grammar, state.grammar, progress)
-            tokens, positions = self.runner.repeat_for_branches(window.tokens), self._positions(state, window)
+            # The last tokens of a prompt and its negative prompt differ.
+            drafted = self.runner.repeat_for_branches(window.tokens[:, 1:])
+            tokens, positions = jnp.concatenate([state.token[:, None], drafted], axis=1), self._positions(state, window)
             output = self.runner.decode_window(params, tokens, state.cache, positions, sampling.guidance_scale)
             return self._choose(state, window, output, sampling)
 
