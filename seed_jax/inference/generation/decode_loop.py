@@ -36,6 +36,7 @@ class DecodeOutputs:
         scores: for beam search, log p / length ** length_penalty.
         log_probs: log-probability of each id among the tokens that the grammar allowed, before temperature and filters;
             None if they are not recorded.
+        num_steps: decode steps (forward passes of the model) so far; None if they are not counted.
     """
 
     ids: Int[Leaf, "B N"]
@@ -45,6 +46,7 @@ class DecodeOutputs:
     hit_stop: Bool[Leaf, " B"]
     scores: Float[Leaf, " B"] | None = None
     log_probs: Float[Leaf, "B N"] | None = None
+    num_steps: Int[Leaf, ""] | None = None
 
 
 @flax.struct.dataclass
@@ -148,7 +150,7 @@ class DecodeLoop:
         return jax.lax.while_loop(unfinished, decode_both, state)
 
     def outputs(self, state: DecodeState) -> DecodeOutputs:
-        return state.outputs
+        return dataclasses.replace(state.outputs, num_steps=state.step)
 
     def _image_progress(self, state: DecodeState, sampling: BatchedSamplingParams) -> Int[Array, " B"]:
         remaining = sampling.max_new_tokens - state.outputs.lengths
