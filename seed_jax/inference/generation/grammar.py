@@ -43,7 +43,7 @@ class BatchedImageConstraints:
 
 @flax.struct.dataclass
 class GrammarState:
-    """Position of each sequence in the grammar.
+    """Position of each sequence in the grammar; or of several places of each.
 
     Attributes:
         inside_image: whether the sequence is inside an image.
@@ -51,9 +51,9 @@ class GrammarState:
         images_begun: images begun in the answer.
     """
 
-    inside_image: Bool[Leaf, " B"]
-    codes_emitted: Int[Leaf, " B"]
-    images_begun: Int[Leaf, " B"]
+    inside_image: Bool[Leaf, "*B"]
+    codes_emitted: Int[Leaf, "*B"]
+    images_begun: Int[Leaf, "*B"]
 
 
 @dataclasses.dataclass(frozen=True)

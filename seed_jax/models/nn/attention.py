@@ -109,7 +109,7 @@ def _attend_with_dropout(q, k, v, mask, scale, precision, rate, rng):
 
 
 def _attend(q, k, v, mask, causal, scale, precision, implementation):
-    with jax.default_matmul_precision("highest" if precision.compute == "float32" else "default"):
+    with jax.default_matmul_precision(precision.matmul_name):
         if implementation == "chunked":
             return _attend_in_blocks(q, k, v, mask, causal, scale)
         kernel = "cudnn" if implementation == "cudnn" else "xla"
