@@ -30,7 +30,7 @@ def load_config(args: argparse.Namespace, *, use_decoder: bool = True) -> LoadCo
         dtype=args.dtype,
         quantize=args.quantize,
         quantize_vit=args.quantize_vit,
-        draft_codes=args.draft_codes if args.parallel_decoding else None,
+        draft_codes=vars(args).get("draft_codes"),  # `serve` has no such option: it decodes token by token
         use_decoder=use_decoder,
     )
     return config.resolve()
