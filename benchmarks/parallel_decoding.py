@@ -18,21 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 from PIL import Image
 
+from seed_jax.convert.llama.key_table import abstract_params
 from seed_jax.data.inspect.code_usage import most_frequent_codes
 from seed_jax.data.text.vocabulary import Vocabulary, train_small
 from seed_jax.data.world import make_sample, render, wording
 from seed_jax.inference.chat.prompts import USER, Message, build_prompt
-from seed_jax.inference.generation.batching import Request
+from seed_jax.inference.generation.batching import Request, bucket
 from seed_jax.inference.generation.generator import CHUNK_TOKENS, Generator
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import TextSegment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.precision import Precision
 from seed_jax.quickstart.pipeline import SEED, drawing_prompt, image_segment
 
@@ -99,10 +98,12 @@ class Measurement:
 
 
 def measure(generator: Generator, prompts: Sequence[list[int]], params: SamplingParams, batch_size: int) -> Measurement:
-    """Answer the prompts, with the seeds 0, 1, ...; the first batch once more before, to compile it."""
+    """Answer the prompts, with the seeds 0, 1, ...; one batch of each shape once more before, to compile it."""
     requests = [Request(prompt, dataclasses.replace(params, seed=seed)) for seed, prompt in enumerate(prompts)]
     batches = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
-    answer(generator, batches[0])
+    shapes = {bucket(max(len(request.prompt) for request in batch)): batch for batch in batches}
+    for batch in shapes.values():
+        answer(generator, batch)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     results = [answer(generator, batch) for batch in batches]
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
@@ -142,7 +143,12 @@ def random_model(args: argparse.Namespace, precision: Precision) -> Generator:
         vocabulary = Vocabulary.load(folder)
     heads = max(1, args.hidden // 64)
     config = LlamaConfig(vocabulary.size, args.hidden, args.hidden * 8 // 3, args.layers, heads, heads, max_length=256)
-    params = meta.unbox(jax.jit(Llama(config).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    normal = 0.02 * np.random.default_rng(0).standard_normal(1_000_003, np.float32)  # values repeat after a million
+
+    def fill(path: Any, leaf: Any) -> np.ndarray:
+        return np.ones(leaf.shape, np.float32) if path[-1].key == "scale" else np.resize(normal, leaf.shape)
+
+    params = jax.tree_util.tree_map_with_path(fill, abstract_params(config))
     return Generator(config, params, vocabulary, precision=precision)
 
 
