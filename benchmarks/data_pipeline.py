@@ -132,6 +132,7 @@ def _build_threads(args: argparse.Namespace, folder: Path, files: list[bytes]) -
         """Returns zeros, so that only reading and decoding are measured."""
 
         fingerprint = "0" * 32
+        precision = "float32"
         preprocessing: ClassVar[dict[str, Any]] = {}
         batch_size = 64
 

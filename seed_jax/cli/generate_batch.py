@@ -194,6 +194,8 @@ def _resume(args: argparse.Namespace, config: LoadConfig, defaults: SamplingPara
     settings: dict[str, Any] = {"batch": hashlib.sha256(read_bytes(args.batch, MAX_LIST_BYTES)).hexdigest()}
     settings |= {name: None if value is None else str(value) for name, value in dataclasses.asdict(config).items()}
     settings |= json.loads(json.dumps(dataclasses.asdict(defaults)))
+    # They change the speed of an answer, not the answer.
+    settings = {name: value for name, value in settings.items() if name not in ("parallel_decoding", "draft_codes")}
     if args.negative_prompt is not None:
         settings["negative_prompt"] = args.negative_prompt
     answers, run_file = args.out / ANSWERS, args.out / RUN

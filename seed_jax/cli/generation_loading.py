@@ -30,6 +30,7 @@ def load_config(args: argparse.Namespace, *, use_decoder: bool = True) -> LoadCo
         dtype=args.dtype,
         quantize=args.quantize,
         quantize_vit=args.quantize_vit,
+        draft_codes=vars(args).get("draft_codes"),  # `serve` has no such option: it decodes token by token
         use_decoder=use_decoder,
     )
     return config.resolve()
@@ -54,7 +55,9 @@ def load_model(
         num_images: images that are encoded at a time.
         draws: whether the image decoder will be loaded.
     """
-    workload = Workload(prompts, params.beams, params.guided, new_tokens=params.max_new_tokens)
+    workload = Workload(
+        prompts, params.beams, params.guided, new_tokens=params.max_new_tokens, parallel=params.parallel_decoding
+    )
     memory_plan.check_directories(
         config, workload, num_images=num_images, draws=draws, limit=args.memory, show=args.memory_plan
     )

@@ -74,6 +74,18 @@ def add_decoding_options(parser: argparse.ArgumentParser, defaults: SamplingPara
     )
     number("guidance_scale", "classifier-free guidance; 1 disables it")
     group.add_argument(
+        "--parallel-decoding",
+        action="store_true",
+        help="decode the codes of an image in parallel (Jacobi decoding): the same tokens in fewer, larger passes",
+    )
+    group.add_argument(
+        "--draft-codes",
+        type=Path,
+        metavar="FILE",
+        help="with --parallel-decoding, the first draft of an image, from data draft-codes (default: draft_codes.json "
+        "of the model directory, if there is one)",
+    )
+    group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="string that ends an answer; may be repeated"
     )
     return group
@@ -115,4 +127,5 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         length_penalty_on=args.length_penalty_on,
         early_stopping=args.early_stopping,
         guidance_scale=args.guidance_scale,
+        parallel_decoding=args.parallel_decoding,
     )

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args)
     written, unreadable = 0, 0
     with locked(out.with_name(f".{out.name}.lock"), str(out)):
-        finished = resume(out, tokenizer.fingerprint)
+        finished = resume(out, tokenizer.fingerprint, tokenizer.precision.compute)
         remaining = [path for path in paths if path not in finished]
         progress = tqdm(total=len(remaining), unit="image", disable=None)
         with out.open("a", encoding="utf-8") as file, progress:
@@ -96,33 +96,36 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
                 yield name
 
 
-def resume(out: Path, fingerprint: str) -> set[str]:
+def resume(out: Path, fingerprint: str, precision: str) -> set[str]:
     """Prepare `out` for appending.
 
-    A last line that an interruption truncated is removed. A sidecar file records the tokenizer's fingerprint, so that
-    the codes of two tokenizers never share a file.
+    A last line that an interruption truncated is removed. A sidecar file records the tokenizer's fingerprint and
+    precision, so that the codes of two tokenizers or precisions never share a file.
 
     Args:
         out: the file of JSON lines.
         fingerprint: of the tokenizer and its preprocessing.
+        precision: of the computation.
 
     Returns:
         The paths that `out` already holds.
 
     Raises:
-        UserError: `out` was written by another tokenizer, or is not a file of codes.
+        UserError: `out` was written by another tokenizer or in another precision, or is not a file of codes.
     """
     sidecar = out.with_name(f"{out.name}.tokenizer.json")
     if out.exists() and out.stat().st_size:
-        _check_sidecar(out, sidecar, fingerprint)
+        _check_sidecar(out, sidecar, fingerprint, precision)
         return _finished_paths(out)
-    write_json(sidecar, {"fingerprint": fingerprint})
+    write_json(sidecar, {"fingerprint": fingerprint, "precision": precision})
     return set()
 
 
-def _check_sidecar(out: Path, sidecar: Path, fingerprint: str) -> None:
+def _check_sidecar(out: Path, sidecar: Path, fingerprint: str, precision: str) -> None:
     try:
-        stored = parse_json(read_text(sidecar))["fingerprint"]
+        content = parse_json(read_text(sidecar))
+        stored = content["fingerprint"]
+        stored_precision = content.get("precision", "float32")  # the default of earlier versions, which do not name it
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{out} is not empty and {sidecar.name} does not name the tokenizer that wrote it: choose another --out."
@@ -131,6 +134,11 @@ def _check_sidecar(out: Path, sidecar: Path, fingerprint: str) -> None:
         raise UserError(
             f"{out} was written by another tokenizer or with other preprocessing ({stored}, now {fingerprint}): "
             "choose another --out or remove both files."
+        )
+    if stored_precision != precision:
+        raise UserError(
+            f"{out} was written with --precision {stored_precision}, now it is {precision}: codes near ties would "
+            f"differ; give --precision {stored_precision}, or choose another --out."
         )
 
 

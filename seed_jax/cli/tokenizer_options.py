@@ -7,7 +7,7 @@ if TYPE_CHECKING:  # imports JAX, which --help must not wait for
     from seed_jax.inference.image_tokenizer import ImageTokenizer
 
 INTERPOLATIONS = ("bicubic", "bilinear")  # of `seed_jax.images`
-COMPUTE_DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16_3x", "bfloat16")  # of `seed_jax.inference.image_tokenizer`
 
 
 def add_encoding_options(group: argparse._ArgumentGroup, *, batch_size: int) -> None:
@@ -20,10 +20,10 @@ def add_encoding_options(group: argparse._ArgumentGroup, *, batch_size: int) -> 
         help="images per batch over all devices (default: %(default)s)",
     )
     group.add_argument(
-        "--compute-dtype",
-        choices=COMPUTE_DTYPES,
-        default="float32",
-        help="bfloat16 is faster on accelerators and changes codes that are near ties (default: %(default)s)",
+        "--precision",
+        choices=PRECISIONS,
+        help="of ViT and Q-Former; lower ones are faster on accelerators and change codes that are near ties (default: "
+        "float32 on a CPU, else bfloat16_3x)",
     )
     group.add_argument(
         "--interpolation",
@@ -37,7 +37,7 @@ def load_tokenizer(args: argparse.Namespace) -> "ImageTokenizer":
     """Load the image tokenizer `args.model`, data-parallel over the devices of this host."""
     import jax  # deferred: --help needs no JAX
 
-    from seed_jax.inference.image_tokenizer import ImageTokenizer, Preprocessing
+    from seed_jax.inference.image_tokenizer import ImageTokenizer, Preprocessing, default_precision
     from seed_jax.precision import Precision
 
     devices = jax.local_devices()
@@ -45,7 +45,7 @@ def load_tokenizer(args: argparse.Namespace) -> "ImageTokenizer":
     mesh = jax.make_mesh((len(devices),), ("batch",), auto, devices=devices) if len(devices) > 1 else None
     return ImageTokenizer.load(
         args.model,
-        precision=Precision(compute=args.compute_dtype),
+        precision=Precision(compute=args.precision or default_precision(jax.default_backend())),
         preprocessing=Preprocessing(args.interpolation, args.keep_ratio),
         batch_size=args.batch_size,
         mesh=mesh,

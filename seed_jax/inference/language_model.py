@@ -25,7 +25,7 @@ from seed_jax.convert.merging import merge_lora
 from seed_jax.convert.model_card.card import write_bundle_card
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.files import write_json
+from seed_jax.files import read_json, write_json
 from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
@@ -35,6 +35,7 @@ PROMPT_STYLE = "prompt_style"
 IMAGE_TOKENIZER = "image_tokenizer"
 DECODER = "decoder"
 LANGUAGE_MODEL = "language_model"
+DRAFT_CODES = "draft_codes.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,25 @@ def open_language_model(directory: str | Path) -> LanguageModel:
     """Open a language model whose parameters stay on disk until they are used (`checkpoint.lazy`)."""
     references = read_references(directory)
     return _language_model(model_dir.open_lazily(references.language_model, LANGUAGE_MODELS), references)
+
+
+def read_draft_codes(directory: str | Path, file: str | Path | None = None) -> list[int] | None:
+    """Return the first draft of parallel decoding, as `seed-jax data draft-codes` writes it.
+
+    Args:
+        directory: model directory or training workdir of a language model.
+        file: the file; by default `draft_codes.json` beside its config.json, if there is one.
+
+    Raises:
+        UserError: the file is missing or of another kind.
+    """
+    path = Path(file) if file is not None else model_dir.read_config(directory)[0] / DRAFT_CODES
+    if file is None and not path.is_file():
+        return None
+    codes = read_json(path, "make it with `seed-jax data draft-codes`").get("draft_codes")
+    if not isinstance(codes, list):
+        raise UserError(f'{path} has no list "draft_codes": make it with `seed-jax data draft-codes`.')
+    return codes
 
 
 def _language_model(loaded: model_dir.ModelDir, references: ModelReferences) -> LanguageModel:

@@ -19,6 +19,7 @@ import numpy as np
 
 from seed_jax.checkpoint import kinds, model_dir
 from seed_jax.checkpoint.kinds import LANGUAGE_MODELS, ModelKind
+from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 from seed_jax.inference import weight_loading
 from seed_jax.inference.drawing.drawer import decoder_class
@@ -49,6 +50,7 @@ class Workload:
         guided: whether guidance doubles the sequences.
         prompt_length: tokens of a prompt.
         new_tokens: tokens of an answer.
+        parallel: whether the tokens of an image are decoded in parallel.
     """
 
     prompts: int = 1
@@ -56,6 +58,12 @@ class Workload:
     guided: bool = False
     prompt_length: int = 512
     new_tokens: int = 512
+    parallel: bool = False
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Return how many tokens of a sequence a decode step runs."""
+        return CODES_PER_IMAGE + 2 if self.parallel else 1
 
     @property
     def num_branches(self) -> int:
@@ -331,7 +339,8 @@ def decode_bytes(config: DecoderOnlyConfig, workload: Workload) -> int:
     layer_cache = 2 * slots * config.num_kv_heads * config.head_size
     reordered_cache = kv_cache_bytes(config, Precision(), workload) if workload.beams > 1 else 0
     kernel = _dequantized_bytes(config.hidden_size, config.intermediate_size)
-    return 4 * workload.num_sequences * (logits + activations + layer_cache) + reordered_cache + kernel
+    per_token = workload.tokens_per_step * (logits + activations)
+    return 4 * workload.num_sequences * (per_token + layer_cache) + reordered_cache + kernel
 
 
 def encode_bytes(config: SeedTokenizerConfig, num_images: int) -> int:

@@ -28,7 +28,7 @@ from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.generation.sampling_params import MAX_SEED, SamplingParams
 from seed_jax.inference.generation.segments import Generation, ImageSegment, Segment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.inference.language_model import open_language_model, read_references
+from seed_jax.inference.language_model import open_language_model, read_draft_codes, read_references
 from seed_jax.precision import Precision
 
 MAX_IMAGE_BATCH = 8  # images that are encoded at a time, such as the frames of a video
@@ -46,6 +46,8 @@ class LoadConfig:
         dtype: compute dtype; by default bfloat16, on a CPU float32.
         quantize: "int8" or "int4" quantizes the language model's kernels.
         quantize_vit: "int8" or "int4" quantizes the kernels of the image tokenizer's ViT.
+        draft_codes: first draft of parallel decoding, a file of `seed-jax data draft-codes`; by default
+            `draft_codes.json` beside the config.json of the model, if there is one.
         use_decoder: False leaves images as codes, whatever decoder config.json names.
     """
 
@@ -56,6 +58,7 @@ class LoadConfig:
     dtype: str | None = None
     quantize: str | None = None
     quantize_vit: str | None = None
+    draft_codes: Path | None = None
     use_decoder: bool = True
 
     def resolve(self) -> "LoadConfig":
@@ -155,7 +158,13 @@ class SeedLlama:
                 "for models of configs/pretrain_opt.py; use another --style."
             )
         generator = Generator(
-            loaded.config, loaded.params, loaded.vocabulary, precision=precision, quantize=config.quantize, mesh=mesh
+            loaded.config,
+            loaded.params,
+            loaded.vocabulary,
+            precision=precision,
+            quantize=config.quantize,
+            draft_codes=read_draft_codes(config.model, config.draft_codes),
+            mesh=mesh,
         )
 
         def open_tokenizer(batch_size: int) -> ImageTokenizer:

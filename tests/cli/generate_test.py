@@ -94,6 +94,19 @@ def test_plain_output_has_a_line_of_codes_for_an_image(models, capsys):
     assert "[image]" not in capsys.readouterr().out
 
 
+def test_parallel_decoding_prints_the_same_codes(models, tmp_path, capsys):
+    words = ["--prompt", "a dog", "--max-new-tokens", "34", "--force-image"]
+    assert run(models, *words) == 0
+    expected = capsys.readouterr().out
+    draft = tmp_path / "draft.json"
+    draft.write_text(json.dumps({"draft_codes": list(range(32))}))
+    assert run(models, *words, "--parallel-decoding", "--draft-codes", draft) == 0
+    assert capsys.readouterr().out == expected
+    draft.write_text(json.dumps({"draft_codes": [1]}))
+    assert run(models, *words, "--parallel-decoding", "--draft-codes", draft) == 2
+    assert "list of 32 codes" in capsys.readouterr().err
+
+
 def test_images_are_drawn_and_memory_is_planned(models, tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
     words = [

@@ -13,7 +13,7 @@ from seed_jax import cli
 SUBCOMMANDS = {
     "import": ["tokenizer", "llama", "opt", "unclip", "sd"],
     "export": ["tokenizer", "llama", "opt", "unclip"],
-    "data": ["build", "show", "sources"],
+    "data": ["build", "show", "sources", "draft-codes"],
     "eval": ["run", "list", "score", "compare", "report"],
 }
 COMMANDS = [

@@ -9,7 +9,7 @@ from seed_jax import cli, images
 from seed_jax.checkpoint import model_dir
 from seed_jax.cli import tokenizer_options
 from seed_jax.files import locked
-from seed_jax.inference.image_tokenizer import ImageTokenizer
+from seed_jax.inference.image_tokenizer import PRECISIONS, ImageTokenizer, default_precision
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
 from tests.models.tokenizer.cases import random_like
 
@@ -90,6 +90,19 @@ def test_another_tokenizers_file_is_refused(model, folder, capsys):
     assert out.read_bytes() == before
 
 
+def test_another_precision_is_refused(model, folder, capsys):
+    _, out = tokenize(model, folder)  # float32 on a CPU
+    before, sidecar = out.read_bytes(), out.with_name("codes.jsonl.tokenizer.json")
+    assert json.loads(sidecar.read_text())["precision"] == "float32"
+    for precision in ("bfloat16", "bfloat16_3x"):
+        assert tokenize(model, folder, "--precision", precision)[0] == 2
+        assert f"with --precision float32, now it is {precision}" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    # Files of earlier versions do not name their precision.
+    sidecar.write_text(json.dumps({"fingerprint": json.loads(sidecar.read_text())["fingerprint"]}))
+    assert tokenize(model, folder)[0] == 0
+
+
 def test_damaged_line_is_named(model, folder, capsys):
     _, out = tokenize(model, folder)
     out.write_text("not json\n" + out.read_text())
@@ -137,6 +150,8 @@ def test_two_processes_do_not_share_a_file(model, folder, capsys):
 
 def test_choices_are_those_of_the_library():
     assert set(tokenizer_options.INTERPOLATIONS) == set(images.INTERPOLATIONS)
+    assert tokenizer_options.PRECISIONS == PRECISIONS
+    assert (default_precision("cpu"), default_precision("tpu")) == ("float32", "bfloat16_3x")
 
 
 def test_missing_inputs(model, tmp_path, capsys):

@@ -6,7 +6,7 @@ that `--help` answers quickly.
 
 import argparse
 
-from seed_jax.cli.data import build, show, sources
+from seed_jax.cli.data import build, draft_codes, show, sources
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,3 +20,4 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     build.add_parser(commands)
     sources.add_parser(commands)
     show.add_parser(commands)
+    draft_codes.add_parser(commands)

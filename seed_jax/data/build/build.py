@@ -84,6 +84,7 @@ def _load_or_make_plan(source: Source, out: Path, encoder: ImageEncoder | None, 
             shard_size=options.shard_size,
             batch_size=encoder.batch_size if encoder else 0,
             tokenizer=encoder.fingerprint if encoder else None,
+            precision=encoder.precision if encoder else None,
             preprocessing=encoder.preprocessing if encoder else None,
             filters=options.filters.as_dict(),
         )

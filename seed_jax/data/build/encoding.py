@@ -19,12 +19,14 @@ class ImageEncoder(Protocol):
     """Tokenizes images in batches.
 
     Attributes:
-        fingerprint: identifies weights, config and preprocessing: changes whenever the codes could change.
+        fingerprint: identifies weights, config and preprocessing: changes whenever codes could change, up to rounding.
+        precision: of the computation, which decides near ties.
         preprocessing: description of the image preprocessing, stored in the manifest.
         batch_size: images per batch. No batch spans two shards, so batches do not depend on how a build was divided.
     """
 
     fingerprint: str
+    precision: str
     preprocessing: dict[str, Any]
     batch_size: int
 

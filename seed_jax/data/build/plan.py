@@ -31,6 +31,7 @@ class BuildPlan:
         preprocessing: image preprocessing of the tokenizer, or None.
         options: options of the source.
         filters: enabled image filters.
+        precision: of the image tokenizer's computation, or None.
         schema: version of this format.
     """
 
@@ -42,6 +43,7 @@ class BuildPlan:
     preprocessing: dict[str, Any] | None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     filters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precision: str | None = None
     schema: int = SCHEMA
 
     @property
@@ -110,6 +112,8 @@ def load(directory: Path) -> BuildPlan | None:
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         files = {name: (size, count) for name, (size, count) in content.pop("files").items()}
+        # Earlier versions did not record it; their default was float32.
+        content.setdefault("precision", "float32" if content.get("tokenizer") else None)
         plan = BuildPlan(files=files, **content)
         numbers = [plan.shard_size, *(number for pair in files.values() for number in pair)]
         if not all(type(number) is int and number >= 0 for number in numbers) or not plan.shard_size:

@@ -97,6 +97,7 @@ def _manifest(plan: BuildPlan, reports: list[ShardReport]) -> Manifest:
         items=total([report.items for report in reports]),
         dropped=total([skipped, *(report.filtered for report in reports)]),
         tokenizer=plan.tokenizer,
+        precision=plan.precision,
         preprocessing=plan.preprocessing,
         options=plan.options,
         filters=plan.filters,

@@ -1,7 +1,8 @@
-"""Codebook usage of a dataset: histogram, number of used codes, perplexity."""
+"""Codebook usage of a dataset: histogram, number of used codes, perplexity, most frequent codes."""
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,29 @@ def code_stats(codes: Iterable[np.ndarray], num_codes: int) -> CodeStats:
 
 def shard_code_stats(directory: str | Path, num_codes: int = 8192) -> CodeStats:
     """Count the codes of all images in a shard directory (reads every record)."""
-    records = open_shards(directory)
-    items = (item for record in records for item in record.items)
-    return code_stats((item for item in items if isinstance(item, np.ndarray)), num_codes)
+    return code_stats(_image_codes([directory]), num_codes)
+
+
+def most_frequent_codes(directories: Sequence[str | Path], max_images: int | None = None) -> list[int]:
+    """Return the most frequent code of each position: the first draft of parallel decoding.
+
+    Args:
+        directories: shard directories.
+        max_images: how many images are counted; by default all.
+
+    Raises:
+        UserError: the shards hold no codes.
+    """
+    images = np.array([*itertools.islice(_image_codes(directories), max_images)], np.int64)
+    if not len(images):
+        raise UserError(
+            f"{', '.join(map(str, directories))}: the shards hold no codes of images; build them with an image "
+            "tokenizer (--model)."
+        )
+    return [int(np.bincount(column).argmax()) for column in images.T]
+
+
+def _image_codes(directories: Sequence[str | Path]) -> Iterator[np.ndarray]:
+    for directory in directories:
+        for record in open_shards(directory):
+            yield from (item for item in record.items if isinstance(item, np.ndarray))

@@ -23,7 +23,8 @@ def manifest_facts(manifest: Manifest) -> dict[str, str]:
         "items": _format_counts(manifest.items) or "none",
     }
     if manifest.tokenizer:
-        facts["tokenizer"] = ", ".join(filter(None, [manifest.tokenizer, _format_dict(manifest.preprocessing or {})]))
+        described = [manifest.tokenizer, manifest.precision, _format_dict(manifest.preprocessing or {})]
+        facts["tokenizer"] = ", ".join(filter(None, described))
     if manifest.options:
         facts["options"] = _format_dict(manifest.options)
     if manifest.filters:

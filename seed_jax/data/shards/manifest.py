@@ -44,6 +44,8 @@ class Manifest:
         dropped: reason -> number of input samples that are not in the shards.
         tokenizer: fingerprint of the image tokenizer that made the codes; None if image files were stored.
         preprocessing: image preprocessing before tokenization; None if image files were stored.
+        precision: of the image tokenizer's computation; None if image files were stored, or in shards of earlier
+            versions, whose default was float32.
         options: options of the source, e.g. the number of frames per video.
         filters: the enabled filters; the samples they removed are counted in `dropped`.
         images_left_out: reason -> number of images left out of documents.
@@ -59,6 +61,7 @@ class Manifest:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     filters: dict[str, Any] = dataclasses.field(default_factory=dict)
     images_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    precision: str | None = None
     schema: int = SCHEMA
 
     @property

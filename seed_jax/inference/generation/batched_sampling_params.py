@@ -25,6 +25,7 @@ class BatchedSamplingParams:
         penalize_sequence: whether the length penalty counts the prompt too.
         early_stopping: index into EARLY_STOPPING.
         stop: None if no request has stop strings.
+        draft: with parallel decoding, the first draft of the codes of each sequence's images, as token ids.
     """
 
     max_new_tokens: Int[Leaf, " B"]
@@ -35,10 +36,15 @@ class BatchedSamplingParams:
     penalize_sequence: Bool[Leaf, " B"]
     early_stopping: Int[Leaf, " B"]
     stop: StopAutomata | None
+    draft: Int[Leaf, "B Q"] | None = None
 
     @classmethod
     def stack(
-        cls, requests: Sequence[SamplingParams], max_new_tokens: Sequence[int], compiler: StopStringCompiler
+        cls,
+        requests: Sequence[SamplingParams],
+        max_new_tokens: Sequence[int],
+        compiler: StopStringCompiler,
+        draft: Sequence[Sequence[int]] | None = None,
     ) -> "BatchedSamplingParams":
         """Stack the parameters of requests.
 
@@ -46,6 +52,7 @@ class BatchedSamplingParams:
             requests: parameters of each request.
             max_new_tokens: token budget of each request, limited by the context length.
             compiler: makes the automata of the stop strings.
+            draft: with parallel decoding, the first draft of each request's images, as token ids.
         """
 
         def column(name: str, dtype: Any) -> Any:
@@ -70,4 +77,5 @@ class BatchedSamplingParams:
             penalize_sequence=penalize_sequence,
             early_stopping=early_stopping,
             stop=compiler.compile([request.stop_strings for request in requests]),
+            draft=None if draft is None else np.array(draft, np.int32),
         )

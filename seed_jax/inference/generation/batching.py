@@ -18,6 +18,7 @@ from seed_jax.errors import UserError
 from seed_jax.inference.generation.batched_sampling_params import BatchedSamplingParams
 from seed_jax.inference.generation.grammar import Grammar
 from seed_jax.inference.generation.model_runner import PromptBatch
+from seed_jax.inference.generation.parallel_decoding import first_draft
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.stop_strings import StopStringCompiler
 from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
@@ -43,6 +44,11 @@ class Request:
     @property
     def guided(self) -> bool:
         return self.sampling_params.guided
+
+    @property
+    def program(self) -> tuple[int, bool, bool]:
+        """What must be equal in requests that one compiled program answers: beams, guidance, parallel decoding."""
+        return self.sampling_params.beams, self.guided, self.sampling_params.parallel_decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +77,10 @@ def bucket(size: int, limit: int | None = None, smallest: int = SMALLEST_BUCKET)
 
 
 def group_requests(requests: Sequence[Request], batch_size: int | None) -> Iterator[list[int]]:
-    """Yield batches (indices of requests) that share a program: equal beams, and all guided or none."""
-    groups: dict[tuple[int, bool], list[int]] = {}
+    """Yield batches (indices of requests) that share a program."""
+    groups: dict[tuple[int, bool, bool], list[int]] = {}
     for index, request in enumerate(requests):
-        groups.setdefault((request.sampling_params.beams, request.guided), []).append(index)
+        groups.setdefault(request.program, []).append(index)
     for indices in groups.values():
         size = batch_size or len(indices)
         yield from (indices[start : start + size] for start in range(0, len(indices), size))
@@ -87,6 +93,7 @@ class Batcher:
     Attributes:
         num_shards: batch sizes are rounded up to a multiple of it.
         max_length: context length, prompt and answer together; by default the model's.
+        draft_codes: with parallel decoding, the first draft of images whose prompt has none.
     """
 
     config: DecoderOnlyConfig
@@ -95,6 +102,7 @@ class Batcher:
     stop_strings: StopStringCompiler
     num_shards: int = 1
     max_length: int | None = None
+    draft_codes: tuple[int, ...] | None = None
 
     @property
     def context_length(self) -> int:
@@ -127,14 +135,18 @@ class Batcher:
         return budget
 
     def batch(self, requests: Sequence[Request], names: Sequence[str]) -> RequestBatch:
-        """Return requests of equal beams and guidance as arrays, padded to the sizes of a compiled program."""
+        """Return requests of one program as arrays, padded to the sizes of a compiled one."""
         first, bos = requests[0], [self.vocabulary.bos]
         budgets = [self.token_budget(request, name) for request, name in zip(requests, names, strict=True)]
         padding = self.padded_batch_size(len(requests)) - len(requests)
         params = [request.sampling_params for request in requests] + [SamplingParams()] * padding
-        sampling = BatchedSamplingParams.stack(params, budgets + [0] * padding, self.stop_strings)
+        padded = [*requests, *[Request(bos)] * padding]
+        draft = None
+        if first.sampling_params.parallel_decoding:
+            draft = [first_draft(request.prompt, self.vocabulary, self.draft_codes) for request in padded]
+        sampling = BatchedSamplingParams.stack(params, budgets + [0] * padding, self.stop_strings, draft)
         prompts: list[Sequence[int]] = []
-        for request in [*requests, *[Request(bos)] * padding]:
+        for request in padded:
             prompts.append(request.prompt)
             if first.guided:
                 prompts.append(request.negative_prompt or bos)

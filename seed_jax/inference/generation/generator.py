@@ -36,11 +36,12 @@ from seed_jax.inference.generation.beam_search import BeamSearch
 from seed_jax.inference.generation.decode_loop import DecodeLoop, DecodeOutputs
 from seed_jax.inference.generation.grammar import Grammar
 from seed_jax.inference.generation.model_runner import ModelRunner
+from seed_jax.inference.generation.parallel_decoding import check_draft_codes
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import Generation, Segment
 from seed_jax.inference.generation.stop_strings import StopStringCompiler
 from seed_jax.inference.generation.streaming import SegmentStreamer
-from seed_jax.inference.language_model import open_language_model
+from seed_jax.inference.language_model import open_language_model, read_draft_codes
 from seed_jax.models.language_models import model_class
 from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.precision import Precision
@@ -91,6 +92,8 @@ class Generator:
         precision: float32 by default; with bfloat16 compute, matrices are also stored in bfloat16.
         attention: implementation of attention, see `seed_jax.models.nn.attention`.
         quantize: "int8" or "int4" quantizes the kernels.
+        draft_codes: first draft of an image in parallel decoding where the prompt holds no image, such as the most
+            frequent code of each position.
         mesh: shards batches and weights as in training; by default everything is on one device.
 
     Raises:
@@ -106,6 +109,7 @@ class Generator:
         precision: Precision = Precision(),
         attention: str = "chunked",
         quantize: str | None = None,
+        draft_codes: Sequence[int] | None = None,
         mesh: Mesh | None = None,
     ):
         if vocabulary.size != config.vocab_size:
@@ -123,7 +127,12 @@ class Generator:
         model_dir.check_tree(params, sharding.unbox(self._abstract_params(scan_layers=True)), "the language model")
         self.params = self._load_params(params, quantize, mesh)
         self.batcher = Batcher(
-            config, vocabulary, self.grammar, StopStringCompiler(vocabulary), self.sharder.num_shards
+            config,
+            vocabulary,
+            self.grammar,
+            StopStringCompiler(vocabulary),
+            self.sharder.num_shards,
+            draft_codes=None if draft_codes is None else check_draft_codes(draft_codes, vocabulary),
         )
         self.programs = Programs.build()
         self._compiled: set[tuple] = set()
@@ -137,6 +146,7 @@ class Generator:
             options: keyword arguments of the class.
         """
         loaded = open_language_model(directory)
+        options.setdefault("draft_codes", read_draft_codes(loaded.references.language_model))
         return cls(loaded.config, loaded.params, loaded.vocabulary, **options)
 
     def replace_params(self, params: Tree) -> None:
@@ -235,7 +245,8 @@ class Generator:
         """Announce the silent wait before the first batch of its shape."""
         tokens, stop = batch.prompts.tokens, batch.sampling.stop
         automata = None if stop is None else stop.transitions.shape
-        shape = (batch.beams, batch.guided, tokens.shape, batch.max_new_tokens, automata)
+        parallel = batch.sampling.draft is not None
+        shape = (batch.beams, batch.guided, parallel, tokens.shape, batch.max_new_tokens, automata)
         if shape not in self._compiled:
             self._compiled.add(shape)
             count, length = tokens.shape

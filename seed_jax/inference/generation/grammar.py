@@ -43,7 +43,7 @@ class BatchedImageConstraints:
 
 @flax.struct.dataclass
 class GrammarState:
-    """Position of each sequence in the grammar.
+    """Position of each sequence in the grammar; or of several places of each.
 
     Attributes:
         inside_image: whether the sequence is inside an image.
@@ -51,9 +51,9 @@ class GrammarState:
         images_begun: images begun in the answer.
     """
 
-    inside_image: Bool[Leaf, " B"]
-    codes_emitted: Int[Leaf, " B"]
-    images_begun: Int[Leaf, " B"]
+    inside_image: Bool[Leaf, "*B"]
+    codes_emitted: Int[Leaf, "*B"]
+    images_begun: Int[Leaf, "*B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +136,28 @@ class Grammar:
         is_text = ~(is_code | is_boi | is_eoi | is_eos | jnp.isin(token, jnp.asarray(self.forbidden_tokens)))
         complete = (state.codes_emitted >= self.codes_per_image)[:, None]
         inside = jnp.where(complete, is_eoi, is_code)
+        text, image, end = self._allowed_outside(constraints, state, remaining)
+        outside = (is_text & text[:, None]) | (is_boi & image[:, None]) | (is_eos & end[:, None])
+        return jnp.where(state.inside_image[:, None], inside, outside) | ~constraints.enforced[:, None]
+
+    def must_begin_image(
+        self, constraints: BatchedImageConstraints, state: GrammarState, remaining: Int[Array, " B"]
+    ) -> Bool[Array, " B"]:
+        """Return whether `<img>` is the only token that may come next; arguments as in `allowed_tokens`."""
+        text, image, end = self._allowed_outside(constraints, state, remaining)
+        return constraints.enforced & ~state.inside_image & image & ~text & ~end
+
+    def _allowed_outside(
+        self, constraints: BatchedImageConstraints, state: GrammarState, remaining: Int[Array, " B"]
+    ) -> tuple[Bool[Array, " B"], Bool[Array, " B"], Bool[Array, " B"]]:
+        """Return whether text, `<img>` and EOS may come next in sequences outside an image."""
         required = jnp.maximum(constraints.min_images - state.images_begun, 0)
         must_begin = constraints.image_first & (state.images_begun == 0)
         text = (remaining > required * self.tokens_per_image) & ~must_begin
         fits = remaining >= jnp.maximum(required, 1) * self.tokens_per_image
         image = (state.images_begun < constraints.max_images) & fits
         end = (required == 0) & ~must_begin
-        outside = (is_text & text[:, None]) | (is_boi & image[:, None]) | (is_eos & end[:, None])
-        return jnp.where(state.inside_image[:, None], inside, outside) | ~constraints.enforced[:, None]
+        return text, image, end
 
     def can_finish(self, constraints: BatchedImageConstraints, state: GrammarState) -> Bool[Array, " B"]:
         """Return whether each answer may end here: outside an image, with all required images generated."""

@@ -27,9 +27,12 @@ class PromptBatch:
 
 @flax.struct.dataclass
 class StepOutput:
-    """Logits of the next token and the updated cache; with guidance the logits are guided log-probabilities."""
+    """Logits of the next token (after each of T, if several were run) and the updated cache.
 
-    logits: Float[Leaf, "R V"]
+    With guidance the logits are guided log-probabilities.
+    """
+
+    logits: Float[Leaf, "R ... V"]
     cache: KVCache
 
 
@@ -77,6 +80,19 @@ class ModelRunner:
         decoded = self._forward(params, token[:, None], cache, positions[:, None])
         return StepOutput(self._guide(decoded.logits[:, 0], guidance_scale), decoded.cache)
 
+    def decode_window(
+        self,
+        params: Tree,
+        tokens: Int[Array, "M T"],
+        cache: KVCache,
+        positions: Int[Array, "M T"],
+        guidance_scale: Float[Array, " R"],
+    ) -> StepOutput:
+        """Write several tokens of every sequence to the cache and score the next one after each of them."""
+        decoded = self._forward(params, tokens, cache, positions)
+        guide_column = jax.vmap(lambda logits: self._guide(logits, guidance_scale), in_axes=1, out_axes=1)
+        return StepOutput(guide_column(decoded.logits), decoded.cache)
+
     def append(self, params: Tree, tokens: Int[Array, "M T"], cache: KVCache, positions: Int[Array, "M T"]) -> KVCache:
         """Return the KV cache with a chunk of each prompt, whose earlier positions are in it."""
         first = jnp.zeros(len(tokens), jnp.int32)  # its logits are not used, and not computed
@@ -93,9 +109,9 @@ class ModelRunner:
         last = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
         return self.repeat_for_beams(last)
 
-    def repeat_for_branches(self, x: Shaped[Array, " R"]) -> Shaped[Array, " M"]:
-        """Repeat a value of each sequence for its negative branch, which continues with the same tokens."""
-        return jnp.repeat(x, self.num_branches)
+    def repeat_for_branches(self, x: Shaped[Array, "R ..."]) -> Shaped[Array, "M ..."]:
+        """Repeat the values of each sequence for its negative branch, which continues with the same tokens."""
+        return jnp.repeat(x, self.num_branches, axis=0)
 
     def repeat_for_beams(self, x: Array) -> Array:
         """Repeat every prompt's entry (and its negative's) for its beams; the batch axis of caches is axis 1."""

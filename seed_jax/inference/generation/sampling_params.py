@@ -86,6 +86,8 @@ class SamplingParams:
             penalty favours long answers.
         guidance_scale: classifier-free guidance with scale s:
             log p(token | negative) + s (log p(token | prompt) - log p(token | negative)); 1 disables it.
+        parallel_decoding: decode the codes of an image in parallel (Jacobi decoding): the same tokens in fewer, larger
+            forward passes.
 
     Raises:
         UserError: a value is out of range.
@@ -105,6 +107,7 @@ class SamplingParams:
     length_penalty_on: str = "answer"
     early_stopping: str = "heuristic"
     guidance_scale: float = 1.0
+    parallel_decoding: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "stop", _stop_strings(self.stop))
@@ -121,6 +124,7 @@ class SamplingParams:
         )
         self._check("early_stopping", self.early_stopping in EARLY_STOPPING, f"one of {', '.join(EARLY_STOPPING)}")
         self._check("guidance_scale", abs(self.guidance_scale) <= MAX_FLOAT, f"at most {MAX_FLOAT} in size")
+        self._check("parallel_decoding", not self.parallel_decoding or self.beams == 1, "False with more than one beam")
         _ = self.image_constraint
 
     def _check(self, name: str, valid: bool, expected: str) -> None:

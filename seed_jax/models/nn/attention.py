@@ -109,7 +109,7 @@ def _attend_with_dropout(q, k, v, mask, scale, precision, rate, rng):
 
 
 def _attend(q, k, v, mask, causal, scale, precision, implementation):
-    with jax.default_matmul_precision("highest" if precision.compute == "float32" else "default"):
+    with jax.default_matmul_precision(precision.matmul_name):
         if implementation == "chunked":
             return _attend_in_blocks(q, k, v, mask, causal, scale)
         kernel = "cudnn" if implementation == "cudnn" else "xla"
@@ -138,12 +138,27 @@ def attend_to_cache(
         mask: True where a query may see a slot.
         precision: its matmul precision.
     """
+    attend = functools.partial(_attend_to_cache, precision=precision.matmul)
+    if q.shape[1] == 1 or q.dtype == jnp.float32:
+        return attend(q, k, v, mask)
+    # XLA's CPU backend lacks batched matmuls of 16-bit operands with float32 results for several queries.
+    return jax.lax.platform_dependent(
+        *(q, k, v, mask), cpu=functools.partial(attend, operands=jnp.dtype(jnp.float32)), default=attend
+    )
+
+
+def _attend_to_cache(q, k, v, mask, precision, operands=None):
+    """Attend to the cache; `operands` is the dtype to which the matmuls convert their operands."""
     B, T, H, D = q.shape
+
+    def product(subscripts, x, y):
+        x, y = (z.astype(operands or z.dtype) for z in (x, y))
+        return jnp.einsum(subscripts, x, y, precision=precision, preferred_element_type=jnp.float32)
+
     grouped = q.reshape(B, T, k.shape[1], -1, D)
-    options = {"precision": precision.matmul, "preferred_element_type": jnp.float32}
-    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, k, **options) * D**-0.5
+    scores = product("btkgd,bksd->bkgts", grouped, k) * D**-0.5
     weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    y = jnp.einsum("bkgts,bksd->btkgd", weights.astype(v.dtype), v, **options)
+    y = product("bkgts,bksd->btkgd", weights.astype(v.dtype), v)
     return y.reshape(B, T, H, D).astype(q.dtype)
 
 

@@ -58,7 +58,7 @@ def fusion_barrier(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
 
 
 def fsdp_matmul(
-    x: Float[Array, "*B I"], kernel: Float[Array | np.ndarray, "I O"], axes: Axes, precision: jax.lax.Precision | None
+    x: Float[Array, "*B I"], kernel: Float[Array | np.ndarray, "I O"], axes: Axes, precision: jax.lax.PrecisionLike
 ) -> Float[Array, "*B O"]:
     """Return `x @ kernel` in the dtype of x.
 

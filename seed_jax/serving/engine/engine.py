@@ -215,6 +215,8 @@ class Engine:
                 f"guidance_scale needs two neighbouring slots, but num_slots is {self.config.num_slots}: use an even "
                 "number of slots."
             )
+        if params.parallel_decoding:
+            raise UserError("parallel_decoding is not supported by the server: remove it, or use `seed-jax generate`.")
         prompts = [request.prompt, negative] if params.guided else [request.prompt]
         # The last token is computed by the first decode step, so that its block is not a prompt's block.
         rows = [Row(list(prompt), self._prefix_cache.hashes(prompt[:-1], request.cache_salt)) for prompt in prompts]

@@ -240,6 +240,11 @@ def test_other_settings_or_inputs_are_refused(inputs, built, tmp_path):
         build(source, out, options=options())
     with pytest.raises(UserError, match=r"input files changed: b.tar\)"):
         build(open_source("webdataset", [inputs / "a.tar"]), out, encoder=Colours(), options=options())
+    lower = Colours()
+    lower.precision = "bfloat16"
+    with pytest.raises(UserError, match=r"precision was float32, is bfloat16\)"):
+        build(source, out, encoder=lower, options=options())
+    assert open_shards(out).manifest.precision == "float32"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is not a shard directory"):
         build(source, tmp_path, options=options())

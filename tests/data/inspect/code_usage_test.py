@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from seed_jax.data.inspect.code_usage import code_stats, shard_code_stats
+from seed_jax.data.inspect.code_usage import code_stats, most_frequent_codes, shard_code_stats
 from seed_jax.data.shards import manifest
 from seed_jax.data.shards.manifest import Manifest
 from seed_jax.data.shards.records import Record, encode
 from seed_jax.data.shards.shards import shard_name, write_shard
 from seed_jax.errors import UserError
+from seed_jax.inference.language_model import read_draft_codes
 
 
 def test_counts_use_and_perplexity():
@@ -35,6 +36,24 @@ def test_over_shards(tmp_path):
     assert stats.num_images == 2
     assert stats.counts[7] == 33
     assert stats.used == 32
+
+
+def test_the_most_frequent_code_of_each_position_is_the_draft(tmp_path, capsys):
+    from seed_jax import cli
+
+    codes = [np.full(32, 7, np.uint16), np.arange(32, dtype=np.uint16), np.arange(32, dtype=np.uint16)[::-1]]
+    records = [encode(Record(str(i), "test", ("text", each, codes[1]))) for i, each in enumerate(codes)]
+    shard = write_shard(tmp_path / shard_name(0), records)
+    manifest.save(tmp_path, Manifest("test", (shard,), {"codes": 6, "texts": 3}, tokenizer="t"))
+    assert most_frequent_codes([tmp_path, tmp_path]) == list(range(32))
+    assert most_frequent_codes([tmp_path], max_images=1) == [7] * 32
+    out = tmp_path / "draft_codes.json"
+    assert not cli.main(["data", "draft-codes", str(tmp_path), "--out", str(out)])
+    assert read_draft_codes(tmp_path, out) == list(range(32))
+    text = write_shard(tmp_path / shard_name(0), [encode(Record("0", "test", ("text",)))])
+    manifest.save(tmp_path, Manifest("test", (text,), {"texts": 1}))
+    assert cli.main(["data", "draft-codes", str(tmp_path), "--out", str(out)]) == 2
+    assert "no codes of images" in capsys.readouterr().err
 
 
 def test_codes_beyond_the_codebook_are_refused():

@@ -25,6 +25,7 @@ class Colours:
     """A fake tokenizer: the codes are the image's first pixel and its place in the batch."""
 
     fingerprint = "c" * 64
+    precision = "float32"
     preprocessing = {"size": 4}  # noqa: RUF012
     batch_size = 3
 

@@ -50,7 +50,7 @@ def test_descriptions_choose_combinations_and_number_of_objects(tmp_path, held_o
 class ConstantEncoder:
     """An image tokenizer whose codes are all 1."""
 
-    fingerprint, preprocessing, batch_size = "one", {}, 4
+    fingerprint, precision, preprocessing, batch_size = "one", "float32", {}, 4
 
     def prepare(self, image):
         return np.asarray(image)

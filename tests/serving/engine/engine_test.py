@@ -169,6 +169,7 @@ def test_requests_that_cannot_be_answered_are_refused(engine):
         ([1, 366], SamplingParams(), "outside 0 to 365"),
         ([1], SamplingParams(33, mode="image"), "need 34"),
         ([1], SamplingParams(beams=9), "beams is 9, .* at most 4"),
+        ([1], SamplingParams(parallel_decoding=True), "parallel_decoding is not supported by the server"),
     ]:
         with pytest.raises(UserError, match=message):
             submit(engine, "bad", prompt, params)
