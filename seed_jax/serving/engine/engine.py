@@ -22,7 +22,7 @@ from seed_jax.serving.engine.prefix_cache import PrefixCache
 from seed_jax.serving.engine.request import EngineClosedError, EngineDeadError, EngineRequest, QueueFullError
 from seed_jax.serving.engine.running_request import RunningRequest
 from seed_jax.serving.engine.scheduler import Phase, Row, Scheduler
-from seed_jax.serving.engine.slot_pool import ChunkOutputs, SlotPool
+from seed_jax.serving.engine.slot_pool import ChunkOutputs, SlotPool, copies_cache
 from seed_jax.serving.engine.stream import RequestStream
 
 MIN_RETRY_AFTER_S = 1.0
@@ -283,7 +283,8 @@ class Engine:
             for _, request in decoding:
                 request.unread_chunks += 1
             longest = max(request.longest(self.config.decode_chunk) for _, request in decoding)
-            self._in_flight.append((self._pool.decode(longest), decoding))
+            num_slots = 1 + max(row.slot for _, request in decoding for row in request.rows)
+            self._in_flight.append((self._pool.decode(longest, num_slots), decoding))
         # One chunk is computed while the one before it is read.
         if self._in_flight and (len(self._in_flight) > 1 or not decoding):
             self._read(*self._in_flight.popleft())
@@ -395,7 +396,7 @@ def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     mesh = generator.sharder.mesh
-    return plan_slots(
+    plan = plan_slots(
         generator.config,
         generator.precision,
         pool,
@@ -403,3 +404,6 @@ def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
         batch_shards=generator.sharder.num_shards,
         tensor_shards=1 if mesh is None else mesh.shape["tensor"],
     )
+    if copies_cache(generator):
+        plan.temporary["decode"] += plan.resident["KV-cache pool"]
+    return plan
