@@ -197,11 +197,12 @@ def row(
         (one["latency"] - one["first"]) / (one["tokens"] - 1) for one in good if one["tokens"] > 1 and not one["images"]
     ]
     images = [one["image_s"] for one in good if one["image_s"] is not None]
+    cpu_ms = f"{1e3 * cpu_s / tokens:.2f}" if cpu_s and tokens else ""
     return (
         f"| {name} | {load_name} | {len(good) / seconds:.2f} | {tokens / seconds:.1f} "
         f"| {sum(one['images'] for one in good) / seconds:.2f} | {percentiles([one['first'] for one in good], 50, 99)} "
         f"| {percentiles(gaps, 50, 99)} | {percentiles(per_token, 50)} "
-        f"| {f'{np.median(images):.2f}' if images else ''} | {f'{1e3 * cpu_s / tokens:.2f}' if cpu_s and tokens else ''} "
+        f"| {f'{np.median(images):.2f}' if images else ''} | {cpu_ms} "
         f"| {len(results) - len(good)} | {wrong} |"
     )
 

@@ -141,9 +141,7 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(
-        self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata
-    ) -> tuple[LayerState, None]:
+    def __call__(self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata) -> tuple[LayerState, None]:
         epsilon, x = self.config.rms_norm_eps, state.hidden
         attention = Attention(self.config, self.precision, self.lora, self.implementation, name="self_attn")
         normed = RMSNorm(epsilon, self.precision, name="input_layernorm")(x)

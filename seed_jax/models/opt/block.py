@@ -55,9 +55,7 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(
-        self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata
-    ) -> tuple[LayerState, None]:
+    def __call__(self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata) -> tuple[LayerState, None]:
         config, x = self.config, state.hidden
         attention = Attention(config, self.precision, self.lora, self.implementation, name="self_attn")
         attention_norm = LayerNorm(config.epsilon, self.precision, name="self_attn_layer_norm")

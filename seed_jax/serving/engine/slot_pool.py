@@ -121,10 +121,11 @@ class SlotPool:
         """Return the programs before their compilation, to look at what they need: prefill, and the longest decode."""
         params, state = self._generator.params, self._state
         tokens, where = np.zeros((1, self._block_size), np.int32), np.zeros(3, np.int32)
+        longest = (self._decode_lengths[-1], self._decode_slots[-1])
         with self._generator.sharder.mesh_context():
             return {
                 "prefill": self._prefill_program.lower(params, state.cache, self._store, tokens, where),
-                "decode": self._decode_program.lower(params, state, self._inputs, self._decode_lengths[-1], len(self._inputs.active)),
+                "decode": self._decode_program.lower(params, state, self._inputs, *longest),
             }
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int, block: int | None) -> None:
