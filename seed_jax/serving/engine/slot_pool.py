@@ -87,8 +87,8 @@ class SlotPool:
         self._chunk = decode_chunk
         self._decode_lengths = decode_lengths
         self._block_size = size.prefill_chunk
-        self._prefill_sizes = _quarters(size.prefill_chunk, 8, 2) if on_cpu else (size.prefill_chunk,)
-        self._decode_slots = _quarters(size.slots, 2, 4) if on_cpu else (size.slots,)
+        self._prefill_sizes = _with_quarter(size.prefill_chunk) if on_cpu else (size.prefill_chunk,)
+        self._decode_slots = _with_quarter(size.slots) if on_cpu else (size.slots,)
         self._copies_cache = on_cpu
         self._num_blocks = size.prefix_cache_blocks
         self._loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
@@ -329,12 +329,9 @@ def copies_cache(generator: Generator) -> bool:
     return generator.sharder.mesh is None and jax.default_backend() == "cpu"
 
 
-def _quarters(size: int, smallest: int, factor: int) -> tuple[int, ...]:
-    """Return `size`, divided by a factor as long as it is a whole number of at least `smallest`, in ascending order."""
-    sizes = [size]
-    while sizes[0] % factor == 0 and sizes[0] // factor >= smallest:
-        sizes.insert(0, sizes[0] // factor)
-    return tuple(sizes)
+def _with_quarter(size: int) -> tuple[int, ...]:
+    """Return a quarter of a size, if that is a number of pairs, and the size: every further one is a program more."""
+    return (size // 4, size) if size >= 8 and size % 8 == 0 else (size,)
 
 
 def _first_slots(tree: Any, count: int) -> Any:
