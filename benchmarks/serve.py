@@ -45,13 +45,15 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="closed loops of so many clients")
     parser.add_argument("--rate", type=float, nargs="+", default=[], help="Poisson arrivals per second")
     parser.add_argument("--requests", type=int, default=200, help="per row")
+    parser.add_argument("--baseline-requests", type=int, help="per row of the baselines (default: as many)")
     parser.add_argument("--images", type=float, default=0.25, help="share of requests that draw")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--draw-steps", type=int, default=4)
-    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--minutes", type=float, default=0, help="repeat the last row so long, and report the memory")
     parser.add_argument("--without-baselines", action="store_true")
+    parser.add_argument("--skip-transformers", action="store_true", help="only one-by-one serving as the baseline")
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--transformers", type=int, metavar="PORT", help=argparse.SUPPRESS)
     parser.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
@@ -84,9 +86,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             soak(args, server, expected)
     if args.without_baselines:
         return
+    args = argparse.Namespace(**{**vars(args), "requests": args.baseline_requests or args.requests})
     alone = ["--slots", "1", "--draw-batch", "1", "--encode-batch", "1", "--max-beams", "1"]
     with Server([*SERVE, "--model", str(model), *alone], folder / "log") as server:
         rows(args, "one by one", server.url, server, expected)
+    if args.skip_transformers:
+        return
     with Server([__file__, "--size", args.size, "--transformers", "0"], folder / "log", zero_port=True) as server:
         rows(argparse.Namespace(**{**vars(args), "images": 0.0}), "transformers, text only", server.url, server, None)
 
