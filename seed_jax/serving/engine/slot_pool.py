@@ -36,6 +36,7 @@ class SlotInputs:
     """What the host tells the device before a decode chunk.
 
     Attributes:
+        num_steps: decode steps of the chunk.
         active: False ends what a slot decodes: it is free, is being prefilled, or its request was cancelled.
         joins: slots that begin to decode a prompt now; the next four arrays are theirs.
         token: last token of the prompt.
@@ -44,6 +45,7 @@ class SlotInputs:
         sampling: sampling parameters.
     """
 
+    num_steps: Int[Leaf, ""]
     active: Bool[Leaf, " S"]
     joins: Bool[Leaf, " S"]
     token: Int[Leaf, " S"]
@@ -77,14 +79,14 @@ class SlotPool:
     Args:
         generator: the language model; its parameters, mesh and grammar are used.
         size: slots, their length, and the blocks of the prefix cache.
-        decode_chunk: decode steps of a chunk.
+        max_chunk: largest number of decode steps of a chunk.
         decode_lengths: positions that a decode step may attend to, in ascending order up to the length of a slot.
     """
 
-    def __init__(self, generator: Generator, size: SlotPoolSize, decode_chunk: int, decode_lengths: tuple[int, ...]):
+    def __init__(self, generator: Generator, size: SlotPoolSize, max_chunk: int, decode_lengths: tuple[int, ...]):
         on_cpu = copies_cache(generator)
         self._generator = generator
-        self._chunk = decode_chunk
+        self._max_chunk = max_chunk
         self._decode_lengths = decode_lengths
         self._block_size = size.prefill_chunk
         self._prefill_sizes = _with_quarter(size.prefill_chunk) if on_cpu else (size.prefill_chunk,)
@@ -114,7 +116,7 @@ class SlotPool:
             self.load(0, [0], 0)
             for length in self._decode_lengths:
                 for slots in self._decode_slots:
-                    self.decode(length, slots)
+                    self.decode(length, slots, 1)
         jax.block_until_ready(self._state)
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
@@ -186,16 +188,17 @@ class SlotPool:
         """Say whether a slot takes part in the next chunks."""
         self._inputs.active[slot] = active
 
-    def decode(self, longest: int, num_slots: int) -> ChunkOutputs:
+    def decode(self, longest: int, num_slots: int, num_steps: int) -> ChunkOutputs:
         """Start a decode chunk and return its outputs, which are still being computed.
 
         Args:
             longest: how many positions the longest sequence may have after the chunk.
             num_slots: all active slots are among the first `num_slots`.
+            num_steps: decode steps, at most `max_chunk`.
         """
         length = next(length for length in self._decode_lengths if length >= longest)
         slots = next(slots for slots in self._decode_slots if slots >= num_slots)
-        inputs = jax.tree.map(np.copy, self._inputs)
+        inputs = dataclasses.replace(jax.tree.map(np.copy, self._inputs), num_steps=np.array(num_steps, np.int32))
         self._inputs.joins[:] = False
         with self._generator.sharder.mesh_context():
             self._state, outputs = self._decode_program(self._generator.params, self._state, inputs, length, slots)
@@ -212,6 +215,7 @@ class SlotPool:
 
         compiler = self._generator.batcher.stop_strings
         return SlotInputs(
+            num_steps=np.array(0, np.int32),
             active=falses(),
             joins=falses(),
             token=zeros(),
@@ -286,7 +290,7 @@ class SlotPool:
 
         before = state.outputs
         lengths = begin(0, before.lengths)
-        shape = (len(joins), self._chunk)
+        shape = (len(joins), self._max_chunk)
         state = dataclasses.replace(
             state,
             step=jnp.int32(0),
@@ -307,7 +311,7 @@ class SlotPool:
             else dataclasses.replace(pool.cache, read_length=length),
         )
         begun = state
-        state = self._loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.int32(self._chunk))
+        state = self._loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.asarray(inputs.num_steps))
         after = state.outputs
         assert after.log_probs is not None
         chunk = ChunkOutputs(after.ids, after.log_probs, after.lengths, after.done, after.hit_eos)
@@ -315,7 +319,7 @@ class SlotPool:
         chunk = jax.lax.optimization_barrier(jax.tree.map(jnp.copy, chunk))
         outputs = dataclasses.replace(after, ids=jnp.zeros((shape[0], 0), jnp.int32), log_probs=None)
         if isinstance(state.cache, KVCacheLayers):
-            cache = _write_back(pool.cache, state.cache, begun, self._chunk)
+            cache = _write_back(pool.cache, state.cache, begun, self._max_chunk)
         else:
             cache = dataclasses.replace(state.cache, read_length=None)
         state = dataclasses.replace(state, outputs=outputs, cache=cache)
