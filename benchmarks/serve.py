@@ -45,13 +45,15 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="closed loops of so many clients")
     parser.add_argument("--rate", type=float, nargs="+", default=[], help="Poisson arrivals per second")
     parser.add_argument("--requests", type=int, default=200, help="per row")
+    parser.add_argument("--baseline-requests", type=int, help="per row of the baselines (default: as many)")
     parser.add_argument("--images", type=float, default=0.25, help="share of requests that draw")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--draw-steps", type=int, default=4)
-    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--minutes", type=float, default=0, help="repeat the last row so long, and report the memory")
     parser.add_argument("--without-baselines", action="store_true")
+    parser.add_argument("--skip-transformers", action="store_true", help="only one-by-one serving as the baseline")
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--transformers", type=int, metavar="PORT", help=argparse.SUPPRESS)
     parser.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
@@ -71,24 +73,27 @@ def main() -> None:
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     print("| server | load | requests/s | tokens/s | images/s | TTFT p50 / p99, ms | ITL p50 / p99, ms | TPOT p50, ms "
-          "| image p50, s | failed |")  # fmt: skip
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+          "| image p50, s | CPU ms/token | lost | wrong |")  # fmt: skip
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     if args.url:
-        rows(args, "given", args.url, None)
+        rows(args, "given", args.url, None, None)
         return
     model = args.model or write_bundle(folder, SIZES[args.size])
     expected = expected_answers(args, model) if args.check else None
     with Server([*SERVE, "--model", str(model), "--slots", str(args.slots)], folder / "log") as server:
-        rows(args, f"{args.slots} slots", server.url, expected)
+        rows(args, f"{args.slots} slots", server.url, server, expected)
         if args.minutes:
             soak(args, server, expected)
     if args.without_baselines:
         return
+    args = argparse.Namespace(**{**vars(args), "requests": args.baseline_requests or args.requests})
     alone = ["--slots", "1", "--draw-batch", "1", "--encode-batch", "1", "--max-beams", "1"]
     with Server([*SERVE, "--model", str(model), *alone], folder / "log") as server:
-        rows(args, "one by one", server.url, expected)
+        rows(args, "one by one", server.url, server, expected)
+    if args.skip_transformers:
+        return
     with Server([__file__, "--size", args.size, "--transformers", "0"], folder / "log", zero_port=True) as server:
-        rows(argparse.Namespace(**{**vars(args), "images": 0.0}), "transformers, text only", server.url, None)
+        rows(argparse.Namespace(**{**vars(args), "images": 0.0}), "transformers, text only", server.url, server, None)
 
 
 SERVE = ["-m", "seed_jax.cli", "serve", "--port", "0", "--name", "benchmark", "--max-queue", "4096"]
@@ -122,6 +127,11 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time of all its threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def resident_mib(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
@@ -150,7 +160,7 @@ def requests_of(args: argparse.Namespace, count: int) -> list[dict]:
     return bodies
 
 
-def rows(args: argparse.Namespace, name: str, url: str, expected: list | None) -> None:
+def rows(args: argparse.Namespace, name: str, url: str, server: "Server | None", expected: list | None) -> None:
     """Print a row per load."""
     bodies = requests_of(args, args.requests)
     measure(url, bodies[: min(16, len(bodies))], clients=4)  # warm-up
@@ -158,8 +168,10 @@ def rows(args: argparse.Namespace, name: str, url: str, expected: list | None) -
         *((f"{clients} clients", {"clients": clients}) for clients in args.clients),
         *((f"{rate:g} requests/s", {"rate": rate}) for rate in args.rate),
     ]:
+        before = server and server.cpu_seconds()
         results, seconds = measure(url, bodies, **options)
-        print(row(name, load_name, results, seconds, expected), flush=True)
+        cpu_s = server and server.cpu_seconds() - before
+        print(row(name, load_name, results, seconds, cpu_s, expected), flush=True)
 
 
 def measure(url: str, bodies: list[dict], **options) -> tuple[list[dict], float]:
@@ -175,11 +187,12 @@ def measure(url: str, bodies: list[dict], **options) -> tuple[list[dict], float]
     return found["results"], found["seconds"]
 
 
-def row(name: str, load_name: str, results: list[dict], seconds: float, expected: list | None) -> str:
+def row(
+    name: str, load_name: str, results: list[dict], seconds: float, cpu_s: float | None, expected: list | None
+) -> str:
     good = [one for one in results if one["error"] is None]
-    failed = len(results) - len(good)
-    if expected is not None:
-        failed += sum(answer_of(one) != expected[one["number"]] for one in good)
+    tokens = sum(one["tokens"] for one in good)
+    wrong = "" if expected is None else sum(answer_of(one) != expected[one["number"]] for one in good)
 
     def percentiles(values: list[float], *ranks: int) -> str:
         return " / ".join(f"{1e3 * np.percentile(values, rank):.0f}" for rank in ranks) if values else ""
@@ -189,11 +202,13 @@ def row(name: str, load_name: str, results: list[dict], seconds: float, expected
         (one["latency"] - one["first"]) / (one["tokens"] - 1) for one in good if one["tokens"] > 1 and not one["images"]
     ]
     images = [one["image_s"] for one in good if one["image_s"] is not None]
+    cpu_ms = f"{1e3 * cpu_s / tokens:.2f}" if cpu_s and tokens else ""
     return (
-        f"| {name} | {load_name} | {len(good) / seconds:.2f} | {sum(one['tokens'] for one in good) / seconds:.1f} "
+        f"| {name} | {load_name} | {len(good) / seconds:.2f} | {tokens / seconds:.1f} "
         f"| {sum(one['images'] for one in good) / seconds:.2f} | {percentiles([one['first'] for one in good], 50, 99)} "
         f"| {percentiles(gaps, 50, 99)} | {percentiles(per_token, 50)} "
-        f"| {f'{np.median(images):.2f}' if images else ''} | {failed} |"
+        f"| {f'{np.median(images):.2f}' if images else ''} | {cpu_ms} "
+        f"| {len(results) - len(good)} | {wrong} |"
     )
 
 
@@ -305,9 +320,11 @@ def soak(args: argparse.Namespace, server: Server, expected: list | None) -> Non
     """Repeat the largest closed loop, and print how the server's memory grows."""
     bodies, deadline, samples = requests_of(args, args.requests), time.monotonic() + 60 * args.minutes, []
     while time.monotonic() < deadline:
+        before = server.cpu_seconds()
         results, seconds = measure(server.url, bodies, clients=max(args.clients))
         samples.append((time.monotonic(), server.resident_mib()))
-        print(row(f"{args.slots} slots", f"{max(args.clients)} clients, again", results, seconds, expected), flush=True)
+        load_name, cpu_s = f"{max(args.clients)} clients, again", server.cpu_seconds() - before
+        print(row(f"{args.slots} slots", load_name, results, seconds, cpu_s, expected), flush=True)
     half = samples[len(samples) // 2 :]
     slope = 60 * np.polyfit(*zip(*half, strict=True), 1)[0] if len(half) > 1 else float("nan")
     print(f"\nMemory: {samples[0][1]:.0f} MiB, at the end {samples[-1][1]:.0f} MiB; slope of the second half "

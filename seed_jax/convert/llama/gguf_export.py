@@ -10,11 +10,13 @@ import sentencepiece
 
 from seed_jax.convert.hugging_face.source import LanguageModelSource
 from seed_jax.convert.key_table import to_torch_tensors
+from seed_jax.convert.llama.gbnf import image_grammar
 from seed_jax.convert.llama.hf_export import LLAMA
 from seed_jax.convert.llama.key_table import key_table
+from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.data.text.vocabulary_files import ADDED_TOKENS, TOKENIZER_MODEL, read_files
 from seed_jax.errors import UserError
-from seed_jax.files import atomic_path
+from seed_jax.files import atomic_path, write_text
 from seed_jax.models.llama.model import LlamaConfig
 
 # Name -> gguf's quantization type of matrices and its file type; vectors stay float32.
@@ -49,7 +51,7 @@ def export_gguf(model: str | Path, out: str | Path, *, dtype: str = "float16") -
         export_gguf("models/seed_llama_8b", "seed_llama_8b.gguf", dtype="q8_0")
 
     Image tokens are ordinary tokens of the file's vocabulary: llama.cpp prints `<img><img_00042>...</img>`, which
-    `seed-jax detokenize` draws.
+    `seed-jax detokenize` draws. The image grammar is written beside it as .gbnf (`seed_jax.convert.llama.gbnf`).
 
     Args:
         model: model directory or training workdir.
@@ -64,8 +66,10 @@ def export_gguf(model: str | Path, out: str | Path, *, dtype: str = "float16") -
     except ImportError:
         raise UserError("Writing GGUF needs the extra `gguf`: pip install 'seed-jax[gguf]'.") from None
     out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists: choose another --out or delete it.")
+    grammar = out.with_suffix(".gbnf")
+    for path in (out, grammar):
+        if path.exists():
+            raise UserError(f"{path} exists: choose another --out or delete it.")
     if dtype not in DTYPES:
         raise UserError(f"GGUF has no dtype {dtype!r}: expected one of {', '.join(DTYPES)}.")
     source = LanguageModelSource.open(LLAMA, model)
@@ -106,6 +110,8 @@ def export_gguf(model: str | Path, out: str | Path, *, dtype: str = "float16") -
                     heads = config.num_heads if "q_proj" in name else config.num_kv_heads
                     values = interleave_rotary_halves(values, heads)
                 writer.write_tensor_data(gguf.quants.quantize(values, types[name]))
+    num_codes = Vocabulary.load(source.files[ADDED_TOKENS].parent).num_codes
+    write_text(grammar, image_grammar(num_codes))
 
 
 def interleave_rotary_halves(kernel: np.ndarray, heads: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from seed_jax.models.nn.layers import Dense, RMSNorm
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.models.nn.token_embedding import RESIDUAL_AXES
 from seed_jax.precision import Precision
+from seed_jax.typing import Leaf
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -95,7 +96,7 @@ class Attention(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, state: LayerState, layer: Int[Array, ""], metadata: AttentionMetadata) -> LayerState:
+    def __call__(self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata) -> LayerState:
         config, x, cache = self.config, state.hidden, state.cache
         dense = functools.partial(Dense, use_bias=False, precision=self.precision, lora=self.lora)
 
@@ -140,9 +141,7 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(
-        self, state: LayerState, layer: Int[Array, ""], metadata: AttentionMetadata
-    ) -> tuple[LayerState, None]:
+    def __call__(self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata) -> tuple[LayerState, None]:
         epsilon, x = self.config.rms_norm_eps, state.hidden
         attention = Attention(self.config, self.precision, self.lora, self.implementation, name="self_attn")
         normed = RMSNorm(epsilon, self.precision, name="input_layernorm")(x)

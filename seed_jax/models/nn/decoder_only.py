@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.models.config_io import SerializableConfig
@@ -22,7 +23,7 @@ from seed_jax.models.nn.kv_cache import KVCache
 from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.models.nn.token_embedding import padded_size
 from seed_jax.precision import Precision
-from seed_jax.typing import Tree
+from seed_jax.typing import Leaf, Tree
 
 
 class DecoderOnlyConfig(SerializableConfig):
@@ -103,7 +104,7 @@ def causal_attention(
     k: Float[Array, "B T K D"],
     v: Float[Array, "B T K D"],
     cache: KVCache | None,
-    layer: Int[Array, ""],
+    layer: Int[Leaf, ""],
     metadata: AttentionMetadata,
     precision: Precision,
     implementation: str,
@@ -294,13 +295,13 @@ class DecoderOnly(nn.Module):
         if prefix is not None:
             embedded = jnp.concatenate([prefix.astype(embedded.dtype), embedded], axis=1)
         state = LayerState(self.add_positions(embedded, metadata.positions), cache)
-        indices = jnp.arange(self.config.num_layers)
         layers: Any = self.layers  # pyright: ignore[reportAttributeAccessIssue]  created by the subclass
         if isinstance(layers, nn.Module):
-            state, _ = layers(state, indices, metadata)  # pyright: ignore[reportCallIssue]
+            state, _ = layers(state, jnp.arange(self.config.num_layers), metadata)  # pyright: ignore[reportCallIssue]
         else:
             for index, block in enumerate(layers):
-                state, _ = block(state, indices[index], metadata)
+                # A constant, which `KVCacheLayers` needs.
+                state, _ = block(state, np.array(index, np.int32), metadata)
         return LayerState(self.final_states(state.hidden), state.cache)
 
 

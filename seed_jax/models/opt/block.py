@@ -14,6 +14,7 @@ from seed_jax.models.nn.lora import LoraSpec
 from seed_jax.models.nn.token_embedding import RESIDUAL_AXES
 from seed_jax.models.opt.config import OptConfig
 from seed_jax.precision import Precision
+from seed_jax.typing import Leaf
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -27,7 +28,7 @@ class Attention(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, state: LayerState, layer: Int[Array, ""], metadata: AttentionMetadata) -> LayerState:
+    def __call__(self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata) -> LayerState:
         config, x = self.config, state.hidden
         dense = functools.partial(Dense, config.hidden_size, precision=self.precision, lora=self.lora)
 
@@ -54,9 +55,7 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(
-        self, state: LayerState, layer: Int[Array, ""], metadata: AttentionMetadata
-    ) -> tuple[LayerState, None]:
+    def __call__(self, state: LayerState, layer: Int[Leaf, ""], metadata: AttentionMetadata) -> tuple[LayerState, None]:
         config, x = self.config, state.hidden
         attention = Attention(config, self.precision, self.lora, self.implementation, name="self_attn")
         attention_norm = LayerNorm(config.epsilon, self.precision, name="self_attn_layer_norm")

@@ -14,6 +14,9 @@ class EngineConfig:
         num_slots: requests that are decoded together; one with classifier-free guidance takes two slots.
         max_model_len: context length, prompt and answer together; None: the model's.
         decode_chunk: decode steps between two occasions to join, leave or cancel.
+        max_decode_chunk: with many streams up to so many steps instead, one for every two streams, as long as a chunk
+            takes at most `max_chunk_s`: the host's work for a chunk grows with its streams.
+        max_chunk_s: see `max_decode_chunk`.
         prefill_chunk: prompt tokens that are prefilled at a time; also the block size of the prefix cache.
         decode_lengths: positions of the KV cache that a decode step attends to; each is compiled at start, and a chunk
             uses the smallest that holds its requests. Empty: powers of two from 128.
@@ -28,6 +31,8 @@ class EngineConfig:
     num_slots: int = 8
     max_model_len: int | None = None
     decode_chunk: int = 4
+    max_decode_chunk: int = 16
+    max_chunk_s: float = 0.05
     prefill_chunk: int = 64
     decode_lengths: tuple[int, ...] = ()
     prefill_chunks_per_step: int = 4
@@ -37,7 +42,13 @@ class EngineConfig:
     max_beams: int = 4
 
     def __post_init__(self):
-        smallest = {"max_model_len": 2, "prefix_cache_blocks": 0, "max_queued_requests": 0, "max_buffered_events": 2}
+        smallest = {
+            "max_model_len": 2,
+            "max_chunk_s": 0,
+            "prefix_cache_blocks": 0,
+            "max_queued_requests": 0,
+            "max_buffered_events": 2,
+        }
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), smallest.get(field.name, 1)
             for number in value if isinstance(value, tuple) else (value,):

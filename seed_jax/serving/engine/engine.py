@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import threading
+import time
 
 import jax
 
@@ -22,7 +23,7 @@ from seed_jax.serving.engine.prefix_cache import PrefixCache
 from seed_jax.serving.engine.request import EngineClosedError, EngineDeadError, EngineRequest, QueueFullError
 from seed_jax.serving.engine.running_request import RunningRequest
 from seed_jax.serving.engine.scheduler import Phase, Row, Scheduler
-from seed_jax.serving.engine.slot_pool import ChunkOutputs, SlotPool
+from seed_jax.serving.engine.slot_pool import ChunkOutputs, SlotPool, copies_cache
 from seed_jax.serving.engine.stream import RequestStream
 
 MIN_RETRY_AFTER_S = 1.0
@@ -101,9 +102,11 @@ class Engine:
         self._scheduler: Scheduler[RunningRequest] = Scheduler(config.num_slots)
         self._prefix_cache = PrefixCache(pool.prefix_cache_blocks, config.prefill_chunk)
         decode_lengths = config.lengths_up_to(self.slot_length)
-        self._pool = SlotPool(generator, pool, config.decode_chunk, decode_lengths)
+        max_chunk = max(config.decode_chunk, min(config.max_decode_chunk, config.num_slots // 2))
+        self._pool = SlotPool(generator, pool, max_chunk, decode_lengths)
         self._beams = BeamWorker(generator, self._batcher, self._finish_beams)
-        self._in_flight: collections.deque[tuple[ChunkOutputs, list[tuple[int, RunningRequest]]]] = collections.deque()
+        self._in_flight: collections.deque[_Chunk] = collections.deque()
+        self._step_s = self.config.max_chunk_s  # seconds of a decode step, a moving average
         self._wake = threading.Condition(threading.RLock())  # guards the scheduler and the attributes below
         self._requests: dict[str, RunningRequest] = {}
         self._arrived: list[RunningRequest] = []
@@ -282,13 +285,22 @@ class Engine:
             if not request.joined:
                 self._join(request)
         if decoding:
+            num_steps = self._num_steps(len(decoding))
             for _, request in decoding:
-                request.unread_chunks += 1
-            longest = max(request.longest(self.config.decode_chunk) for _, request in decoding)
-            self._in_flight.append((self._pool.decode(longest), decoding))
+                request.unread_steps += num_steps
+            longest = max(request.longest for _, request in decoding)
+            num_slots = 1 + max(row.slot for _, request in decoding for row in request.rows)
+            outputs = self._pool.decode(longest, num_slots, num_steps)
+            self._in_flight.append(_Chunk(outputs, decoding, num_steps, time.monotonic()))
         # One chunk is computed while the one before it is read.
         if self._in_flight and (len(self._in_flight) > 1 or not decoding):
-            self._read(*self._in_flight.popleft())
+            self._read(self._in_flight.popleft())
+
+    def _num_steps(self, num_streams: int) -> int:
+        """Return how many decode steps the next chunk has."""
+        config = self.config
+        steps = min(num_streams // 2, config.max_decode_chunk, int(config.max_chunk_s / self._step_s))
+        return max(steps, config.decode_chunk)
 
     def _prefill(self) -> None:
         """Prefill prompts in order: a few chunks, or all if there is no stream that they would stall."""
@@ -326,12 +338,14 @@ class Engine:
         request.joined = True
         request.mark_decoding()
 
-    def _read(self, outputs: ChunkOutputs, decoded: list[tuple[int, RunningRequest]]) -> None:
+    def _read(self, started: "_Chunk") -> None:
         """Send the tokens of a chunk to the requests that had the slots when it was started."""
-        chunk: ChunkOutputs = jax.device_get(outputs)
+        chunk: ChunkOutputs = jax.device_get(started.outputs)
+        seconds = (time.monotonic() - started.time) / started.num_steps  # with the chunk before it: an upper bound
+        self._step_s += 0.2 * (seconds - self._step_s)
         num_tokens = 0
-        for slot, request in decoded:
-            request.unread_chunks -= 1
+        for slot, request in started.decoding:
+            request.unread_steps -= started.num_steps
             if request.phase is Phase.FINISHED:
                 continue
             before, new = len(request.ids), int(chunk.lengths[slot]) - len(request.ids)
@@ -390,6 +404,23 @@ class Engine:
             self._wake.notify_all()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """A decode chunk that was started.
+
+    Attributes:
+        outputs: on the device.
+        decoding: slot and request of each first row.
+        num_steps: decode steps.
+        time: of its start.
+    """
+
+    outputs: ChunkOutputs
+    decoding: list[tuple[int, RunningRequest]]
+    num_steps: int
+    time: float
+
+
 def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
     """Plan the memory of one device with the generator's parameters as they are."""
 
@@ -397,7 +428,7 @@ def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     mesh = generator.sharder.mesh
-    return plan_slots(
+    plan = plan_slots(
         generator.config,
         generator.precision,
         pool,
@@ -405,3 +436,6 @@ def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
         batch_shards=generator.sharder.num_shards,
         tensor_shards=1 if mesh is None else mesh.shape["tensor"],
     )
+    if copies_cache(generator):
+        plan.temporary["decode"] += plan.resident["KV-cache pool"]
+    return plan

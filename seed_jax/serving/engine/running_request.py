@@ -38,7 +38,7 @@ class RunningRequest(ScheduledRequest):
         self.stream = stream
         self.max_new_tokens = max_new_tokens
         self.joined = False  # whether its slots have been told to decode
-        self.unread_chunks = 0  # decode chunks that were started for it
+        self.unread_steps = 0  # decode steps of the chunks that were started for it and are not read yet
         self.is_cancelled = False
         self.is_abandoned = False  # its reader is too slow
         self.ids: list[int] = []
@@ -70,9 +70,10 @@ class RunningRequest(ScheduledRequest):
         """Return how many positions of the KV cache are in use."""
         return sum(row.prefilled for row in self.rows) + len(self.ids) * len(self.rows)
 
-    def longest(self, decode_chunk: int) -> int:
+    @property
+    def longest(self) -> int:
         """Return how many positions its longer row may have after the chunks that are not read yet."""
-        generated = min(len(self.ids) + self.unread_chunks * decode_chunk, self.max_new_tokens)
+        generated = min(len(self.ids) + self.unread_steps, self.max_new_tokens)
         return max(len(row.tokens) for row in self.rows) + generated
 
     @property

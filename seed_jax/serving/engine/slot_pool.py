@@ -2,6 +2,10 @@
 
 One KV cache holds all slots. Beside it is a store of blocks, the prefix cache. Every array is donated to the program
 that changes it, so that it exists once.
+
+On a CPU without a mesh, where the time of a program grows with the sequences and positions in it, prompts are prefilled
+in chunks of several sizes, and a decode chunk takes as few slots as it can. It copies their keys and values to an array
+per layer at its beginning (`KVCacheLayers`), which saves a copy at each of its steps.
 """
 
 import dataclasses
@@ -23,7 +27,7 @@ from seed_jax.inference.generation.grammar import GrammarState
 from seed_jax.inference.generation.model_runner import SlotRunner
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.memory_plan import SlotPoolSize
-from seed_jax.models.nn.kv_cache import CACHE_AXES, KVCache, KVCacheRow
+from seed_jax.models.nn.kv_cache import CACHE_AXES, KVCache, KVCacheLayers, KVCacheRow
 from seed_jax.typing import Leaf, Tree
 
 
@@ -32,6 +36,7 @@ class SlotInputs:
     """What the host tells the device before a decode chunk.
 
     Attributes:
+        num_steps: decode steps of the chunk.
         active: False ends what a slot decodes: it is free, is being prefilled, or its request was cancelled.
         joins: slots that begin to decode a prompt now; the next four arrays are theirs.
         token: last token of the prompt.
@@ -40,6 +45,7 @@ class SlotInputs:
         sampling: sampling parameters.
     """
 
+    num_steps: Int[Leaf, ""]
     active: Bool[Leaf, " S"]
     joins: Bool[Leaf, " S"]
     token: Int[Leaf, " S"]
@@ -73,22 +79,26 @@ class SlotPool:
     Args:
         generator: the language model; its parameters, mesh and grammar are used.
         size: slots, their length, and the blocks of the prefix cache.
-        decode_chunk: decode steps of a chunk.
+        max_chunk: largest number of decode steps of a chunk.
         decode_lengths: positions that a decode step may attend to, in ascending order up to the length of a slot.
     """
 
-    def __init__(self, generator: Generator, size: SlotPoolSize, decode_chunk: int, decode_lengths: tuple[int, ...]):
+    def __init__(self, generator: Generator, size: SlotPoolSize, max_chunk: int, decode_lengths: tuple[int, ...]):
+        on_cpu = copies_cache(generator)
         self._generator = generator
-        self._chunk = decode_chunk
+        self._max_chunk = max_chunk
         self._decode_lengths = decode_lengths
         self._block_size = size.prefill_chunk
+        self._prefill_sizes = _with_quarter(size.prefill_chunk) if on_cpu else (size.prefill_chunk,)
+        self._decode_slots = _with_quarter(size.slots) if on_cpu else (size.slots,)
+        self._copies_cache = on_cpu
         self._num_blocks = size.prefix_cache_blocks
         self._loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
         self._inputs = self._empty_inputs(size.slots)
         self._init_program = jax.jit(self._init, static_argnums=(0, 1))
         self._prefill_program = jax.jit(self._prefill, donate_argnums=(1, 2))
         self._load_program = jax.jit(self._load, donate_argnums=0)
-        self._decode_program = jax.jit(self._decode, static_argnums=3, donate_argnums=1)
+        self._decode_program = jax.jit(self._decode, static_argnums=(3, 4), donate_argnums=1)
         with generator.sharder.mesh_context():
             self._state, self._store = self._init_program(size.slots, size.length)
 
@@ -101,20 +111,23 @@ class SlotPool:
     def compile(self) -> None:
         """Compile all programs, by running them on empty slots; the second round meets the shardings of the first."""
         for _ in range(2):
-            self.prefill(0, [self._generator.vocabulary.pad], 0, None)
+            for size in self._prefill_sizes:
+                self.prefill(0, [self._generator.vocabulary.pad] * size, 0, None)
             self.load(0, [0], 0)
             for length in self._decode_lengths:
-                self.decode(length)
+                for slots in self._decode_slots:
+                    self.decode(length, slots, 1)
         jax.block_until_ready(self._state)
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
         """Return the programs before their compilation, to look at what they need: prefill, and the longest decode."""
         params, state = self._generator.params, self._state
         tokens, where = np.zeros((1, self._block_size), np.int32), np.zeros(3, np.int32)
+        longest = (self._decode_lengths[-1], self._decode_slots[-1])
         with self._generator.sharder.mesh_context():
             return {
                 "prefill": self._prefill_program.lower(params, state.cache, self._store, tokens, where),
-                "decode": self._decode_program.lower(params, state, self._inputs, self._decode_lengths[-1]),
+                "decode": self._decode_program.lower(params, state, self._inputs, *longest),
             }
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int, block: int | None) -> None:
@@ -126,7 +139,8 @@ class SlotPool:
             start: position of the first one, a multiple of the block size.
             block: block of the prefix cache that stores them, too; None stores nothing.
         """
-        padded = np.full((1, self._block_size), self._generator.vocabulary.pad, np.int32)
+        size = next(size for size in self._prefill_sizes if size >= len(tokens))
+        padded = np.full((1, size), self._generator.vocabulary.pad, np.int32)
         padded[0, : len(tokens)] = tokens
         scratch = self._num_blocks
         where = np.array([slot, start, scratch if block is None else block], np.int32)
@@ -174,17 +188,20 @@ class SlotPool:
         """Say whether a slot takes part in the next chunks."""
         self._inputs.active[slot] = active
 
-    def decode(self, longest: int) -> ChunkOutputs:
+    def decode(self, longest: int, num_slots: int, num_steps: int) -> ChunkOutputs:
         """Start a decode chunk and return its outputs, which are still being computed.
 
         Args:
             longest: how many positions the longest sequence may have after the chunk.
+            num_slots: all active slots are among the first `num_slots`.
+            num_steps: decode steps, at most `max_chunk`.
         """
         length = next(length for length in self._decode_lengths if length >= longest)
-        inputs = jax.tree.map(np.copy, self._inputs)
+        slots = next(slots for slots in self._decode_slots if slots >= num_slots)
+        inputs = dataclasses.replace(jax.tree.map(np.copy, self._inputs), num_steps=np.array(num_steps, np.int32))
         self._inputs.joins[:] = False
         with self._generator.sharder.mesh_context():
-            self._state, outputs = self._decode_program(self._generator.params, self._state, inputs, length)
+            self._state, outputs = self._decode_program(self._generator.params, self._state, inputs, length, slots)
         for leaf in jax.tree.leaves(outputs):
             leaf.copy_to_host_async()
         return outputs
@@ -198,6 +215,7 @@ class SlotPool:
 
         compiler = self._generator.batcher.stop_strings
         return SlotInputs(
+            num_steps=np.array(0, np.int32),
             active=falses(),
             joins=falses(),
             token=zeros(),
@@ -232,8 +250,11 @@ class SlotPool:
         slot, start, block = where
         row = KVCacheRow(cache.k, cache.v, slot)
         # What padding writes is overwritten before a position sees it.
-        positions = start + jnp.arange(self._block_size)[None]
+        positions = start + jnp.arange(tokens.shape[1])[None]
         filled = self._loop.runner.append(params, tokens, row, positions)
+        cache = KVCache(filled.k, filled.v)
+        if tokens.shape[1] < self._block_size:
+            return cache, store  # no full block
 
         def save(stored: Array, written: Array) -> Array:
             layers, _, heads, _, size = stored.shape
@@ -241,7 +262,7 @@ class SlotPool:
             return jax.lax.dynamic_update_slice(stored, chunk, (0, block, 0, 0, 0))
 
         store = KVCache(save(store.k, filled.k), save(store.v, filled.v))
-        return KVCache(filled.k, filled.v), _constrain_blocks(store)
+        return cache, _constrain_blocks(store)
 
     def _load(self, cache: KVCache, store: KVCache, blocks: Int[Array, " P"], where: Int[Array, " 3"]) -> KVCache:
         slot, start, count = where
@@ -257,8 +278,11 @@ class SlotPool:
         return jax.lax.fori_loop(0, count, copy, cache)
 
     def _decode(
-        self, params: Tree, state: DecodeState, inputs: SlotInputs, length: int
+        self, params: Tree, pool: DecodeState, inputs: SlotInputs, length: int, slots: int
     ) -> tuple[DecodeState, ChunkOutputs]:
+        state = pool
+        if slots < len(inputs.joins):
+            state, inputs = _first_slots(pool, slots), _first_slots(inputs, slots)
         joins = jnp.asarray(inputs.joins)
 
         def begin(fresh: Any, running: Any) -> Array:
@@ -266,7 +290,7 @@ class SlotPool:
 
         before = state.outputs
         lengths = begin(0, before.lengths)
-        shape = (len(joins), self._chunk)
+        shape = (len(joins), self._max_chunk)
         state = dataclasses.replace(
             state,
             step=jnp.int32(0),
@@ -282,17 +306,84 @@ class SlotPool:
             offset=lengths,
             grammar=jax.tree.map(begin, inputs.grammar, state.grammar),
             prompt_lengths=begin(inputs.prompt_lengths, state.prompt_lengths),
-            cache=dataclasses.replace(state.cache, read_length=length),
+            cache=_split_layers(pool.cache, length, slots)
+            if self._copies_cache
+            else dataclasses.replace(pool.cache, read_length=length),
         )
-        state = self._loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.int32(self._chunk))
+        begun = state
+        state = self._loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.asarray(inputs.num_steps))
         after = state.outputs
         assert after.log_probs is not None
         chunk = ChunkOutputs(after.ids, after.log_probs, after.lengths, after.done, after.hit_eos)
         # Outputs must not share buffers with the state, which the next chunk gets donated before they are read.
         chunk = jax.lax.optimization_barrier(jax.tree.map(jnp.copy, chunk))
         outputs = dataclasses.replace(after, ids=jnp.zeros((shape[0], 0), jnp.int32), log_probs=None)
-        cache = dataclasses.replace(state.cache, read_length=None)
-        return constrain_batch_axis(dataclasses.replace(state, outputs=outputs, cache=cache)), chunk
+        if isinstance(state.cache, KVCacheLayers):
+            cache = _write_back(pool.cache, state.cache, begun, self._max_chunk)
+        else:
+            cache = dataclasses.replace(state.cache, read_length=None)
+        state = dataclasses.replace(state, outputs=outputs, cache=cache)
+        if slots < len(pool.token):
+            state = _replace_first(pool, state)
+        return constrain_batch_axis(state), chunk
+
+
+def copies_cache(generator: Generator) -> bool:
+    """Return whether decode chunks work on a copy of the keys and values that they attend to."""
+    return generator.sharder.mesh is None and jax.default_backend() == "cpu"
+
+
+def _with_quarter(size: int) -> tuple[int, ...]:
+    """Return a quarter of a size, if that is a number of pairs, and the size: every further one is a program more."""
+    return (size // 4, size) if size >= 8 and size % 8 == 0 else (size,)
+
+
+def _first_slots(tree: Any, count: int) -> Any:
+    """Return the first slots of all arrays but the KV cache."""
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, KVCache) or leaf.ndim == 0 else leaf[:count],
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, KVCache),
+    )
+
+
+def _replace_first(pool: DecodeState, first: DecodeState) -> DecodeState:
+    """Return the state of all slots with that of the first ones, whose KV cache is the whole one."""
+
+    def replace(old: Any, new: Any) -> Any:
+        if isinstance(new, KVCache) or new.ndim == 0:
+            return new
+        return jax.lax.dynamic_update_slice(old, new, (0,) * new.ndim)
+
+    return jax.tree.map(replace, pool, first, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+
+
+def _split_layers(cache: KVCache, length: int, slots: int) -> KVCacheLayers:
+    """Copy the first positions of the first slots to an array per layer."""
+
+    def split(stack: Array) -> tuple[Array, ...]:
+        return tuple(stack[layer, :slots, :, :length] for layer in range(len(stack)))
+
+    return KVCacheLayers(split(cache.k), split(cache.v))
+
+
+def _write_back(cache: KVCache, layers: KVCacheLayers, begun: DecodeState, num_steps: int) -> KVCache:
+    """Write the positions that a chunk of decode steps may have added, given the state at its beginning."""
+    first = begun.prompt_lengths + begun.outputs.lengths - 1
+    positions = first[:, None] + jnp.arange(num_steps)[None]
+    is_new = ~begun.outputs.done[:, None] & (positions < layers.slots)
+    positions = jnp.where(is_new, positions, cache.slots)  # which drops them
+    num_others = cache.k.shape[1] - len(positions)
+    index = jnp.where(is_new, positions, 0)[:, None, :, None]
+    positions = jnp.pad(positions, ((0, num_others), (0, 0)), constant_values=cache.slots)
+
+    def select(array: Array) -> Array:
+        new = jnp.take_along_axis(array, index, axis=2).swapaxes(1, 2)
+        return jnp.pad(new, ((0, num_others), *[(0, 0)] * 3))
+
+    for layer, (k, v) in enumerate(zip(layers.k, layers.v, strict=True)):
+        cache = cache.write(np.array(layer, np.int32), select(k), select(v), positions)
+    return cache
 
 
 def _constrain_blocks(store: KVCache) -> KVCache:

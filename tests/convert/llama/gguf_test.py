@@ -7,6 +7,7 @@ import pytest
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.cli import main
+from seed_jax.convert.llama.gbnf import image_grammar
 from seed_jax.convert.llama.gguf_export import interleave_rotary_halves
 from seed_jax.convert.llama.key_table import abstract_params
 from seed_jax.convert.tensors import open_tensors, weight_files
@@ -72,6 +73,17 @@ def test_the_file_has_every_token_and_only_the_weights_llama_cpp_knows(exported,
     query = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.attn_q.weight")
     expected = interleave_rotary_halves(original["model.layers.0.self_attn.q_proj.weight"].read(), heads)
     np.testing.assert_array_equal(query.data, expected)
+
+
+def test_the_image_grammar_is_written_beside_the_file(model, exported, capsys):
+    grammar = exported.with_suffix(".gbnf")
+    assert grammar.read_text() == image_grammar(Vocabulary.load(model).num_codes)
+    other = exported.with_name("other.gguf")
+    other.with_suffix(".gbnf").write_text("mine")
+    assert export(model, other) == 2
+    assert "other.gbnf exists" in capsys.readouterr().err
+    assert not other.exists()
+    other.with_suffix(".gbnf").unlink()
 
 
 def test_rotary_rows_are_neighbours():
