@@ -62,8 +62,8 @@ def _stages(sizes: dict[str, tuple[int, int, float]]) -> ml_collections.ConfigDi
     stages.codebook.teacher.vision = ""  # the recipe names the vision tower that it trained
     for stage in (stages.image_text, stages.codebook):
         stage.model.config = "small"
-        stage.data.update(crop_scale=(0.6, 1.0), text_length=24)
-        stage.evaluate.update(text_length=24, max_samples=500)
+        stage.data.update(crop_scale=(0.6, 1.0), text_length=16)
+        stage.evaluate.update(text_length=16, max_samples=500)
         stage.optimizer.update(schedule="warmup_cosine", warmup_ratio=0.05, weight_decay=0.05)
     stages.autoencoder = _decoder("vae")
     stages.decoder = _decoder("unet")

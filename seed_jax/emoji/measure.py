@@ -54,8 +54,20 @@ class Measurements:
     codes: dict[str, Codes]
 
 
-def measure(config: EmojiConfig, emoji: EmojiSet, workdir: Path) -> Measurements:
-    """Measure the models in a workdir, or what remains to be measured."""
+def measure_tokenizer(config: EmojiConfig, emoji: EmojiSet, workdir: Path) -> dict[str, float]:
+    """Measure the codes: agreement, probe and retrieval."""
+    return {**measure_codes(config, emoji, workdir), **measure_retrieval(config, emoji, workdir)}
+
+
+def measure(config: EmojiConfig, emoji: EmojiSet, workdir: Path, code_numbers: dict[str, float]) -> Measurements:
+    """Measure the models in a workdir, or what remains to be measured.
+
+    Args:
+        config: options of the recipe.
+        emoji: the images.
+        workdir: of the recipe.
+        code_numbers: result of `measure_tokenizer`.
+    """
     test, options = config.packages.test, config.evaluate
     groups = [group for group in GROUPS if emoji.of_group(group)]
     pipeline = functools.cache(lambda: Pipeline.load(workdir, _image_size(workdir), options.batch, workdir / "vision"))
@@ -69,8 +81,7 @@ def measure(config: EmojiConfig, emoji: EmojiSet, workdir: Path) -> Measurements
         }
         return Models(pipeline(), judges)
 
-    numbers = measure_codes(config, emoji, workdir)
-    numbers |= measure_retrieval(config, emoji, workdir)
+    numbers = dict(code_numbers)
     description = {name: fingerprint(workdir / name) for name in ("codebook", "decoder", "sft")}
     runs: list[TaskRun] = []
     for task in make_tasks(emoji, test, groups, options.names, options.drawings):

@@ -16,12 +16,13 @@ from seed_jax.emoji.corpus import TEST, Corpus, build_images, build_language_sha
 from seed_jax.emoji.image_text_stage import export_vision
 from seed_jax.emoji.packages import SYMBOLS, EmojiSet, read_packages
 from seed_jax.errors import UserError
-from seed_jax.files import write_json
+from seed_jax.files import read_json, write_json
 from seed_jax.quickstart.recipe import Recipe, Step
 from seed_jax.train.config.schema import parse
 from seed_jax.train.runtime import workdir as workdirs
 
 RESULTS = "results.json"
+CODES = "codes.json"  # the part of the results that needs neither decoder nor language model
 
 
 def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
@@ -62,12 +63,13 @@ class EmojiRecipe(Recipe):
         yield Step("data", 20, self.build_data)
         yield Step("image_text", 900, self.train_image_text)
         yield Step("codebook", 200, self.train_codebook)
+        yield Step("pixel_codes", 150, self.make_pixel_codes)
+        yield Step("measure_codes", 60, self.measure_codes)
         yield Step("autoencoder", 400, self.train_autoencoder)
         yield Step("decoder", 900, self.train_decoder)
         yield Step("tokenize", 90, self.tokenize)
         yield Step("sft", 400, self.train_language)
         yield Step("bundle", 1, self.bundle)
-        yield Step("pixel_codes", 150, self.make_pixel_codes)
         yield Step("evaluate", 150, self.evaluate)
 
     @property
@@ -121,15 +123,26 @@ class EmojiRecipe(Recipe):
 
         write_pixel_codes(self.config, self.emoji, self.corpus, self.workdir)
 
+    def measure_codes(self) -> None:
+        from seed_jax.emoji.measure import measure_tokenizer
+
+        numbers = measure_tokenizer(self.config, self.emoji, self.workdir)
+        write_json(self.workdir / CODES, numbers)
+        _log(numbers)
+
     def evaluate(self) -> None:
         # Imported late: training needs none of them.
         from seed_jax.emoji.measure import measure
         from seed_jax.emoji.report_page import write_report
         from seed_jax.inference.language_model import update_bundle_card
 
-        results = measure(self.config, self.emoji, self.workdir)
+        results = measure(self.config, self.emoji, self.workdir, read_json(self.workdir / CODES))
         write_json(self.workdir / RESULTS, results.numbers)
         write_report(self.workdir, self.config, results, self.times())
         update_bundle_card(self.workdir)  # with the results
-        for name, value in results.numbers.items():
-            logging.info("%-48s %.3f", name, value)
+        _log(results.numbers)
+
+
+def _log(numbers: Mapping[str, float]) -> None:
+    for name, value in numbers.items():
+        logging.info("%-48s %.3f", name, value)

@@ -13,7 +13,7 @@ from seed_jax.emoji.config import EmojiConfig
 from seed_jax.emoji.measure import DIRECTORY, TOKENIZERS, Measurements
 from seed_jax.emoji.packages import FLAGS, SKIN_TONES, SYMBOLS
 from seed_jax.emoji.tasks import EmojiTask
-from seed_jax.evaluation.report.page import CSS
+from seed_jax.evaluation import report
 from seed_jax.evaluation.runner import TaskRun
 from seed_jax.evaluation.task import drawn_image_path
 from seed_jax.files import write_text
@@ -55,7 +55,7 @@ def write_report(workdir: Path, config: EmojiConfig, results: Measurements, time
         _section("Seconds", "", _table(["step", "s"], [[name, f"{seconds:.0f}"] for name, seconds in times.items()])),
     ]  # fmt: skip
     path = workdir / PAGE
-    style = CSS.read_text(encoding="utf-8")
+    style = Path(str(report.__file__)).with_name("page.css").read_text(encoding="utf-8")
     write_text(
         path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
