@@ -28,9 +28,9 @@ from seed_jax.evaluation.task import DataOptions
 from seed_jax.files import atomic_path
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.quickstart.pipeline import Pipeline
-from seed_jax.train.config.common import ImageDataConfig
+from seed_jax.train.config.schema import parse
+from seed_jax.train.config.tokenizer import PairDataConfig
 from seed_jax.train.stages.pair_data import image_batches, make_pair_reader, mixture_components
-from seed_jax.train.stages.registry import parse_config
 
 DIRECTORY = "evaluation"  # of the workdir
 SEED_CODES, KMEANS, VQVAE = "seed", "kmeans", "vqvae"
@@ -191,15 +191,14 @@ def write_pixel_codes(config: EmojiConfig, emoji: EmojiSet, corpus: Corpus, work
     train = np.concatenate([pixels[f"{studio}/{SYMBOLS}"] for studio in packages.train])
     options = config.pixel_codes
     clustered = kmeans_codes(train, pixels, tokenizer.num_codes, options)
-    stages = [parse_config(config.stages[name]) for name in ("image_text", "codebook")]
-    seen = sum(stage.steps * stage.data.batch_size for stage in stages)  # pyright: ignore[reportAttributeAccessIssue]
-    steps = options.steps or max(1, seen // options.batch_size)
-    reader = make_pair_reader(stages[0].data, size, BertVocabulary.load(corpus.bert_vocabulary))  # pyright: ignore
-    mixture = {"mixture": tuple(corpus.image_mixture()), "batch_size": options.batch_size, "workers": 0}
-    data = ImageDataConfig(**mixture)
+    stages = [config.stages[name] for name in ("image_text", "codebook")]
+    steps = options.steps or sum(s["steps"] * s["data"]["batch_size"] for s in stages) // options.batch_size
+    as_stage_1 = parse(PairDataConfig, {**stages[0]["data"], "mixture": corpus.image_mixture()})
+    data = dataclasses.replace(as_stage_1, batch_size=options.batch_size)
+    reader = make_pair_reader(data, size, BertVocabulary.load(corpus.bert_vocabulary))
     batches = image_batches(data, mixture_components(data), reader, config.seed, list(range(options.batch_size)))
     sizes = (tokenizer.vit.blocks, tokenizer.num_codes, tokenizer.code_width)
-    result = vqvae_codes(batches, pixels, sizes, steps, options, config.seed)
+    result = vqvae_codes(batches, pixels, sizes, max(1, steps), options, config.seed)
     batches.close()
     arrays = {f"{KMEANS}/{name}": codes for name, codes in clustered.items()}
     arrays |= {f"{VQVAE}/{name}": codes for name, codes in result.codes.items()}
