@@ -45,6 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """
     # JAX is imported here, so that errors in arguments and configs are reported without waiting for it.
     from seed_jax import distributed
+    from seed_jax.emoji.config import STAGE as EMOJI
     from seed_jax.quickstart.config import STAGE as RECIPE
     from seed_jax.train.config.evaluation import STAGE as EVALUATION
 
@@ -57,6 +58,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         from seed_jax.quickstart import recipe
 
         start = functools.partial(recipe.run, config, str(workdir))
+    elif stage == EMOJI:
+        from seed_jax.emoji import recipe as emoji_recipe
+
+        start = functools.partial(emoji_recipe.run, config, str(workdir))
     else:
         from seed_jax.train import loop
         from seed_jax.train.stages import registry

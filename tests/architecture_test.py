@@ -37,6 +37,7 @@ LAYERS = [
     "train",
     "plan",
     "quickstart",
+    "emoji",
     "evaluate",
     "doctor",
     "serving",

@@ -148,9 +148,10 @@ class Similarity:
         self, first: UInt8[np.ndarray, "N S S 3"], second: UInt8[np.ndarray, "N S S 3"]
     ) -> Float[np.ndarray, " N"]:
         """Return the cosine similarity of each pair of images."""
-        return (self._unit_vectors(first) * self._unit_vectors(second)).sum(-1)
+        return (self.unit_vectors(first) * self.unit_vectors(second)).sum(-1)
 
-    def _unit_vectors(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Float[np.ndarray, "N E"]:
+    def unit_vectors(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Float[np.ndarray, "N E"]:
+        """Return the normalized embedding of each image."""
         vectors = np.asarray(self._embed(pixels))
         return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 

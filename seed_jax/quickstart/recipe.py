@@ -69,14 +69,13 @@ class Recipe(abc.ABC):
     """Steps that are run in order, each once.
 
     Args:
-        config: options.
+        config: options; of them, all recipes have `seed` and `stages`.
         workdir: where everything is written.
     """
 
-    def __init__(self, config: QuickstartConfig, workdir: Path):
+    def __init__(self, config: Any, workdir: Path):
         self.config = config
         self.workdir = workdir
-        self.corpus = Corpus(workdir / "data")
 
     @abc.abstractmethod
     def steps(self) -> Iterator[Step]:
@@ -117,9 +116,6 @@ class Recipe(abc.ABC):
             )
         write_json(path, options)
 
-    def build_images(self) -> None:
-        build_image_shards(self.corpus, self.config)
-
     def train(self, name: str, mixture: list[dict[str, Any]], paths: Mapping[str, Path]) -> None:
         """Train the stage `name` in the workdir's directory of this name.
 
@@ -137,7 +133,18 @@ class Recipe(abc.ABC):
         train(parse_config(options), self.workdir / name)
 
 
-class Quickstart(Recipe):
+class WorldRecipe(Recipe):
+    """A recipe on images of the synthetic world."""
+
+    def __init__(self, config: QuickstartConfig, workdir: Path):
+        super().__init__(config, workdir)
+        self.corpus = Corpus(workdir / "data")
+
+    def build_images(self) -> None:
+        build_image_shards(self.corpus, self.config)
+
+
+class Quickstart(WorldRecipe):
     """Train the image tokenizer, the decoder and the language model from the teacher's networks, and measure them."""
 
     language_model: ClassVar[str] = "sft"  # stage whose workdir holds the language model to measure
@@ -262,7 +269,7 @@ class Seed1Quickstart(Quickstart):
         self.train("pretrain_opt", self.corpus.language_mixture("pretrain_opt"), paths)
 
 
-class TeacherTraining(Recipe):
+class TeacherTraining(WorldRecipe):
     """Train the networks that a quickstart starts from."""
 
     def steps(self) -> Iterator[Step]:

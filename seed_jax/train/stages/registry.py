@@ -22,6 +22,7 @@ STAGES = {
     "decoder": "seed_jax.train.stages.decoder.stage:DecoderStage",
     "world_teacher": "seed_jax.quickstart.teacher_stage:TeacherStage",
     "world_text": "seed_jax.quickstart.text_stage:TextTeacherStage",
+    "image_text": "seed_jax.emoji.image_text_stage:ImageTextStage",
 }
 
 
