@@ -60,7 +60,7 @@ def _adamw(options: OptimizerConfig, schedule: optax.Schedule) -> optax.Gradient
 
 
 def _muon(options: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Build Muon (Jordan et al. 2024) for the kernels of stacked blocks, and AdamW for everything else."""
+    """Build Muon (Jordan et al. 2024) for the kernels of stacked blocks, and Nesterov AdamW for everything else."""
     ratio = options.muon_lr_ratio
 
     def dimensions(params: Tree) -> Tree:
@@ -69,6 +69,7 @@ def _muon(options: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
 
     return optax.contrib.muon(
         lambda step: ratio * schedule(step),
+        eps=options.eps,
         weight_decay=options.weight_decay / ratio,
         adam_b1=options.b1,
         adam_b2=options.b2,
@@ -80,7 +81,7 @@ def _muon(options: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
 
 
 def _matrix_axes(path: tuple[str, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-    is_block_kernel = path[-1] == "kernel" and leaf.ndim >= 3
+    is_block_kernel = path[-1] == "kernel" and getattr(leaf, "ndim", 0) >= 3  # masked leaves have no dimensions
     return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_block_kernel else None
 
 
