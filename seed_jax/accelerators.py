@@ -6,7 +6,9 @@ GPUs are reasoned and not measured.
 """
 
 import dataclasses
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from seed_jax.errors import UserError
@@ -222,3 +224,12 @@ def for_device(device: Any) -> Accelerator | None:
         if device.device_kind.startswith(accelerator.device_kinds):
             return accelerator
     return None
+
+
+def cpu_name() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

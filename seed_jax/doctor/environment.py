@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from packaging.requirements import Requirement
 
+from seed_jax import accelerators
 from seed_jax.hub.manifest import load_manifest
 
 GIB = 2**30
@@ -96,7 +97,7 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": accelerators.cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "ram_bytes": _memory("MemTotal"),
         "ram_available_bytes": _memory("MemAvailable"),
@@ -130,14 +131,6 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _memory(field: str) -> int | None:

@@ -49,6 +49,7 @@ class Example:
         answer: generated text.
         output: generated image.
         correct: whether everything about the answer is correct.
+        codes: of the image that is reconstructed.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Example:
     answer: str
     output: Image | None
     correct: bool
+    codes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +136,14 @@ def _examples(task: WorldTask, run: TaskRun, count: int) -> list[Example]:
         output = np.asarray(PillowImage.open(drawn)) if drawn.is_file() else None
         inputs = tuple(np.asarray(image) for image in sample.load_images())
         answer = prediction.get("prediction", "")
-        examples.append(Example(task.example, inputs, sample.text, answer, output, task.is_correct(prediction)))
+        codes = tuple(prediction.get("codes", ()))
+        correct = task.is_correct(prediction)
+        examples.append(Example(task.example, inputs, sample.text, answer, output, correct, codes))
     return examples
 
 
 def run_conversation(pipeline: Pipeline) -> list[Example]:
-    """Generate an image, edit it, caption it and ask about it; each turn receives the image it is about."""
+    """Generate an image, edit it, caption it and ask about it; each turn receives the codes of the image it is about."""
     edits = (make_sample("edits", SEED, index, held_out=True) for index in range(100))
     scenes = [[item for item in sample.items if isinstance(item, Scene)] for sample in edits]
     number = next(number for number, (before, _) in enumerate(scenes) if len(before.objects) == 2)
@@ -156,9 +160,10 @@ def run_conversation(pipeline: Pipeline) -> list[Example]:
     drawn = [
         compare(read_image(image), scene).all_correct for image, scene in zip(outputs, (before, after), strict=True)
     ]
+    about = (outputs[1],)
     return [
         Example("talk", (), request[0].text, "", outputs[0], drawn[0]),
-        Example("talk", (), instruction, "", outputs[1], drawn[1]),
-        Example("talk", (), CAPTION_QUESTION, caption, None, compare(read_caption(caption), after).all_correct),
-        Example("talk", (), question.text, answer, None, is_correct_answer("relation", answer, question.answer)),
+        Example("talk", (outputs[0],), instruction, "", outputs[1], drawn[1]),
+        Example("talk", about, CAPTION_QUESTION, caption, None, compare(read_caption(caption), after).all_correct),
+        Example("talk", about, question.text, answer, None, is_correct_answer("relation", answer, question.answer)),
     ]

@@ -25,6 +25,7 @@ from seed_jax.models.tokenizer.vit import Vit
 
 SEED = 1_000_003  # of the measured samples; no training uses it
 _DRAW_OPTIONS = DrawOptions(sampler="dpmpp", steps=12, guidance_scale=2.0)
+CANDIDATES = 4  # images generated from the same codes, of which the one is kept whose own codes agree best
 TEXT = SamplingParams(mode="text", max_new_tokens=48)
 ONE_IMAGE = SamplingParams(num_images=1, max_new_tokens=64)
 WITHOUT_GRAMMAR = SamplingParams(mode="none", max_new_tokens=64)
@@ -77,12 +78,20 @@ class Pipeline:
         return self.tokenizer.encode([Image.fromarray(image) for image in pixels])
 
     def draw(self, codes: Int[np.ndarray, "N Q"], seeds: Sequence[int]) -> UInt8[np.ndarray, "N S S 3"]:
-        """Generate the images of codes with the diffusion decoder, each with its seed."""
-        indices = self._padded_indices(len(codes))
-        embeddings = np.asarray(self.tokenizer.embed_codes(codes))[indices]
-        padded = [seeds[index] for index in indices]
-        drawn = self.drawer.draw(embeddings, padded, _DRAW_OPTIONS, batch_size=self.batch_size)
-        return drawn[: len(codes)]
+        """Generate the images of codes with the diffusion decoder.
+
+        Args:
+            codes: of the images.
+            seeds: one per image; each gives the noise of `CANDIDATES` images. The tokenizer encodes these again, and
+                the one whose codes agree best with the wanted ones is returned: no other network judges.
+        """
+        wanted = np.repeat(codes, CANDIDATES, axis=0)
+        indices = self._padded_indices(len(wanted))
+        embeddings = np.asarray(self.tokenizer.embed_codes(wanted))[indices]
+        noise = [seeds[index // CANDIDATES] * CANDIDATES + index % CANDIDATES for index in indices]
+        drawn = self.drawer.draw(embeddings, noise, _DRAW_OPTIONS, batch_size=self.batch_size)[: len(wanted)]
+        agreement = (self.tokenize(list(drawn)) == wanted).mean(-1).reshape(-1, CANDIDATES)
+        return drawn.reshape(-1, CANDIDATES, *drawn.shape[1:])[np.arange(len(codes)), agreement.argmax(-1)]
 
     def generate_texts(self, prompts: Sequence[Sequence[Segment]], params: SamplingParams = TEXT) -> list[str]:
         """Return one text for each prompt."""

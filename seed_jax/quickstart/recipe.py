@@ -9,6 +9,8 @@ import copy
 import dataclasses
 import datetime
 import logging
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, ClassVar
 
 import ml_collections
 
+from seed_jax import __version__, accelerators
 from seed_jax.data.text.vocabulary import CODES_PER_IMAGE
 from seed_jax.errors import UserError
 from seed_jax.files import read_json, write_json
@@ -28,7 +31,27 @@ from seed_jax.train.runtime import workdir as workdirs
 from seed_jax.train.stages.registry import parse_config
 
 TIMES = "times.json"
+CPU_TIMES = "cpu_times.json"
 _REMEDY = "restore it, or remove it to run again what it records"
+
+
+class Clock:
+    """Measures wall time and processor time from its creation on."""
+
+    def __init__(self):
+        self._wall, self._cpu = time.perf_counter(), _processor_seconds()
+
+    def wall(self) -> float:
+        return time.perf_counter() - self._wall
+
+    def cpu(self) -> float:
+        """Return the seconds of all threads and of child processes that have ended."""
+        return _processor_seconds() - self._cpu
+
+
+def _processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +99,7 @@ class Recipe(abc.ABC):
     def __init__(self, config: Any, workdir: Path):
         self.config = config
         self.workdir = workdir
+        self._clock = Clock()  # of the present step
 
     @abc.abstractmethod
     def steps(self) -> Iterator[Step]:
@@ -86,21 +110,22 @@ class Recipe(abc.ABC):
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._check_resume()
         steps = list(self.steps())
-        times = self.times()
+        times, cpu_times = self.times(), self.times(CPU_TIMES)
         for number, step in enumerate(steps, 1):
             if step.name in times:
                 continue
             remaining = _format_duration(remaining_seconds(steps, times))
             logging.info("== %d/%d %s: about %s remaining in total ==", number, len(steps), step.name, remaining)
-            started = time.perf_counter()
+            self._clock = Clock()
             step.run()
-            times[step.name] = time.perf_counter() - started
+            times[step.name], cpu_times[step.name] = self._clock.wall(), self._clock.cpu()
+            write_json(self.workdir / CPU_TIMES, cpu_times)
             write_json(self.workdir / TIMES, times)
         logging.info("Finished in %s: %s", _format_duration(sum(times.values())), self.workdir)
 
-    def times(self) -> dict[str, float]:
-        """Return the seconds that finished steps took."""
-        path = self.workdir / TIMES
+    def times(self, file: str = TIMES) -> dict[str, float]:
+        """Return the seconds that finished steps took, of wall time or (`CPU_TIMES`) of processor time."""
+        path = self.workdir / file
         times = read_json(path, _REMEDY) if path.is_file() else {}
         if not all(isinstance(seconds, int | float) for seconds in times.values()):
             raise UserError(f"{path} does not hold seconds by step: {_REMEDY}.")
@@ -223,7 +248,9 @@ class Quickstart(WorldRecipe):
         results = measure(self.config.evaluate, self.config.world.side, self.teacher, self.workdir)
         write_json(self.workdir / "results.json", results.numbers)
         if (self.workdir / self.language_model).is_dir():
-            write_report(self.workdir, results, self.times())
+            times = {**self.times(), "evaluate": self._clock.wall()}
+            cpu_seconds = sum(self.times(CPU_TIMES).values()) + self._clock.cpu()
+            write_report(self.workdir, results, times, provenance(self.config.seed, cpu_seconds))
             update_bundle_card(self.workdir)  # with the results
         for name, value in results.numbers.items():
             logging.info("%-40s %.3f", name, value)
@@ -291,6 +318,30 @@ class TeacherTraining(WorldRecipe):
 
     def pack(self) -> None:
         teacher_files.pack(self.workdir, self.workdir / "teacher")
+
+
+def provenance(seed: int, cpu_seconds: float) -> dict[str, str]:
+    """Return what tells runs apart, by name: seed, version, date, machine and processor time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "seed": str(seed),
+        "version": _version(),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{accelerators.cpu_name()}, {cores} cores",
+        "processor time": f"{cpu_seconds:.0f} s",
+    }
+
+
+def _version() -> str:
+    """Return the commit of a checkout, and otherwise the version of the package."""
+    root = Path(__file__).parents[2]
+    command = ("git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*")
+    if not (root / ".git").exists():  # an installed package, perhaps within another project's checkout
+        return __version__
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
 
 
 def remaining_seconds(steps: list[Step], times: Mapping[str, float]) -> float:

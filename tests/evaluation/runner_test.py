@@ -76,7 +76,7 @@ def test_captions_are_scored_as_their_submission_is(evaluate, tmp_path):
     assert "124.5" in table
     assert "zero-shot" in table
     page = (out / "report.html").read_text()
-    assert "data:image/jpeg;base64" in page
+    assert "data:image/webp;base64" in page
     assert "http" not in page.replace("http-equiv", "")
 
 

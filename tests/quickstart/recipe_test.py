@@ -89,7 +89,7 @@ def test_every_step_runs_and_is_measured(finished):
     assert report["drawn"]["metrics"]["attributes"] == pytest.approx(100 * numbers["drawn_attributes"])
     assert (workdir / "evaluation/report.html").is_file()
     page = (workdir / "report.html").read_text()
-    assert page.count("data:image/png;base64,") > 10
+    assert page.count("data:image/webp;base64,") > 10
     assert page.count("<polyline") == 5  # a loss curve for each stage
     assert "://" not in page  # the page loads nothing
     assert len(list((workdir / "data/examples").glob("*.png"))) == 12

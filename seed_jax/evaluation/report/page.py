@@ -1,24 +1,18 @@
 """The HTML page of an evaluation: one file with one stylesheet that loads nothing else."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from seed_jax import images as image_files
 from seed_jax.errors import UserError
 from seed_jax.evaluation.answering import LETTERS, GeneratedText, RankedChoices
+from seed_jax.evaluation.report.components import document, image_tag
 from seed_jax.evaluation.runner import TaskRun
 from seed_jax.evaluation.task import Prediction, Sample, drawn_image_path
 
-CSS = Path(__file__).with_name("page.css")
 EXAMPLES = 12  # of each task
-_THUMBNAIL = 240  # pixels of the longer side
 
 
 def render_page(runs: Sequence[TaskRun]) -> str:
@@ -27,13 +21,11 @@ def render_page(runs: Sequence[TaskRun]) -> str:
     models = {json.dumps(run.results["model"], sort_keys=True): run.results["model"] for run in runs}
     settings = "".join(f"<dl>{_definitions(model)}</dl>" for model in models.values())
     version = runs[0].results["version"] if runs else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Evaluation</title><style>{CSS.read_text(encoding='utf-8')}</style></head><body><main>"
-        f'<h1>Evaluation</h1><p class="lead">Scores beside the published ones, with bootstrap intervals, and a sample'
+    return document(
+        "Evaluation",
+        '<h1>Evaluation</h1><p class="lead">Scores beside the published ones, with bootstrap intervals, and a sample'
         f" of answers. seed-jax {escape(version)}.</p>"
-        f"{_summary(runs)}{sections}<section><h2>Model</h2>{settings}</section></main></body></html>\n"
+        f"{_summary(runs)}{sections}<section><h2>Model</h2>{settings}</section>",
     )
 
 
@@ -160,15 +152,7 @@ def _images(run: TaskRun, sample: Sample) -> str:
     drawn = drawn_image_path(run.directory, sample.id)
     if drawn.is_file():
         shown.append(image_files.load(drawn))
-    return f'<div class="images">{"".join(map(_image, shown))}</div>' if shown else ""
-
-
-def _image(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return f'<div class="images">{"".join(map(image_tag, shown))}</div>' if shown else ""
 
 
 def _tokens(prediction: Prediction) -> str:
