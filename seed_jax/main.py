@@ -7,6 +7,7 @@ after saving; 76 the run hangs, lost a host, or finds its workdir in use: start 
 import argparse
 import faulthandler
 import functools
+import importlib
 import logging
 import re
 import sys
@@ -22,6 +23,12 @@ from seed_jax.files import describe, is_permanent
 from seed_jax.terminal import PrintableFormatter, error_line, escaped_stdout
 from seed_jax.train.config import loading
 
+# `stage` of a config -> what runs it; any other stage is trained by the loop.
+_JOBS = {
+    "evaluation": "seed_jax.evaluate:run",
+    "recipe": "seed_jax.quickstart.recipe:run",
+    "emoji_recipe": "seed_jax.emoji.recipe:run",
+}
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -45,23 +52,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """
     # JAX is imported here, so that errors in arguments and configs are reported without waiting for it.
     from seed_jax import distributed
-    from seed_jax.emoji.config import STAGE as EMOJI
-    from seed_jax.quickstart.config import STAGE as RECIPE
-    from seed_jax.train.config.evaluation import STAGE as EVALUATION
 
-    stage = config.get("stage")
-    if stage == EVALUATION:
-        from seed_jax import evaluate
-
-        start = functools.partial(evaluate.run, config, str(workdir))  # the hosts split the samples
-    elif stage == RECIPE:
-        from seed_jax.quickstart import recipe
-
-        start = functools.partial(recipe.run, config, str(workdir))
-    elif stage == EMOJI:
-        from seed_jax.emoji import recipe as emoji_recipe
-
-        start = functools.partial(emoji_recipe.run, config, str(workdir))
+    module, _, function = _JOBS.get(config.get("stage", ""), "").partition(":")
+    if module:
+        start = functools.partial(getattr(importlib.import_module(module), function), config, str(workdir))
     else:
         from seed_jax.train import loop
         from seed_jax.train.stages import registry
