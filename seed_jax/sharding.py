@@ -32,6 +32,7 @@ LOGICAL_AXIS_RULES = (
     ("layers", None),
     ("batch", BATCH_AXES),
     ("sequence", None),
+    ("residual_sequence", "tensor"),  # between the matmuls of blocks: sequence parallelism
     ("act_embed", None),
     ("act_heads", "tensor"),
     ("act_mlp", "tensor"),

@@ -19,6 +19,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_ESTIMATE = 2**63 - 1
 _BITS = {"pred": 8, "bf16": 16}
 
 
@@ -176,9 +177,14 @@ def _collective(operation: Operation, times: int) -> Collective:
 
 
 def cycles(module: Module) -> int:
-    """Return the TPU compiler's estimated cycles of all but collectives and Pallas kernels; 0 for other compilers."""
+    """Return the TPU compiler's estimated cycles of all but collectives and Pallas kernels; 0 for other compilers.
+
+    Copies that run beside the tensor core, on the SparseCores of v7x, have no estimate and count nothing.
+    """
     return sum(
-        int(match[1]) * times for operation, times in module.operations() if (match := _CYCLES.search(operation.rest))
+        int(match[1]) * times
+        for operation, times in module.operations()
+        if (match := _CYCLES.search(operation.rest)) and int(match[1]) != _NO_ESTIMATE
     )
 
 

@@ -42,6 +42,7 @@ ENTRY %main (p: bf16[8,64]) -> bf16[8,64] {
   %while.1 = (s32[]{:T(128)}, bf16[8,64]{1,0}) while(%p), condition=%condition, body=%body
   %scattered = bf16[8,64]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
   %copy.1 = bf16[8,64]{1,0} copy(%p), backend_config={"window_config":{"estimated_cycles":"7"}}
+  %copy.2 = bf16[8,64]{1,0} copy(%p), backend_config={"window_config":{"estimated_cycles":"9223372036854775807"}}
   ROOT %collective-permute-start.1 = (bf16[8,64]{1,0}, bf16[8,64]{1,0}, u32[], u32[]) collective-permute-start(%copy.1), channel_id=5, source_target_pairs={{0,1},{1,2}}
 }
 """  # noqa: E501

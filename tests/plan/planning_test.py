@@ -158,7 +158,7 @@ def test_the_command_prints_a_plan(capsys):
         "--config",
         str(ROOT / "configs/pretrain_full.py:tiny"),
         "--topology",
-        "h200:8",
+        "gb200:8",
         "--mesh",
         "fsdp=4,tensor=2",
     ]
@@ -168,6 +168,7 @@ def test_the_command_prints_a_plan(capsys):
     assert re.search(r"all-gather over fsdp +\d+", printed)
     assert "ESTIMATE" in printed
     assert "CPU's compiler" in printed
+    assert "roofline" in printed
     assert cli.main(["plan", *arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["memory"]["fits"]

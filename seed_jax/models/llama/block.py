@@ -7,16 +7,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.models.llama.config import LlamaConfig
 from seed_jax.models.nn import decoder_only
-from seed_jax.models.nn.decoder_only import LayerState, causal_attention
+from seed_jax.models.nn.decoder_only import LayerState, causal_attention, shard_residual
 from seed_jax.models.nn.fsdp_matmul import fusion_barrier
 from seed_jax.models.nn.layers import Dense, RMSNorm
 from seed_jax.models.nn.lora import LoraSpec
-from seed_jax.models.nn.token_embedding import RESIDUAL_AXES
 from seed_jax.precision import Precision
 from seed_jax.typing import Leaf
 
@@ -149,6 +147,6 @@ class Block(nn.Module):
         x = x + attended.hidden
         normed = RMSNorm(epsilon, self.precision, name="post_attention_layernorm")(x)
         x = x + Mlp(self.config, self.precision, self.lora, name="mlp")(normed, metadata)
-        x = with_logical_constraint(x, RESIDUAL_AXES)
+        x = shard_residual(x, attended.cache)
         self.sow("intermediates", "hidden", x)
         return LayerState(x, attended.cache), None

@@ -14,6 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.spmd import get_logical_axis_rules
+from flax.linen.spmd import logical_to_mesh_axes, with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.models.config_io import SerializableConfig
@@ -21,7 +23,7 @@ from seed_jax.models.nn import remat
 from seed_jax.models.nn.attention import attend, attend_to_cache
 from seed_jax.models.nn.kv_cache import KVCache
 from seed_jax.models.nn.lora import LoraSpec
-from seed_jax.models.nn.token_embedding import padded_size
+from seed_jax.models.nn.token_embedding import RESIDUAL_AXES, SEQUENCE_PARALLEL_AXES, padded_size
 from seed_jax.precision import Precision
 from seed_jax.typing import Leaf, Tree
 
@@ -126,6 +128,25 @@ def causal_attention(
             implementation=implementation,
         )
     return AttentionOutput(context, cache)
+
+
+def shard_residual(x: Float[Array, "B T D"], cache: KVCache | None) -> Float[Array, "B T D"]:
+    """Shard the residual stream over the batch, and while training its positions over the mesh axis `tensor`.
+
+    What a layer saves for the backward pass is then divided by `tensor`; instead of the all-reduce after a row-parallel
+    matmul there are a reduce-scatter and an all-gather around the norm, the same bytes.
+    """
+    axes = RESIDUAL_AXES if cache is not None or x.shape[1] % _sequence_shards() else SEQUENCE_PARALLEL_AXES
+    return with_logical_constraint(x, axes)
+
+
+def _sequence_shards() -> int:
+    """Return the number of devices over which the positions of the residual stream are sharded."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return 1
+    (name,) = logical_to_mesh_axes(SEQUENCE_PARALLEL_AXES[1:2], rules) or (None,)
+    return mesh.shape[name] if isinstance(name, str) else 1
 
 
 class DecoderOnly(nn.Module):

@@ -125,7 +125,7 @@ def folded_matmul(
     kernel_spec = fsdp_matmul.weight_spec(axes, batch) if batch else PartitionSpec()
     if not any(kernel_spec):
         batch = ()
-    y = _folded_matmul(x, kernel, a, b, spec.scale, axes, batch, kernel_spec, precision.matmul)
+    y: Any = _folded_matmul(x, kernel, a, b, spec.scale, axes, batch, kernel_spec, precision.matmul)
     return checkpoint_name(y, fsdp_matmul.RESULT_NAME) if batch else y
 
 

@@ -15,6 +15,7 @@ from seed_jax.precision import Precision
 
 VOCAB_PADDING_MULTIPLE = 128
 RESIDUAL_AXES = ("batch", "sequence", "act_embed")
+SEQUENCE_PARALLEL_AXES = ("batch", "residual_sequence", "act_embed")
 LOGITS_AXES = ("batch", "sequence", "act_vocab")
 
 

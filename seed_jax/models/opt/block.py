@@ -4,14 +4,12 @@ import functools
 
 import flax.linen as nn
 import jax
-from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
-from seed_jax.models.nn.decoder_only import AttentionMetadata, LayerState, causal_attention
+from seed_jax.models.nn.decoder_only import AttentionMetadata, LayerState, causal_attention, shard_residual
 from seed_jax.models.nn.fsdp_matmul import fusion_barrier
 from seed_jax.models.nn.layers import Dense, LayerNorm
 from seed_jax.models.nn.lora import LoraSpec
-from seed_jax.models.nn.token_embedding import RESIDUAL_AXES
 from seed_jax.models.opt.config import OptConfig
 from seed_jax.precision import Precision
 from seed_jax.typing import Leaf
@@ -68,7 +66,7 @@ class Block(nn.Module):
         x = x + self._mlp(mlp_norm(x) if config.pre_norm else x, metadata)
         if not config.pre_norm:
             x = mlp_norm(x)
-        x = with_logical_constraint(x, RESIDUAL_AXES)
+        x = shard_residual(x, attended.cache)
         self.sow("intermediates", "hidden", x)
         return LayerState(x, attended.cache), None
 

@@ -319,6 +319,21 @@ def test_a_mesh_changes_only_the_sharding():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual[1], expected[1])  # gradients below 1
 
 
+@pytest.mark.parametrize(("length", "shards"), [(8, 2), (7, 1)])
+def test_the_residual_stream_is_sharded_over_tensor_where_its_length_divides(length, shards):
+    model, tokens = Llama(SMALL), random_tokens(4, length)
+    boxed = jax.jit(model.init)(jax.random.key(0), tokens)
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
+    sharded = jax.device_put(meta.unbox(boxed)["params"], sharding.tree_shardings(boxed, mesh)["params"])
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXIS_RULES):
+        batch = jax.device_put(tokens, sharding.batch_sharding(mesh))
+        apply = jax.jit(functools.partial(model.apply, mutable="intermediates"))
+        _, state = apply({"params": sharded}, batch)
+    (hidden,) = state["intermediates"]["layers"]["hidden"]
+    layers, rows, positions, width = hidden.sharding.shard_shape(hidden.shape)
+    assert (layers, rows, positions, width) == (SMALL.num_layers, 2, length // shards, SMALL.hidden_size)
+
+
 def test_released_sizes():
     def count(config: LlamaConfig) -> int:
         shapes = jax.eval_shape(Llama(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
