@@ -210,9 +210,7 @@ def _times_table(times: Mapping[str, float]) -> str:
 def _group(prefix: str, title: str, numbers: Mapping[str, float]) -> str:
     prefix += "_"
     own = {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
-    rows = "".join(
-        f'<tr><td>{escape(name.replace("_", " "))}<td class="n">{value:.3f}' for name, value in own.items()
-    )
+    rows = "".join(f'<tr><td>{escape(name.replace("_", " "))}<td class="n">{value:.3f}' for name, value in own.items())
     return f'<div class="chart"><h3>{title}</h3><table>{rows}</table></div>' if own else ""
 
 
