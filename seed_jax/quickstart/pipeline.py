@@ -24,7 +24,7 @@ from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.tokenizer.vit import Vit
 
 SEED = 1_000_003  # of the measured samples; no training uses it
-_DRAW_OPTIONS = DrawOptions(sampler="dpmpp", steps=12, guidance_scale=2.0)
+_DRAW_OPTIONS = DrawOptions(sampler="dpmpp", steps=8, guidance_scale=2.0)
 CANDIDATES = 4  # images generated from the same codes, of which the one is kept whose own codes agree best
 TEXT = SamplingParams(mode="text", max_new_tokens=48)
 ONE_IMAGE = SamplingParams(num_images=1, max_new_tokens=64)
