@@ -48,7 +48,12 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
 def _stages() -> ml_collections.ConfigDict:
     """Return the stages in order; each is an ordinary config."""
     stages = ml_collections.ConfigDict()
-    stages.qformer = _scaled(load_neighbor(__file__, "tokenizer_qformer"), steps=180, batch_size=64, peak_lr=3e-4)
+    stages.qformer = _scaled(load_neighbor(__file__, "tokenizer_qformer"), steps=360, batch_size=64, peak_lr=2e-3)
+    # The text side starts from random weights, so it needs a higher rate than the teacher's image side, whose queries
+    # would forget attributes. In batches of 64 a feature also has to learn as a candidate.
+    stages.qformer.model.itc_gradient = "through_gather"
+    image_side = ("query_tokens", "embed_norm", "self_attention", "cross_attention", "query_ffn", "ln_vision")
+    stages.qformer.optimizer.update(slow=image_side, slow_ratio=0.15, b2=0.98)
     stages.codebook = _scaled(load_neighbor(__file__, "tokenizer_codebook"), steps=800, batch_size=64, peak_lr=2e-3)
     stages.codebook.codebook.update(init="kmeans", ema_decay=0.99, restart_after=20)
     for stage in (stages.qformer, stages.codebook):

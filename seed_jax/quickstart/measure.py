@@ -143,7 +143,7 @@ def _examples(task: WorldTask, run: TaskRun, count: int) -> list[Example]:
 
 
 def run_conversation(pipeline: Pipeline) -> list[Example]:
-    """Generate an image, edit it, caption it and ask about it; each turn receives the codes of the image it is about."""
+    """Generate an image, edit it, caption it and ask about it; each turn receives the codes of its image."""
     edits = (make_sample("edits", SEED, index, held_out=True) for index in range(100))
     scenes = [[item for item in sample.items if isinstance(item, Scene)] for sample in edits]
     number = next(number for number, (before, _) in enumerate(scenes) if len(before.objects) == 2)

@@ -24,8 +24,8 @@ from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.tokenizer.vit import Vit
 
 SEED = 1_000_003  # of the measured samples; no training uses it
-_DRAW_OPTIONS = DrawOptions(sampler="dpmpp", steps=12, guidance_scale=2.0)
-CANDIDATES = 4  # images generated from the same codes, of which the one is kept whose own codes agree best
+_DRAW_OPTIONS = DrawOptions(sampler="dpmpp", steps=8, guidance_scale=2.0)
+CANDIDATES = 4  # images generated from the same codes, of which one is kept
 TEXT = SamplingParams(mode="text", max_new_tokens=48)
 ONE_IMAGE = SamplingParams(num_images=1, max_new_tokens=64)
 WITHOUT_GRAMMAR = SamplingParams(mode="none", max_new_tokens=64)
@@ -77,21 +77,26 @@ class Pipeline:
         """Return the codes of images."""
         return self.tokenizer.encode([Image.fromarray(image) for image in pixels])
 
-    def draw(self, codes: Int[np.ndarray, "N Q"], seeds: Sequence[int]) -> UInt8[np.ndarray, "N S S 3"]:
+    def draw(
+        self, codes: Int[np.ndarray, "N Q"], seeds: Sequence[int], candidates: int = CANDIDATES
+    ) -> UInt8[np.ndarray, "N S S 3"]:
         """Generate the images of codes with the diffusion decoder.
 
         Args:
             codes: of the images.
-            seeds: one per image; each gives the noise of `CANDIDATES` images. The tokenizer encodes these again, and
-                the one whose codes agree best with the wanted ones is returned: no other network judges.
+            seeds: one per image.
+            candidates: images generated for each seed. The tokenizer encodes them again, and the one whose codes agree
+                best with the wanted ones is returned: no other network judges.
         """
-        wanted = np.repeat(codes, CANDIDATES, axis=0)
+        wanted = np.repeat(codes, candidates, axis=0)
         indices = self._padded_indices(len(wanted))
         embeddings = np.asarray(self.tokenizer.embed_codes(wanted))[indices]
-        noise = [seeds[index // CANDIDATES] * CANDIDATES + index % CANDIDATES for index in indices]
+        noise = [seeds[index // candidates] * candidates + index % candidates for index in indices]
         drawn = self.drawer.draw(embeddings, noise, _DRAW_OPTIONS, batch_size=self.batch_size)[: len(wanted)]
-        agreement = (self.tokenize(list(drawn)) == wanted).mean(-1).reshape(-1, CANDIDATES)
-        return drawn.reshape(-1, CANDIDATES, *drawn.shape[1:])[np.arange(len(codes)), agreement.argmax(-1)]
+        if candidates == 1:
+            return drawn
+        agreement = (self.tokenize(list(drawn)) == wanted).mean(-1).reshape(-1, candidates)
+        return drawn.reshape(-1, candidates, *drawn.shape[1:])[np.arange(len(codes)), agreement.argmax(-1)]
 
     def generate_texts(self, prompts: Sequence[Sequence[Segment]], params: SamplingParams = TEXT) -> list[str]:
         """Return one text for each prompt."""

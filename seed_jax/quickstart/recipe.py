@@ -327,7 +327,7 @@ def provenance(seed: int, cpu_seconds: float) -> dict[str, str]:
         "seed": str(seed),
         "version": _version(),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{accelerators.cpu_name()}, {cores} cores",
+        "machine": f"{accelerators.cpu_name()}, {cores} core{'s' if cores != 1 else ''}",
         "processor time": f"{cpu_seconds:.0f} s",
     }
 

@@ -156,7 +156,8 @@ def _conversation(turns: Sequence[Example]) -> str:
         return ""
     messages = "".join(
         f'<div class="turn user">{"".join(_image(image, "the image asked about") for image in turn.inputs)}'
-        f'<p>{escape(turn.prompt)}</p></div><div class="turn">{_reply(turn)}{_mark(GOOD if turn.correct else BAD)}</div>'
+        f"<p>{escape(turn.prompt)}</p></div>"
+        f'<div class="turn">{_reply(turn)}{_mark(GOOD if turn.correct else BAD)}</div>'
         for turn in turns
     )
     note = "Beside each request the image that it is about."

@@ -29,6 +29,7 @@ from seed_jax.inference.generation.segments import TextSegment
 from seed_jax.quickstart.config import MeasureOptions
 from seed_jax.quickstart.corpus import CAPTION_QUESTION
 from seed_jax.quickstart.pipeline import (
+    CANDIDATES,
     ONE_IMAGE,
     SEED,
     TEXT,
@@ -198,10 +199,16 @@ class DrawnScenes(WorldTask):
     sampling_params = ONE_IMAGE
 
     def compare(
-        self, batch: Sequence[LoadedSample], codes: np.ndarray, model: Pipeline, is_similar: bool = False
+        self,
+        batch: Sequence[LoadedSample],
+        codes: np.ndarray,
+        model: Pipeline,
+        *,
+        is_similar: bool = False,
+        candidates: int = CANDIDATES,
     ) -> list[Prediction]:
         """Draw codes and compare the images with the scenes; `is_similar` also measures their similarity."""
-        outputs = model.draw(codes, [int(loaded.sample.id) for loaded in batch])
+        outputs = model.draw(codes, [int(loaded.sample.id) for loaded in batch], candidates)
         predictions: list[Prediction] = [
             {
                 "codes": row.tolist(),
@@ -285,7 +292,7 @@ class FreeDrawings(DrawnScenes):
         prompts = [model.drawing_prompt(loaded.sample.text) for loaded in batch]
         codes, is_well_formed = model.generate_codes_without_grammar(prompts, params)
         drawn = [loaded for loaded in batch if int(loaded.sample.id) < _MAX_FREE_DRAWN]
-        predictions = self.compare(drawn, codes[: len(drawn)], model) if drawn else []
+        predictions = self.compare(drawn, codes[: len(drawn)], model, candidates=1) if drawn else []
         predictions += [{"codes": row.tolist()} for row in codes[len(drawn) :]]
         return [
             {**prediction, "well_formed": whole} for prediction, whole in zip(predictions, is_well_formed, strict=True)

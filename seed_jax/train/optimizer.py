@@ -1,4 +1,4 @@
-"""AdamW as the original trains with, Muon for small models, learning-rate schedules, and moving averages of parameters."""
+"""AdamW as the original trains with, learning-rate schedules, and moving averages of parameters."""
 
 from typing import Any
 
@@ -30,8 +30,16 @@ def make_optimizer(config: TrainConfig, untracked: tuple[str, ...] = ()) -> opta
         untracked: collections of variables that the stage updates itself; they have no moments.
     """
     options = config.optimizer
-    schedule = make_schedule(options, config.steps)
-    tx = _muon(options, schedule) if options.name == "muon" else _adamw(options, schedule)
+    tx = optax.adamw(
+        make_schedule(options, config.steps),
+        b1=options.b1,
+        b2=options.b2,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        mask=decay_mask,
+    )
+    if options.slow:
+        tx = optax.chain(tx, _scale_slow(options))
     if untracked:
 
         def is_tracked(variables: Any) -> Tree:
@@ -48,41 +56,15 @@ def make_optimizer(config: TrainConfig, untracked: tuple[str, ...] = ()) -> opta
     return tx
 
 
-def _adamw(options: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
-        schedule,
-        b1=options.b1,
-        b2=options.b2,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        mask=decay_mask,
-    )
+def _scale_slow(options: OptimizerConfig) -> optax.GradientTransformation:
+    """Scale the updates of the parameters that `options.slow` names."""
+    names = frozenset(options.slow)
 
+    def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        is_slow = any(getattr(part, "key", None) in names for part in path)
+        return options.slow_ratio * update if is_slow else update
 
-def _muon(options: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Build Muon (Jordan et al. 2024) for the kernels of stacked blocks, and Nesterov AdamW for everything else."""
-    ratio = options.muon_lr_ratio
-
-    def dimensions(params: Tree) -> Tree:
-        # The leading axes stack the layers of a scan: each layer's matrix is orthogonalized on its own.
-        return unflatten_dict({path: _matrix_axes(path, leaf) for path, leaf in flatten_dict(params).items()})
-
-    return optax.contrib.muon(
-        lambda step: ratio * schedule(step),
-        eps=options.eps,
-        weight_decay=options.weight_decay / ratio,
-        adam_b1=options.b1,
-        adam_b2=options.b2,
-        adam_weight_decay=options.weight_decay,
-        adam_learning_rate=schedule,
-        weight_decay_mask=decay_mask,
-        muon_weight_dimension_numbers=dimensions,
-    )
-
-
-def _matrix_axes(path: tuple[str, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-    is_block_kernel = path[-1] == "kernel" and getattr(leaf, "ndim", 0) >= 3  # masked leaves have no dimensions
-    return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_block_kernel else None
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def store_moments_as(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:

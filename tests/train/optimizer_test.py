@@ -1,6 +1,5 @@
 """Learning rates of the original (spec D.2, K.6)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,24 +37,13 @@ def test_epochs_of_the_tokenizer_s_stages(stage, module):
     assert config.steps == recorded["max_epoch"] * recorded["iters_per_epoch"]
 
 
-def test_muon_turns_each_layer_s_matrix_equally_in_all_directions():
-    """Updates of stacked kernels have singular values near the rate; other parameters move as with AdamW."""
-    config = config_for("pretrain:tiny", **{"optimizer.name": "muon", "optimizer.weight_decay": 0.0})
-    keys = jax.random.split(jax.random.key(0), 2)
-    params = {"layers": {"kernel": jnp.zeros((3, 8, 16))}, "embed": {"embedding": jnp.zeros((32, 8))}}
-    grads = {
-        "layers": {"kernel": jax.random.normal(keys[0], (3, 8, 16)) * jnp.array([1.0, 10.0, 0.1]).reshape(3, 1, 1)},
-        "embed": {"embedding": jax.random.normal(keys[1], (32, 8))},
-    }
-
+def test_pretrained_modules_may_learn_more_slowly():
+    params = {"params": {name: {"kernel": jnp.ones((4, 4))} for name in ("query_ffn", "text_ffn")}}
+    config = config_for("pretrain:tiny", **{"optimizer.slow": ("query_ffn",), "optimizer.slow_ratio": 0.25})
     tx = make_optimizer(config)
     state = tx.init(params)
     for _ in range(2):  # the rate of the first step is 0
-        updates, state = tx.update(grads, state, params)
-    rate = float(make_schedule(config.optimizer, config.steps)(1)) * config.optimizer.muon_lr_ratio
-    for layer in np.asarray(updates["layers"]["kernel"]):
-        singular_values = np.linalg.svd(layer / rate, compute_uv=False)
-        assert 0.6 < singular_values.min() <= singular_values.max() < 1.8
-    embedding = np.asarray(updates["embed"]["embedding"])
-    np.testing.assert_array_equal(np.sign(embedding), -np.sign(grads["embed"]["embedding"]))
-    assert np.abs(embedding).max() < 2 * rate / config.optimizer.muon_lr_ratio
+        updates, state = tx.update(params, state, params)
+    slow, fast = (np.asarray(updates["params"][name]["kernel"]) for name in ("query_ffn", "text_ffn"))
+    assert (fast != 0).all()
+    np.testing.assert_allclose(slow, 0.25 * fast, rtol=1e-6)

@@ -48,8 +48,3 @@ class LlamaConfig(DecoderOnlyConfig):
     def tiny(cls, vocab_size: int) -> "LlamaConfig":
         """Return sizes that train on a laptop's CPU."""
         return cls(vocab_size, 128, 344, 2, 4, 4, max_length=512)
-
-    @classmethod
-    def small(cls, vocab_size: int) -> "LlamaConfig":
-        """Return sizes that learn the synthetic world on a laptop's CPU: answers take several layers of look-ups."""
-        return cls(vocab_size, 96, 256, 4, 4, 4, max_length=512)

@@ -9,7 +9,6 @@ from seed_jax.train.config.evaluation import training_tasks
 from seed_jax.train.config.schema import Problems, Section, negative, not_one_of, not_positive, not_ratio
 
 DTYPES = ("float32", "bfloat16")
-OPTIMIZERS = ("adamw", "muon")
 # bfloat16 resolves steps of 1/256: with a larger b2 the update of the second moment would be rounded away.
 MAX_BFLOAT16_B2 = 0.99
 # Parts of the names of metrics that are better when they are lower.
@@ -18,13 +17,14 @@ _LOWER_IS_BETTER = ("loss", "distance", "fid", "cmmd", "dead")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """The optimizer and its learning rate (spec A.9, D.2).
+    """AdamW and its learning rate (spec A.9, D.2).
 
     Attributes:
-        name: "adamw", or "muon": orthogonalized updates (Muon) for the matrices of blocks, AdamW for everything else.
         schedule: "warmup_cosine" or "epochs", the stepwise schedule of the original's tokenizer stages.
         peak_lr: learning rate at the end of the warm-up.
-        muon_lr_ratio: learning rate of Muon's matrices as a multiple of AdamW's.
+        slow: names of modules and parameters that learn at `slow_ratio` times the rate: those that are pretrained,
+            beside others that start from random weights.
+        slow_ratio: see `slow`.
         min_lr_ratio: final learning rate as a share of `peak_lr`.
         warmup_ratio: share of all steps that warm up (warmup_cosine).
         warmup_steps: steps that warm up (epochs).
@@ -40,10 +40,10 @@ class OptimizerConfig(Section):
         accumulation: microbatches of a step; 0 takes as many as the accelerator's memory asks for. Sums are exact.
     """
 
-    name: str = "adamw"
     schedule: str = "warmup_cosine"
     peak_lr: float = 1e-4
-    muon_lr_ratio: float = 5.0
+    slow: tuple[str, ...] = ()
+    slow_ratio: float = 0.1
     min_lr_ratio: float = 0.1
     warmup_ratio: float = 0.03
     warmup_steps: int = 2000
@@ -59,11 +59,11 @@ class OptimizerConfig(Section):
     accumulation: int = 1
 
     def problems(self) -> Problems:
-        yield from not_positive(self, "peak_lr", "muon_lr_ratio", "epoch_steps", "epochs")
+        yield from not_positive(self, "peak_lr", "epoch_steps", "epochs")
         yield from negative(self, "accumulation", "clip_norm", "weight_decay", "eps", "warmup_steps")
-        yield from not_ratio(self, "min_lr_ratio", "b1", "b2")
+        yield from not_ratio(self, "slow_ratio", "min_lr_ratio", "b1", "b2")
         yield from not_ratio(self, "warmup_start_ratio" if self.schedule == "epochs" else "warmup_ratio")
-        yield from not_one_of(self, name=OPTIMIZERS, schedule=("warmup_cosine", "epochs"), moments=DTYPES)
+        yield from not_one_of(self, schedule=("warmup_cosine", "epochs"), moments=DTYPES)
         if self.moments == "bfloat16" and self.b2 > MAX_BFLOAT16_B2:
             yield (
                 "b2",

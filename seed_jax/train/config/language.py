@@ -6,7 +6,7 @@ from typing import Any
 from seed_jax.train.config.common import CheckpointConfig, Problems, TrainConfig
 from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive, not_ratio
 
-MODELS = ("seed_8b", "seed_14b", "small", "tiny", "seed_opt_2b7", "opt_tiny")
+MODELS = ("seed_8b", "seed_14b", "tiny", "seed_opt_2b7", "opt_tiny")
 TRAINABLE = ("lora", "full", "all", "adapters")
 SEED_OPT_STAGE = "pretrain_opt"  # `stage` of a run that trains SEED-OPT
 ATTENTION = ("auto", "xla", "chunked", "splash", "cudnn")
@@ -17,7 +17,7 @@ class LanguageModelConfig(Section):
     """The language model.
 
     Attributes:
-        config: name of its architecture, "seed_8b", "seed_14b", "small" or "tiny", for SEED-OPT "seed_opt_2b7" or "opt_tiny";
+        config: name of its architecture, "seed_8b", "seed_14b" or "tiny", for SEED-OPT "seed_opt_2b7" or "opt_tiny";
             ignored where `init` is given.
         init: model directory or workdir to start from, whose adapters are merged; "" starts from random weights.
         code_vectors: image tokenizer whose codebook SEED-OPT reads images from (stage `pretrain_opt`).

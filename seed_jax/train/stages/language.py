@@ -125,15 +125,15 @@ class LanguageStage(Stage[LanguageConfig]):
         )
 
     def _planned_vocabulary_size(self) -> int:
-        return TINY_VOCABULARY if self.config.model.config in ("small", "tiny") else LlamaConfig.seed_8b().vocab_size
+        return TINY_VOCABULARY if self.config.model.config == "tiny" else LlamaConfig.seed_8b().vocab_size
 
     def _architecture(self, vocab_size: int) -> DecoderOnlyConfig:
         name, init = self.config.model.config, self.config.model.init
         if init and Path(init).is_dir():
             _, stored = model_dir.read_config(init, LANGUAGE_MODELS)
             return read_sizes(stored["kind"], {**stored["sizes"], "vocab_size": vocab_size}, init)
-        if name in ("small", "tiny"):
-            return getattr(LlamaConfig, name)(vocab_size)
+        if name == "tiny":
+            return LlamaConfig.tiny(vocab_size)
         architecture = LlamaConfig.seed_14b() if name == "seed_14b" else LlamaConfig.seed_8b()
         if architecture.vocab_size != vocab_size:
             raise UserError(
