@@ -311,12 +311,14 @@ def _settings(
     task: Task, samples: Sequence[Sample], params: SamplingParams, options: RunOptions, model: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what must be equal in all processes and restarts of a run."""
+    decoding = json.loads(json.dumps(dataclasses.asdict(params)))
+    del decoding["parallel_decoding"]  # changes the speed of an answer, not the answer
     return {
         "task": task.name,
         "model": model,
         "samples": len(samples),
         "samples_sha256": _digest(samples),
-        "decoding": json.loads(json.dumps(dataclasses.asdict(params))),
+        "decoding": decoding,
         "batch_size": options.batch_size,
         "limit": options.limit,
         "shards": options.shard.count,

@@ -84,24 +84,21 @@ def test_text_and_images_in_segments_out(models, capsys):
     assert len(found["segments"][0]["codes"]) == 32
 
 
-def test_plain_output_has_a_line_of_codes_for_an_image(models, capsys):
-    assert run(models, "--prompt", "a dog", "--max-new-tokens", "34", "--force-image") == 0
-    kind, *codes = capsys.readouterr().out.split()
+def test_plain_output_has_a_line_of_codes_for_an_image(models, tmp_path, capsys):
+    words = ["--prompt", "a dog", "--max-new-tokens", "34", "--force-image"]
+    assert run(models, *words) == 0
+    printed = capsys.readouterr().out
+    kind, *codes = printed.split()
     assert kind == "[image]"
     assert len(codes) == 32
     assert all(0 <= int(code) < 128 for code in codes)
     assert run(models, "--prompt", "a dog", "--max-new-tokens", "34", "--text-only") == 0
     assert "[image]" not in capsys.readouterr().out
-
-
-def test_parallel_decoding_prints_the_same_codes(models, tmp_path, capsys):
-    words = ["--prompt", "a dog", "--max-new-tokens", "34", "--force-image"]
-    assert run(models, *words) == 0
-    expected = capsys.readouterr().out
+    # Parallel decoding prints the same.
     draft = tmp_path / "draft.json"
     draft.write_text(json.dumps({"draft_codes": list(range(32))}))
     assert run(models, *words, "--parallel-decoding", "--draft-codes", draft) == 0
-    assert capsys.readouterr().out == expected
+    assert capsys.readouterr().out == printed
     draft.write_text(json.dumps({"draft_codes": [1]}))
     assert run(models, *words, "--parallel-decoding", "--draft-codes", draft) == 2
     assert "list of 32 codes" in capsys.readouterr().err

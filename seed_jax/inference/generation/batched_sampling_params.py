@@ -61,6 +61,7 @@ class BatchedSamplingParams:
         budget: Any = np.asarray(max_new_tokens, np.int32)
         top_k: Any = np.array([min(one.top_k, _MAX_INT32) for one in requests], np.int32)  # larger ones keep all, too
         early_stopping: Any = np.array([EARLY_STOPPING.index(one.early_stopping) for one in requests], np.int32)
+        tokens: Any = None if draft is None else np.array(draft, np.int32)
         penalize_sequence: Any = np.array([one.length_penalty_on == "sequence" for one in requests], bool)
         return cls(
             max_new_tokens=budget,
@@ -77,5 +78,5 @@ class BatchedSamplingParams:
             penalize_sequence=penalize_sequence,
             early_stopping=early_stopping,
             stop=compiler.compile([request.stop_strings for request in requests]),
-            draft=None if draft is None else np.array(draft, np.int32),
+            draft=tokens,
         )

@@ -132,6 +132,7 @@ class DecodeLoop:
         def decode_image(state: DecodeState) -> DecodeState:
             token = state.token[:: self.runner.num_branches]
             progress = self._image_progress(state, sampling)
+            assert state.draft is not None  # as sampling.draft
             window = image_window(token, state.draft, self.grammar, state.grammar, progress)
             # The last tokens of a prompt and its negative prompt differ.
             drafted = self.runner.repeat_for_branches(window.tokens[:, 1:])
@@ -205,7 +206,7 @@ class DecodeLoop:
             log_probs=log_probs,
         )
         draft = state.draft
-        if draft is not None:
+        if draft is not None and sampling.draft is not None:
             draft = jnp.where(grammar.inside_image[:, None], window.next_draft(choices, draft), sampling.draft)
         return DecodeState(
             step=state.step + 1,

@@ -88,7 +88,7 @@ def test_a_stream_yields_the_image_whole():
     assert isinstance(pieces[0], ImageSegment)
 
 
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("parallel", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_bfloat16_decodes_several_tokens_at_a_time_on_a_cpu(parallel):
     generator = Generator(SMALL, small_params(), vocabulary(), precision=Precision("bfloat16", "bfloat16"))
     if parallel:
@@ -101,6 +101,7 @@ def test_bfloat16_decodes_several_tokens_at_a_time_on_a_cpu(parallel):
         assert scores[0].mean == pytest.approx(expected[0].mean, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_mesh_decodes_the_same():
     mesh = sharding.make_mesh({"fsdp": 2}, jax.devices()[:2])
     generator = Generator(SMALL, small_params(), vocabulary(), mesh=mesh)

@@ -195,13 +195,37 @@ def test_bfloat16_compute_keeps_what_codes_depend_on_in_float32():
     assert dtypes["erfc"] == {"bfloat16"}  # all else is in the compute dtype
 
 
-def inputs_by_primitive(jaxpr, inputs=None) -> dict[str, list]:
-    """Collect the first input of every equation, also of nested jaxprs, by the name of its primitive."""
-    inputs = {} if inputs is None else inputs
+def test_three_pass_matmuls_leave_projection_and_distances_exact():
+    config, params = tiny("mlp")
+    model = SeedTokenizer(config, Precision(compute="bfloat16_3x"))
+    pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
+    jaxpr = jax.make_jaxpr(lambda x: model.apply({"params": params}, x, method="encode").codes)(pixels)
+    exact = {}
+    for equation in equations(jaxpr.jaxpr):
+        if equation.primitive.name == "dot_general":
+            three_passes = "BF16_BF16_F32_X3" in str(equation.params["precision"])
+            exact.setdefault(not three_passes, []).append(equation.invars[1].aval.shape)
+            assert all(operand.aval.dtype == jnp.float32 for operand in equation.invars)
+    width = config.qformer.width
+    assert sorted(exact[True]) == sorted(
+        [(width, width), (width, config.code_width), (config.num_codes, config.code_width)]
+    )
+    assert len(exact[False]) > 10
+
+
+def equations(jaxpr):
+    """Yield the equations of a jaxpr and of those inside it."""
     for equation in jaxpr.eqns:
-        inputs.setdefault(equation.primitive.name, []).extend(equation.invars[:1])
+        yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            inputs_by_primitive(inner, inputs)
+            yield from equations(inner)
+
+
+def inputs_by_primitive(jaxpr) -> dict[str, list]:
+    """Collect the first input of every equation, also of nested jaxprs, by the name of its primitive."""
+    inputs = {}
+    for equation in equations(jaxpr):
+        inputs.setdefault(equation.primitive.name, []).extend(equation.invars[:1])
     return inputs
 
 
