@@ -43,7 +43,7 @@ class _Request:
         self.num_read = 0  # of `output`
 
 
-class ImageGrammar(LogitsProcessor):
+class ImageGrammar(LogitsProcessor):  # pyright: ignore[reportGeneralTypeIssues]
     """Allows codes inside an image only, exactly 32 of them, and begins no image that would not fit into `max_tokens`.
 
     Args:
