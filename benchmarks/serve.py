@@ -184,6 +184,7 @@ def measure(url: str, bodies: list[dict], **options) -> tuple[list[dict], float]
         done = subprocess.run(
             [sys.executable, __file__, "--client", client], capture_output=True, text=True, check=True
         )
+    sys.stderr.write(done.stderr)  # the errors of requests
     found = json.loads(done.stdout.splitlines()[-1])
     return found["results"], found["seconds"]
 
