@@ -69,6 +69,7 @@ EXTRAS["test"] = [
     "playwright>=1.50,<2",  # the slow lane drives the chat page in the system's Chromium
     *DECODER,
     "openai>=3.3,<4",  # the client that the server is tested with
+    "litellm>=1.77,<2",  # another client
     "schemathesis>=4.20,<5",  # fuzzes the server by its own OpenAPI document
     # Exact: an open range makes pip fetch the CUDA build, several gigabytes.
     "torch==2.13.0",

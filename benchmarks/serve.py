@@ -11,7 +11,8 @@ drawn with --draw-steps), the others for --max-tokens tokens of text; all are st
 
 TTFT  from sending to the first event with `choices`; ITL between two events, of up to 4 tokens; TPOT per token after
 the first; time to image from sending to the drawn image. Warm-up requests are not counted.
---check compares text and codes with `Generator.generate` for the same seed, and every image with its size.
+--check compares text and codes with `Generator.generate` for the same seed, and counts the images, which are decoded.
+An answer is lost if its request failed or its stream ended early; it is empty if the model's first token ends it.
 """
 
 import argparse
@@ -183,6 +184,7 @@ def measure(url: str, bodies: list[dict], **options) -> tuple[list[dict], float]
         done = subprocess.run(
             [sys.executable, __file__, "--client", client], capture_output=True, text=True, check=True
         )
+    sys.stderr.write(done.stderr)  # the errors of requests
     found = json.loads(done.stdout.splitlines()[-1])
     return found["results"], found["seconds"]
 
@@ -245,7 +247,7 @@ async def load(url: str, path: str, clients: int | None = None, rate: float | No
 async def ask(http, number: int, body: dict) -> dict:
     begin = time.perf_counter()
     result = {"number": number, "error": None, "first": 0.0, "gaps": [], "tokens": 0, "images": 0, "image_s": None,
-              "latency": 0.0, "text": "", "codes": []}  # fmt: skip
+              "latency": 0.0, "text": "", "codes": [], "finished": False}  # fmt: skip
     last = None
     try:
         content = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -260,6 +262,7 @@ async def ask(http, number: int, body: dict) -> dict:
                     raise RuntimeError(event["error"]["message"])
                 result["tokens"] = (event.get("usage") or {}).get("completion_tokens", result["tokens"])
                 if not event["choices"]:
+                    result["finished"] = True  # the usage comes last
                     continue
                 delta = event["choices"][0]["delta"]
                 result["text"] += delta.get("content") or ""
@@ -273,8 +276,8 @@ async def ask(http, number: int, body: dict) -> dict:
                 elif not delta.get("images"):
                     result["gaps"].append(now - last)
                 result["latency"], last = now - begin, now
-        if not result["tokens"]:
-            raise RuntimeError("an empty answer")
+        if not result["finished"]:
+            raise RuntimeError("an answer without its end")
     except Exception as error:
         result["error"] = f"{type(error).__name__}: {error}"
         print(result["error"], file=sys.stderr)

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 try:
     from vllm.v1.sample.logits_processor import LogitsProcessor  # pyright: ignore[reportMissingImports]
 except ImportError:  # for tests of the interface
     LogitsProcessor = object
 
+Tensor = Any  # torch.Tensor: PyTorch is imported late, as everywhere in this package
 CODES_PER_IMAGE = 32
 TOKENS_PER_IMAGE = CODES_PER_IMAGE + 2
 
@@ -43,7 +42,7 @@ class _Request:
         self.num_read = 0  # of `output`
 
 
-class ImageGrammar(LogitsProcessor):
+class ImageGrammar(LogitsProcessor):  # pyright: ignore[reportGeneralTypeIssues]
     """Allows codes inside an image only, exactly 32 of them, and begins no image that would not fit into `max_tokens`.
 
     Args:
@@ -52,7 +51,9 @@ class ImageGrammar(LogitsProcessor):
         is_pin_memory: unused.
     """
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool):
+        import torch
+
         del is_pin_memory
         path = Path(vllm_config.model_config.tokenizer) / "added_tokens.json"
         if not path.is_file():
@@ -61,6 +62,7 @@ class ImageGrammar(LogitsProcessor):
         self._begin, self._end = added["<img>"], added["</img>"]
         codes = [index for name, index in added.items() if name.startswith("<img_")]
         self._codes = torch.tensor(sorted(codes), device=device)
+        self._only_end = torch.tensor([self._end], device=device)
         self._requests: dict[int, _Request] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -89,7 +91,7 @@ class ImageGrammar(LogitsProcessor):
             if replaced is not None and direction.name == "SWAP":
                 self._requests[source] = replaced
 
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+    def apply(self, logits: Tensor) -> Tensor:
         """Return the logits [requests, vocabulary] with minus infinity for the tokens that may not come next."""
         inside, complete, outside, full = [], [], [], []
         for index, request in self._requests.items():
@@ -105,14 +107,14 @@ class ImageGrammar(LogitsProcessor):
             if request.max_tokens is not None and request.max_tokens - len(request.output) < TOKENS_PER_IMAGE:
                 full.append(index)
         forbidden = float("-inf")
-        for rows, allowed in ((inside, self._codes), (complete, torch.tensor([self._end], device=logits.device))):
+        for rows, allowed in ((inside, self._codes), (complete, self._only_end)):
             self._replace(logits, rows, lambda part, allowed=allowed: _only(part, allowed))
         logits[_index(outside, logits)[:, None], self._codes] = forbidden
         logits[_index(outside, logits), self._end] = forbidden
         logits[_index(full, logits), self._begin] = forbidden
         return logits
 
-    def _replace(self, logits: torch.Tensor, rows: list[int], change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def _replace(self, logits: Tensor, rows: list[int], change: Callable[[Tensor], Tensor]) -> None:
         if rows:
             index = _index(rows, logits)
             logits[index] = change(logits[index])
@@ -126,11 +128,13 @@ class ImageGrammar(LogitsProcessor):
             request.num_codes += 1
 
 
-def _index(rows: list[int], logits: torch.Tensor) -> torch.Tensor:
+def _index(rows: list[int], logits: Tensor) -> Tensor:
+    import torch
+
     return torch.tensor(rows, dtype=torch.long, device=logits.device)
 
 
-def _only(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    masked = torch.full_like(logits, float("-inf"))
+def _only(logits: Tensor, allowed: Tensor) -> Tensor:
+    masked = logits.new_full(logits.shape, float("-inf"))
     masked[:, allowed] = logits[:, allowed]
     return masked

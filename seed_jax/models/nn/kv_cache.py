@@ -143,9 +143,10 @@ class KVCacheLayers(KVCache):
     ) -> "KVCacheLayers":
         """Return the cache with new keys and values of one layer, whose index must be known at compile time."""
         index = int(layer)
+        only: Any = np.array(0, np.int32)
 
-        def update(arrays: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
-            written = _write(arrays[index][None], np.array(0, np.int32), new, positions)[0]
+        def update(arrays: Any, new: Array) -> tuple[Array, ...]:
+            written = _write(arrays[index][None], only, new, positions)[0]
             return (*arrays[:index], written, *arrays[index + 1 :])
 
         return dataclasses.replace(self, k=update(self.k, k), v=update(self.v, v))

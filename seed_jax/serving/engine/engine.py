@@ -342,7 +342,7 @@ class Engine:
         """Send the tokens of a chunk to the requests that had the slots when it was started."""
         chunk: ChunkOutputs = jax.device_get(started.outputs)
         seconds = (time.monotonic() - started.time) / started.num_steps  # with the chunk before it: an upper bound
-        self._step_s += 0.2 * (seconds - self._step_s)
+        self._step_s += 0.5 * (seconds - self._step_s)
         num_tokens = 0
         for slot, request in started.decoding:
             request.unread_steps -= started.num_steps

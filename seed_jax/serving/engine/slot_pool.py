@@ -198,7 +198,8 @@ class SlotPool:
         """
         length = next(length for length in self._decode_lengths if length >= longest)
         slots = next(slots for slots in self._decode_slots if slots >= num_slots)
-        inputs = dataclasses.replace(jax.tree.map(np.copy, self._inputs), num_steps=np.array(num_steps, np.int32))
+        steps: Any = np.array(num_steps, np.int32)
+        inputs = dataclasses.replace(jax.tree.map(np.copy, self._inputs), num_steps=steps)
         self._inputs.joins[:] = False
         with self._generator.sharder.mesh_context():
             self._state, outputs = self._decode_program(self._generator.params, self._state, inputs, length, slots)
@@ -214,8 +215,9 @@ class SlotPool:
             return np.zeros(num_slots, np.int32)
 
         compiler = self._generator.batcher.stop_strings
+        no_steps: Any = np.array(0, np.int32)
         return SlotInputs(
-            num_steps=np.array(0, np.int32),
+            num_steps=no_steps,
             active=falses(),
             joins=falses(),
             token=zeros(),
@@ -381,8 +383,9 @@ def _write_back(cache: KVCache, layers: KVCacheLayers, begun: DecodeState, num_s
         new = jnp.take_along_axis(array, index, axis=2).swapaxes(1, 2)
         return jnp.pad(new, ((0, num_others), *[(0, 0)] * 3))
 
-    for layer, (k, v) in enumerate(zip(layers.k, layers.v, strict=True)):
-        cache = cache.write(np.array(layer, np.int32), select(k), select(v), positions)
+    for number, (k, v) in enumerate(zip(layers.k, layers.v, strict=True)):
+        layer: Any = np.array(number, np.int32)
+        cache = cache.write(layer, select(k), select(v), positions)
     return cache
 
 

@@ -8,8 +8,6 @@ import pytest
 from seed_jax.convert.llama.gbnf import image_grammar
 from tests.inference.generation.cases import vocabulary
 
-xgrammar = pytest.importorskip("xgrammar")
-
 IMAGE = re.compile(rb"<img>((?:<img_\d{5}>){32})</img>")
 
 
@@ -23,6 +21,8 @@ class Matcher:
     """A grammar of xgrammar for the tokens of a small vocabulary."""
 
     def __init__(self, grammar: str):
+        # Not in the extra `test`: it brings Triton, hundreds of megabytes.
+        xgrammar = pytest.importorskip("xgrammar")
         words = vocabulary()
         tokens = xgrammar.TokenizerInfo(token_bytes(), xgrammar.VocabType.RAW, stop_token_ids=[words.eos])
         compiled = xgrammar.GrammarCompiler(tokens, max_threads=1).compile_grammar(grammar)

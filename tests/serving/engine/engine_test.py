@@ -29,7 +29,10 @@ from seed_jax.serving.engine import (
 from tests.inference.generation.cases import SMALL, as_transformers, from_transformers, prompts, small, vocabulary
 from tests.inference.generation.cases import small_params as params_of_small
 
-CONFIG = EngineConfig(num_slots=4, decode_chunk=4, prefill_chunk=8, decode_lengths=(48,), max_queued_requests=64)
+# Eight slots and chunks of 2 to 4 steps: programs for two and for eight slots take turns while requests come and go.
+CONFIG = EngineConfig(
+    num_slots=8, decode_chunk=2, max_chunk_s=60.0, prefill_chunk=8, decode_lengths=(48,), max_queued_requests=64
+)
 # Everything that may differ between requests.
 MIXED = [
     SamplingParams(33),
