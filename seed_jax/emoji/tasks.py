@@ -132,8 +132,8 @@ class Drawings(EmojiTask):
     @property
     def summary(self) -> str:
         return (
-            f"Images of names ({self.group.replace('_', ' ')}): left {self.studio}'s, right the drawing. Right if "
-            f"{self.studio}'s image of the name is the nearest of all, or of 100."
+            f"Images of names ({self.group.replace('_', ' ')}): left the image by {self.studio}, right the drawing. "
+            f"Right if {self.studio}'s image of the name is the nearest of all, or of 100."
         )
 
     def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
