@@ -42,9 +42,10 @@ def write_report(
         provenance: name -> what tells this run from others.
     """
     packages, numbers = config.packages, results.numbers
+    trained = [studio.capitalize() for studio in packages.train]
     parts = [
-        f"<h1>Emoji of {escape(_title(packages.test))}, never seen in training</h1>",
-        f'<p class="lead">Trained from scratch on the emoji of {escape(", ".join(map(_title, packages.train)))}: '
+        f"<h1>Emoji of {escape(packages.test.capitalize())}, never seen in training</h1>",
+        f'<p class="lead">Trained from scratch on the emoji of {escape(", ".join(trained))}: '
         "images as 32 discrete codes, and a small language model that reads and writes them. Intervals, all answers: "
         f'<a href="{DIRECTORY}/report.html">evaluation</a>.</p>',
         f"<p>{escape(', '.join(f'{name} {value}' for name, value in provenance.items()))}</p>",
@@ -64,10 +65,6 @@ def write_report(
     path = workdir / PAGE
     write_text(path, document("Emoji", "".join(parts)))
     return path
-
-
-def _title(studio: str) -> str:
-    return studio[:1].upper() + studio[1:]
 
 
 def _main_rows(numbers: dict[str, float]) -> list[list[str]]:
@@ -121,7 +118,9 @@ def _cards(run: TaskRun, results: Measurements) -> str:
     count = len(run.samples)
     chosen = [round(number * (count - 1) / max(1, min(_SHOWN, count) - 1)) for number in range(min(_SHOWN, count))]
     cards = "".join(_card(run, index, results.codes[task.group]) for index in dict.fromkeys(chosen))
-    return _section(_title(run.results["name"].replace("_", " ")), task.summary, f'<div class="cards">{cards}</div>')
+    return _section(
+        run.results["name"].replace("_", " ").capitalize(), task.summary, f'<div class="cards">{cards}</div>'
+    )
 
 
 def _card(run: TaskRun, index: int, codes_of_group) -> str:
