@@ -9,7 +9,7 @@ Run the same command again to resume.
 
 Variants
     emoji    the default: planned for 80 minutes on two CPU cores
-    reduced  an eighth of the training images seen, and fewer samples measured: what docs/results.md shows
+    reduced  a twelfth of the images in stage I, few steps of everything else, fewer samples measured: to try it out
     tiny     every step once, for tests: learns nothing
 
 All options: `seed_jax.emoji.config.EmojiConfig`; those of a stage are under `stages.NAME`.
@@ -31,11 +31,11 @@ _FULL = {
     "sft": (4000, 8, 2e-3),
 }
 _REDUCED = {
-    "image_text": (900, 64, 1e-3),
-    "codebook": (320, 64, 2e-3),
-    "autoencoder": (300, 16, 2e-3),
-    "decoder": (900, 16, 1.5e-3),
-    "sft": (800, 8, 2e-3),
+    "image_text": (500, 64, 1e-3),
+    "codebook": (200, 64, 2e-3),
+    "autoencoder": (200, 16, 2e-3),
+    "decoder": (500, 16, 1.5e-3),
+    "sft": (500, 8, 2e-3),
 }
 
 
@@ -46,7 +46,8 @@ def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
     config = base(EmojiConfig)
     config.stages = _stages(_REDUCED if variant == "reduced" else _FULL)
     if variant == "reduced":
-        config.evaluate.update(names=400, drawings=100)
+        config.packages.copies = 1
+        config.evaluate.update(names=150, drawings=50)
     if variant == "tiny":
         _shrink(config)
     return config

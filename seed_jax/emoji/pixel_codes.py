@@ -30,8 +30,9 @@ _DEPTH = 2  # blocks of the encoder and of the decoder
 _COMMITMENT = 0.25
 _LOG_EVERY = 200
 
-Images = UInt8[np.ndarray, "N S S 3"]
-Codes = Int[np.ndarray, "N Q"]
+# Without names of axes: the functions take sets of images of different sizes.
+Images = UInt8[np.ndarray, "_ _ _ 3"]
+Codes = Int[np.ndarray, "_ _"]
 
 
 def to_patches(pixels: UInt8[np.ndarray | Array, "N S S 3"]) -> Float[Array, "N Q P"]:

@@ -17,7 +17,7 @@ from seed_jax.emoji.image_text_stage import export_vision
 from seed_jax.emoji.packages import SYMBOLS, EmojiSet, read_packages
 from seed_jax.errors import UserError
 from seed_jax.files import read_json, write_json
-from seed_jax.quickstart.recipe import Recipe, Step
+from seed_jax.quickstart.recipe import CPU_TIMES, Recipe, Step, provenance
 from seed_jax.train.config.schema import parse
 from seed_jax.train.runtime import workdir as workdirs
 
@@ -138,7 +138,9 @@ class EmojiRecipe(Recipe):
 
         results = measure(self.config, self.emoji, self.workdir, read_json(self.workdir / CODES))
         write_json(self.workdir / RESULTS, results.numbers)
-        write_report(self.workdir, self.config, results, self.times())
+        times = {**self.times(), "evaluate": self._clock.wall()}
+        cpu_seconds = sum(self.times(CPU_TIMES).values()) + self._clock.cpu()
+        write_report(self.workdir, self.config, results, times, provenance(self.config.seed, cpu_seconds))
         update_bundle_card(self.workdir)  # with the results
         _log(results.numbers)
 

@@ -1,8 +1,6 @@
 """The page of the emoji recipe: one file on the stylesheet of evaluation reports, which loads nothing."""
 
-import base64
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from seed_jax.emoji.config import EmojiConfig
 from seed_jax.emoji.measure import DIRECTORY, TOKENIZERS, Measurements
 from seed_jax.emoji.packages import FLAGS, SKIN_TONES, SYMBOLS
 from seed_jax.emoji.tasks import EmojiTask
-from seed_jax.evaluation import report
+from seed_jax.evaluation.report.components import BAD, GOOD, document, image_tag
 from seed_jax.evaluation.runner import TaskRun
 from seed_jax.evaluation.task import drawn_image_path
 from seed_jax.files import write_text
@@ -21,13 +19,19 @@ from seed_jax.quickstart.report_page import loss_curve
 
 PAGE = "report.html"
 _SHOWN = 24  # cards of each task
-_SIDE = 96  # pixels of images
+_SIDE = 128  # pixels of images, which flexible boxes would stretch to equal heights
 _TITLES = {SYMBOLS: "symbols", FLAGS: "flags", SKIN_TONES: "skin tones"}
 _KINDS = {"seed": "SEED's codes", "kmeans": "k-means of patches", "vqvae": "VQ-VAE of pixels"}
 _DIRECTIONS = {"i2t": "name of an image", "t2i": "image of a name"}
 
 
-def write_report(workdir: Path, config: EmojiConfig, results: Measurements, times: dict[str, float]) -> Path:
+def write_report(
+    workdir: Path,
+    config: EmojiConfig,
+    results: Measurements,
+    times: Mapping[str, float],
+    provenance: Mapping[str, str],
+) -> Path:
     """Write the page and return its path.
 
     Args:
@@ -35,18 +39,22 @@ def write_report(workdir: Path, config: EmojiConfig, results: Measurements, time
         config: options of the recipe.
         results: what was measured.
         times: step -> seconds.
+        provenance: name -> what tells this run from others.
     """
     packages, numbers = config.packages, results.numbers
+    trained = [studio.capitalize() for studio in packages.train]
     parts = [
-        f"<h1>Emoji of {escape(packages.test)}, never seen in training</h1>",
-        f'<p class="lead">Trained from scratch on the emoji of {escape(", ".join(packages.train))}: images as 32 '
-        "discrete codes, and a small language model that reads and writes them. Seed "
-        f'{config.seed}. Intervals and all answers: <a href="{DIRECTORY}/report.html">evaluation</a>.</p>',
+        f"<h1>Emoji of {escape(packages.test.capitalize())}, never seen in training</h1>",
+        f'<p class="lead">Trained from scratch on the emoji of {escape(", ".join(trained))}: '
+        "images as 32 discrete codes, and a small language model that reads and writes them. Intervals, all answers: "
+        f'<a href="{DIRECTORY}/report.html">evaluation</a>.</p>',
+        f"<p>{escape(', '.join(f'{name} {value}' for name, value in provenance.items()))}</p>",
         _section("Results", "", _table(["", *_TITLES.values()], _main_rows(numbers))),
         _section(
             "Codes of meaning or of pixels",
-            "Equal codes of 32 between two studios' images; AUC of telling one symbol from two by them; accuracy of a "
-            "linear probe of the category on the unseen studio. All tokenizers give 32 codes of equal size.",
+            "Equal codes of 32 between two studios' images of one symbol, and of different ones; AUC of telling these "
+            "pairs apart; accuracy of a linear probe of the category on the unseen studio, of symbols that the probe "
+            "was trained on and of others. All three give 32 codes out of as many.",
             _table(["codes", "same symbol", "other symbol", "AUC", "probe, new symbols", "probe, known symbols"],
                    list(_code_rows(numbers))),
         ),
@@ -55,13 +63,7 @@ def write_report(workdir: Path, config: EmojiConfig, results: Measurements, time
         _section("Seconds", "", _table(["step", "s"], [[name, f"{seconds:.0f}"] for name, seconds in times.items()])),
     ]  # fmt: skip
     path = workdir / PAGE
-    style = Path(str(report.__file__)).with_name("page.css").read_text(encoding="utf-8")
-    write_text(
-        path,
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Emoji</title><style>{style}</style></head><body><main>{''.join(parts)}</main></body></html>\n",
-    )
+    write_text(path, document("Emoji", "".join(parts)))
     return path
 
 
@@ -116,32 +118,31 @@ def _cards(run: TaskRun, results: Measurements) -> str:
     count = len(run.samples)
     chosen = [round(number * (count - 1) / max(1, min(_SHOWN, count) - 1)) for number in range(min(_SHOWN, count))]
     cards = "".join(_card(run, index, results.codes[task.group]) for index in dict.fromkeys(chosen))
-    return _section(run.results["name"].replace("_", " "), task.summary, f'<div class="cards">{cards}</div>')
+    return _section(
+        run.results["name"].replace("_", " ").capitalize(), task.summary, f'<div class="cards">{cards}</div>'
+    )
 
 
 def _card(run: TaskRun, index: int, codes_of_group) -> str:
     sample, prediction = run.samples[index], run.predictions[index]
     is_right = run.scores.per_sample[run.task.metric][index] >= 50
-    shown = [images.load(source) for source in sample.images if isinstance(source, Path)]
+    shown = [_image(source, sample.text) for source in sample.images if isinstance(source, Path)]
     drawn = drawn_image_path(run.directory, sample.id)
     if drawn.is_file():
-        shown.append(images.load(drawn))
+        shown.append(_image(drawn, f"drawing of {sample.text}"))
     texts = "".join(
         f"<dt>{escape(name)}<dd>{escape(text)}" for name, text in run.task.describe(sample, prediction).items() if text
     )
     codes = prediction.get("codes", codes_of_group[sample.truth["index"]])
     tokens = "".join(f"<span>{int(code)}</span>" for code in codes)
-    mark = "&#10003;" if is_right else "&#10007;"
-    head = f'<div class="id">{escape(sample.group)}<span>{mark}</span></div>'
+    verdict = GOOD if is_right else BAD
+    head = f'<div class="id">{escape(sample.group)}<span title="{verdict.text}">{verdict.symbol}</span></div>'
     return (
-        f'<article class="card {"good" if is_right else "bad"}">{head}'
-        f'<div class="images">{"".join(map(_image, shown))}</div><dl>{texts}</dl>'
+        f'<article class="card {verdict.style}">{head}'
+        f'<div class="images">{"".join(shown)}</div><dl>{texts}</dl>'
         f'<details><summary>32 codes</summary><p class="tokens">{tokens}</p></details></article>'
     )
 
 
-def _image(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(file, "WEBP", quality=80)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="" width="{_SIDE}" height="{_SIDE}" src="data:image/webp;base64,{data}">'
+def _image(path: Path, description: str) -> str:
+    return image_tag(images.load(path).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), description)

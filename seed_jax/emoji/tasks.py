@@ -67,8 +67,11 @@ class EmojiTask(Task):
         count: number of samples, evenly spaced; 0 takes all.
     """
 
+    wording: str  # of the summary, with the studio's and the group's names left open
+
     def __init__(self, name: str, group: str, emoji: EmojiSet, studio: str, count: int):
         self.name, self.group, self.emoji, self.studio = name, group, emoji, studio
+        self.summary = self.wording.format(studio=studio.capitalize(), group=group.replace("_", " "))
         symbols = emoji.of_group(group)
         chosen = range(len(symbols))
         if 0 < count < len(symbols):
@@ -92,12 +95,9 @@ class EmojiTask(Task):
 class Names(EmojiTask):
     """The name of an image, in the language model's words."""
 
+    wording = "Names of {studio}'s images, read from their 32 codes ({group})."
     metric = "exact"
     sampling_params = TEXT
-
-    @property
-    def summary(self) -> str:
-        return f"Names of {self.studio}'s images, read from their 32 codes ({self.group.replace('_', ' ')})."
 
     def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
         pipeline = model.pipeline
@@ -125,16 +125,13 @@ class Names(EmojiTask):
 class Drawings(EmojiTask):
     """The image of a name, drawn from the 32 codes that the language model generates."""
 
+    wording = (
+        "Images of names ({group}): left the image by {studio}, right the drawing. Right if {studio}'s image of the "
+        "name is the nearest of all, or of 100."
+    )
     metric = "right_of_all"
     sampling_params = ONE_IMAGE
     draws = True
-
-    @property
-    def summary(self) -> str:
-        return (
-            f"Images of names ({self.group.replace('_', ' ')}): left {self.studio}'s, right the drawing. Right if "
-            f"{self.studio}'s image of the name is the nearest of all, or of 100."
-        )
 
     def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
         pipeline = model.pipeline
@@ -178,12 +175,10 @@ class Drawings(EmojiTask):
 class Reconstructions(Drawings):
     """An image through its 32 codes and back, judged as drawings are."""
 
-    @property
-    def summary(self) -> str:
-        return (
-            f"{self.studio}'s images through 32 codes and back ({self.group.replace('_', ' ')}): left the image, right "
-            "its reconstruction. Right if the image itself is the nearest of all, or of 100."
-        )
+    wording = (
+        "{studio}'s images through 32 codes and back ({group}): left the image, right its reconstruction. Right if the "
+        "image itself is the nearest of all, or of 100."
+    )
 
     def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
         codes = model.pipeline.tokenizer.encode([loaded.images[0] for loaded in batch])

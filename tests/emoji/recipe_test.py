@@ -78,7 +78,7 @@ def test_every_step_runs_and_is_measured(finished):
 @pytest.mark.slow
 def test_the_page_shows_the_test_studio_and_loads_nothing(finished):
     page = (finished[1] / "report.html").read_text()
-    assert "twitter, never seen in training" in page
+    assert "Emoji of Twitter, never seen in training" in page
     assert page.count("data:image/webp;base64,") >= 2 * 7  # drawings beside the studio's own images
     assert "://" not in page
     assert "red apple" in page
