@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     # JAX is imported here, so that errors in arguments and configs are reported without waiting for it.
     from seed_jax import distributed
 
-    module, _, function = _JOBS.get(config.get("stage", ""), "").partition(":")
+    module, _, function = _JOBS.get(str(config.get("stage", "")), "").partition(":")
     if module:
         start = functools.partial(getattr(importlib.import_module(module), function), config, str(workdir))
     else:
