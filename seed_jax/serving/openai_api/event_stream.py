@@ -15,6 +15,8 @@ from seed_jax.serving.openai_api.errors import ApiError, from_exception
 PING_S = 15.0  # of silence, after which a comment tells proxies that the stream lives
 DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
+# JSON may hold them as they are, but clients that read with httpx's `iter_lines` end a line there.
+_LINE_BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 T = TypeVar("T")
 
 
@@ -25,7 +27,7 @@ class ClientDisconnectedError(Exception):
 def encode_event(data: Mapping[str, Any], event: str | None = None) -> bytes:
     """Return one event; JSON has no raw line breaks, so that one `data:` line holds it."""
     name = f"event: {event}\n" if event else ""
-    content = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_LINE_BREAKS)
     return f"{name}data: {content}\n\n".encode("utf-8", "backslashreplace")
 
 

@@ -158,3 +158,11 @@ def test_the_first_error_of_several_answers_is_raised_as_itself():
     with pytest.raises(UserError, match="wrong"):
         asyncio.run(gather_or_cancel([slow(), wrong()]))
     assert stopped
+
+
+def test_no_character_of_an_answer_ends_a_line():
+    text = "".join(map(chr, range(0x3000)))
+    event = encode_event({"text": text}).decode()
+    assert event.endswith("\n\n")
+    (line,) = event[:-2].splitlines()
+    assert json.loads(line.removeprefix("data: ")) == {"text": text}
