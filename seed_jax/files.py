@@ -93,6 +93,14 @@ def write_json(path: AnyPath, value: Any, *, indent: int = 2, sort_keys: bool = 
     write_text(path, json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n")
 
 
+def is_path(text: str) -> bool:
+    """Whether a text from a file can name a file: it has no NUL and only whole characters, no half surrogate pairs."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def check_regular(path: Path, name: str | None = None) -> int:
     """Check that an existing path is a regular file, or a link to one, without opening it, and return its size.
 

@@ -58,3 +58,11 @@ def test_json_objects_are_read(tmp_path):
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(UserError, match="holds a list, expected an object"):
         files.read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a/b.jpg", True), ("ä\u2028", True), ("a\0b", False), ("\ud800", False), ("\udcff/a", False)],
+)
+def test_what_can_name_a_file(text, expected):
+    assert files.is_path(text) == expected

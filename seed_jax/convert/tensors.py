@@ -317,9 +317,9 @@ class TorchFile:
 
     def _refuse_compression(self) -> None:
         """PyTorch never compresses what it saves; a small file that inflates to gigabytes is an attack."""
-        if not zipfile.is_zipfile(self._path):
-            return
         try:
+            if not zipfile.is_zipfile(self._path):
+                return
             with zipfile.ZipFile(self._path) as archive:
                 compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:

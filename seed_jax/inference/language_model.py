@@ -25,7 +25,7 @@ from seed_jax.convert.merging import merge_lora
 from seed_jax.convert.model_card.card import write_bundle_card
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
-from seed_jax.files import read_json, write_json
+from seed_jax.files import is_path, read_json, write_json
 from seed_jax.models.language_models import model_class, read_sizes
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
@@ -210,7 +210,7 @@ def _merged_params(tree: Tree, targets: tuple[str, ...], spec: dict[str, Any] | 
 
 def _path(folder: Path, config: dict[str, Any], key: str, where: str) -> Path | None:
     relative = _string(config, key, where)
-    if relative is not None and "\0" in relative:
+    if relative is not None and not is_path(relative):
         raise UserError(f"{where}: {key!r} is {relative!r}, which is no path.")
     return None if relative is None else (folder / relative).resolve()
 

@@ -164,6 +164,13 @@ def test_self_references_and_compression_in_torch_files_end(tmp_path, torch):
         open_tensors(tmp_path / "bomb.pt")
 
 
+def test_an_archive_over_several_disks_is_refused(tmp_path, torch):
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 2)
+    (tmp_path / "m.pt").write_bytes(bytes(64) + locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(UserError, match=r"m\.pt cannot be read as a PyTorch file"):
+        open_tensors(tmp_path / "m.pt")
+
+
 def test_a_file_without_tensors_is_refused(tmp_path, torch):
     torch.save({"epoch": 3}, tmp_path / "m.pt")
     with pytest.raises(UserError, match="no dictionary of tensors"):

@@ -53,6 +53,14 @@ def test_a_decoder_that_is_not_wanted_is_left_out_however_often_the_config_is_re
     assert dataclasses.replace(config, use_decoder=False).resolve().resolve().decoder is None
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\0b"])
+def test_a_name_that_is_no_path_is_refused(parts, name):
+    path = parts / "llm/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_tokenizer": name}))
+    with pytest.raises(UserError, match=r"'image_tokenizer' .*no path"):
+        read_references(parts / "llm")
+
+
 def test_a_part_of_another_kind_is_refused(parts):
     with pytest.raises(UserError, match=r"decoder.*kind"):
         write_bundle(parts / "bundle", language_model=parts / "decoder")

@@ -11,7 +11,7 @@ from typing import Any
 from seed_jax.data.sources.samples import FileSlice, SkipSampleError
 from seed_jax.data.sources.tar_index import TarIndex
 from seed_jax.errors import UserError
-from seed_jax.files import is_file
+from seed_jax.files import is_file, is_path
 from seed_jax.images import EXTENSIONS, MAX_FILE_BYTES
 
 _BASE64_PAIR = re.compile(rb'"((?:[^"\\]|\\.){1,500})"\s*:\s*"([A-Za-z0-9+/=]*)"')
@@ -51,7 +51,7 @@ class ImageLookup:
         Raises:
             SkipSampleError: the name is invalid, a URL, or outside the folder, or the image is missing.
         """
-        if not isinstance(name, str) or not name or "\0" in name or "\ud800" <= max(name) <= "\udfff":
+        if not isinstance(name, str) or not name or not is_path(name):
             raise SkipSampleError("no image name", repr(name)[:80])
         if name.startswith(("http://", "https://")):
             raise SkipSampleError("image is not downloaded", name)

@@ -22,6 +22,7 @@ from seed_jax.errors import UserError
 from seed_jax.files import parse_json, read_text
 
 SIDE = 64
+MAX_SIDE = 512  # image tokenizers take 224; a side of 4096 would take seconds per sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_description(path: Path) -> WorldDescription:
         ) from error
     if not isinstance(description.task, str) or description.task not in TASKS:
         raise UserError(f"{path}: task is {description.task!r}, expected one of {', '.join(TASKS)}.")
-    for name, (low, high) in {"count": (1, 10**9), "seed": (0, 2**32), "side": (16, 4096)}.items():
+    for name, (low, high) in {"count": (1, 10**9), "seed": (0, 2**32), "side": (16, MAX_SIDE)}.items():
         value = getattr(description, name)
         if type(value) is not int or not low <= value <= high:
             raise UserError(f"{path}: {name} is {value!r}, expected an integer from {low} to {high}.")

@@ -32,6 +32,7 @@ from PIL import Image
 
 from seed_jax import images
 from seed_jax.errors import UserError
+from seed_jax.files import is_path
 from seed_jax.serving.openai_api.errors import ApiError
 
 MIB = 2**20
@@ -222,7 +223,7 @@ class MediaLoader:
         )
         parts = urllib.parse.urlsplit(url)
         path = urllib.parse.unquote(parts.path)
-        if not self.rules.directories or parts.netloc not in ("", "localhost") or "\0" in path or len(path) > 4096:
+        if not self.rules.directories or parts.netloc not in ("", "localhost") or not is_path(path) or len(path) > 4096:
             raise refused
         try:
             resolved = Path(path).resolve()
