@@ -29,7 +29,7 @@ _JOBS = {
     "recipe": "seed_jax.quickstart.recipe:run",
     "emoji_recipe": "seed_jax.emoji.recipe:run",
 }
-_OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+_OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
 def load(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, epath.PathLike]:
@@ -40,7 +40,7 @@ def load(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, epath.PathLike
     """
     args, overrides = parse_arguments(compilation_cache.configure(list(argv)))
     config = loading.load_config(args.config, overrides, option="--config.")
-    return config, args.workdir or loading.default_workdir(args.config)
+    return config, loading.resolve_workdir(args.workdir, args.config)
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
@@ -90,7 +90,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", metavar="CONFIG", help="config file or packaged config, with a variant, e.g. pretrain:tiny"
+        "--config",
+        action="append",
+        metavar="CONFIG",
+        help="config file or packaged config, with a variant, e.g. pretrain:tiny",
     )
     parser.add_argument(
         "--config.KEY", metavar="VALUE", dest="override", help="change an option, e.g. --config.optimizer.peak_lr=1e-4"
@@ -101,18 +104,21 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument(compilation_cache.NO_CACHE, action="store_true", help="compile everything anew")
     rest, overrides = [], []
     remaining = iter(argv)
-    for word in remaining:
-        match = _OVERRIDE.fullmatch(word)
+    for argument in remaining:
+        match = _OVERRIDE.fullmatch(argument)
         if match is None:
-            rest.append(word)
+            rest.append(argument)
             continue
         value = match[2] if match[2] is not None else next(remaining, None)
-        if value is None:
-            raise UserError(f"{word} has no value: write {word}=VALUE.")
+        if value is None or (match[2] is None and value.startswith("--")):
+            raise UserError(f"{argument} has no value: write {argument}=VALUE.")
         overrides.append(f"{match[1]}={value}")
     args = parser.parse_args(rest)
-    if args.config is None:
+    if not args.config:
         raise UserError("--config is missing: give a config file or a packaged config such as pretrain:tiny.")
+    if len(args.config) > 1:
+        raise UserError(f"--config is given {len(args.config)} times ({', '.join(args.config)}): a run has one config.")
+    args.config = args.config[0]
     return args, overrides
 
 

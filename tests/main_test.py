@@ -17,6 +17,7 @@ from seed_jax import main
 from seed_jax.errors import UserError
 from seed_jax.train.config import load_config
 from seed_jax.train.config.loading import default_workdir
+from seed_jax.train.stages import registry
 from tests.support import xla_flags
 from tests.support.pages import command_lines
 
@@ -193,6 +194,11 @@ def seed_jax_main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProc
         (["--config=configs/nowhere.py"], ["configs/nowhere.py"]),
         (["--config=pretrin:tiny"], ["did you mean pretrain"]),
         (["--config=pretrain:tiny", "--config.steps"], ["--config.steps has no value"]),
+        (["--config=pretrain:tiny", "--config.steps", "--no-cache=1"], ["--config.steps has no value"]),
+        (["--config=pretrain:tiny", f"--config.steps={'-' * 100_000}1"], ["--config.steps", "int"]),
+        (["--config=pretrain:tiny", "--config=sft:tiny"], ["--config is given 2 times", "sft:tiny"]),
+        (["--config=pretrain:tiny", "--workdir="], ["--workdir is empty"]),
+        (["--config="], ["Config ''"]),
         (["--config=pretrain:tiny", "--step=3"], ["--step=3"]),
         (["--workdir"], ["--workdir"]),
         ([], ["--config is missing"]),
@@ -219,6 +225,25 @@ except SystemExit as end:
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.stdout == "2 False\n"
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "key_words"),
+    [
+        ("steps=99999999999", ["steps", "32 bits"]),
+        ("seed=-1", ["seed", "0 or more"]),
+        ("optimizer.peak_lr=1e400", ["peak_lr", "finite"]),
+        ("compiler==3", ["compiler", "name=value"]),
+        ("evaluate.tasks=({},)", ["evaluate.tasks[0].task is empty"]),
+    ],
+)
+def test_values_that_cannot_work_are_one_sentence(override, key_words):
+    config = load_config("pretrain:tiny", [override])
+    with pytest.raises(UserError) as error:
+        registry.parse_config(config)
+    assert all(word in str(error.value) for word in key_words)
+    assert str(error.value).count("cannot be run: ") <= 2
+    assert not str(error.value).endswith("..")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,9 @@ def load_model(
     memory_plan.check_directories(
         config, workload, num_images=num_images, draws=draws, limit=args.memory, show=args.memory_plan
     )
+    # Prompts of a batch may choose parallel decoding each.
+    if args.draft_codes and not params.parallel_decoding and not getattr(args, "batch", None):
+        logging.warning("--draft-codes has no effect without --parallel-decoding.")
     logging.info("loading %s ...", config.model)
     return SeedLlama.from_config(config)
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from seed_jax.errors import UserError
 from seed_jax.train.config import loading
@@ -37,6 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit code 1 if it does not fit."""
     config = loading.load_config(args.config, overrides(args))
+    if args.hlo and args.search:
+        raise UserError("--hlo writes one program, but --search compiles many: leave one of them out.")
+    if args.hlo and not Path(args.hlo).parent.is_dir():
+        raise UserError(f"The folder of --hlo {args.hlo} does not exist: create {Path(args.hlo).parent}.")
+    if "stages" in config or "tasks" in config:
+        raise UserError(
+            f"--config {args.config} is no single training stage: name the config of one, such as pretrain:8b."
+        )
     from seed_jax.plan import planning, report, topology
     from seed_jax.train.stages.registry import parse_config
 

@@ -33,4 +33,4 @@ def run(args: argparse.Namespace) -> None:
 
     config = loading.load_config(args.config, args.set)
     main.set_up_log()
-    main.run(config, args.workdir or loading.default_workdir(args.config))
+    main.run(config, loading.resolve_workdir(args.workdir, args.config))

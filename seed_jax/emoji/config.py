@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from seed_jax.train.config.common import Problems
-from seed_jax.train.config.schema import Section, not_positive
+from seed_jax.train.config.schema import Section, negative, not_positive
 from seed_jax.train.config.tokenizer import QFormerStageConfig
 
 STAGE = "emoji_recipe"  # `config.stage` of the recipe
@@ -33,13 +33,14 @@ class PackagesOptions(Section):
     def problems(self) -> Problems:
         if not self.directory:
             yield "directory", "is empty: name the folder of the unpacked npm packages, see benchmarks/emoji.md"
-        if not self.train or len(set(self.train)) < len(self.train):
+        if not all((*self.train, self.test)):
+            yield "train" if self.test else "test", "has an empty name, expected studios such as apple"
+        elif not self.train or len(set(self.train)) < len(self.train):
             yield "train", f"is {', '.join(self.train) or 'empty'}, expected different studios"
         if self.test in self.train:
             yield "test", f"is {self.test}, which is trained on, too: remove it from packages.train"
         yield from not_positive(self, "pieces", "words")
-        if self.copies < 0:
-            yield "copies", f"is {self.copies}, expected 0 or more"
+        yield from negative(self, "copies")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class PixelCodesOptions(Section):
 
     def problems(self) -> Problems:
         yield from not_positive(self, "batch_size", "peak_lr", "vectors")
+        yield from negative(self, "steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,7 @@ class MeasureOptions(Section):
 
     def problems(self) -> Problems:
         yield from not_positive(self, "drawings", "batch")
+        yield from negative(self, "names")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,9 @@ class EmojiConfig(Section):
     pixel_codes: PixelCodesOptions = PixelCodesOptions()
     evaluate: MeasureOptions = MeasureOptions()
     stages: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def problems(self) -> Problems:
+        yield from negative(self, "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from seed_jax.errors import UserError
 _TPU = re.compile(r"(v4|v5e|v5p|v6e|v7x):(\d+x\d+(?:x\d+)?)")
 _TOPOLOGY_NAMES = {"v7x": "tpu7x"}  # where the compiler's differ
 _OTHER = re.compile(r"(gb200|b200|h100|h200|a100|cpu):(\d+)")
+MAX_CHIPS = 2**14  # of all slices; beyond the largest pods
 EXAMPLES = "v5e:16x16, v6e:16x16, v4:4x4x4, v5p:4x4x4, v7x:4x4x4, h100:8, b200:8, gb200:72 or cpu:8"
 
 
@@ -52,10 +53,13 @@ def find(name: str, slices: int = 1) -> Topology:
     """
     if slices < 1:
         raise UserError(f"--slices is {slices}, expected 1 or more.")
-    if match := _TPU.fullmatch(name):
-        return _tpu(name, accelerators.by_name(match[1]), tuple(map(int, match[2].split("x"))), slices)
-    if match := _OTHER.fullmatch(name):
-        count = int(match[2]) * slices
+    if match := _TPU.fullmatch(name) or _OTHER.fullmatch(name):
+        extents = tuple(int(extent) for extent in match[2].split("x"))
+        count = math.prod(extents) * slices
+        if not 0 < count <= MAX_CHIPS:
+            raise UserError(f"--topology {name} has {count} chips in all slices, expected 1 to {MAX_CHIPS}.")
+        if _TPU.fullmatch(name):
+            return _tpu(name, accelerators.by_name(match[1]), extents, slices)
         return Topology(name, accelerators.by_name(match[1]), _cpus(count), slices, (), exact=match[1] == "cpu")
     raise UserError(f"--topology {name} is not known: expected for example {EXAMPLES}.")
 

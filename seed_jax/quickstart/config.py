@@ -102,6 +102,7 @@ class QuickstartConfig(Section):
         return "pretrain_opt" in self.stages
 
     def problems(self) -> Problems:
+        yield from negative(self, "seed")
         if self.is_seed1 and (self.tokenizer.codes != TokenizerOptions.codes or not self.tokenizer.contrastive):
             yield "tokenizer", "changes codes or contrastive, which SEED-1's recipe cannot: take the variant world"
 

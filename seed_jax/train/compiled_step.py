@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from seed_jax import accelerators, sharding
 from seed_jax.errors import UserError
 from seed_jax.train.config import TrainConfig
-from seed_jax.train.optimizer import make_optimizer, make_schedule
+from seed_jax.train.optimizer import check_slow, make_optimizer, make_schedule
 from seed_jax.train.stage import Stage
 from seed_jax.train.state import AbstractState, abstract_state
 from seed_jax.train.step import make_step
@@ -44,9 +44,24 @@ class TrainProgram:
             return self.step.trace(self.abstract.state, self.abstract.frozen, self.batch)
 
     def compile(self, traced: jax.stages.Traced | None = None) -> jax.stages.Compiled:
-        """Compile the step ahead of time; `traced` is the result of `trace` for a caller that already has it."""
-        traced = self.trace() if traced is None else traced
-        return traced.lower().compile(compiler_options=dict(self.compiler_options) or None)
+        """Compile the step ahead of time.
+
+        Args:
+            traced: result of `trace`, for a caller that already has it.
+
+        Raises:
+            UserError: XLA has no such compiler option, or the option takes no such value.
+        """
+        lowered = (self.trace() if traced is None else traced).lower()
+        try:
+            return lowered.compile(compiler_options=dict(self.compiler_options) or None)
+        except jax.errors.JaxRuntimeError as error:
+            message = str(error)
+            # XLA checks names and values of options; it names the option.
+            if message.startswith("INVALID_ARGUMENT") and any(name in message for name in self.compiler_options):
+                reason = message.removeprefix("INVALID_ARGUMENT: ").split("\n")[0].rstrip(".")
+                raise UserError(f"config.compiler has an option that XLA does not take: {reason}.") from error
+            raise
 
 
 def make_program(config: TrainConfig, stage: Stage, mesh: Mesh) -> TrainProgram:
@@ -58,6 +73,7 @@ def make_program(config: TrainConfig, stage: Stage, mesh: Mesh) -> TrainProgram:
     check_batch(stage.batch_size, config.optimizer.accumulation, mesh)
     optimizer = make_optimizer(config, stage.untracked_collections)
     abstract = abstract_state(stage, optimizer, mesh, config.precision.frozen)
+    check_slow(config.optimizer.slow, abstract.state.trained)
     sharding.log_shardings(abstract.variables, abstract.shardings)
     sharding.check_sharded(abstract.variables, abstract.shardings)
     step = make_step(

@@ -1,5 +1,7 @@
 """AdamW as the original trains with, learning-rate schedules, and moving averages of parameters."""
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from seed_jax.errors import UserError
 from seed_jax.precision import as_dtype
 from seed_jax.train.config import TrainConfig
 from seed_jax.train.config.common import OptimizerConfig
@@ -65,6 +68,16 @@ def _scale_slow(options: OptimizerConfig) -> optax.GradientTransformation:
         return options.slow_ratio * update if is_slow else update
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
+
+
+def check_slow(names: Sequence[str], trained: Tree) -> None:
+    """Raise UserError unless each name of `optimizer.slow` is that of a module or parameter that is trained."""
+    known = sorted({part for path in flatten_dict(trained) for part in path})
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}."
+            raise UserError(f"optimizer.slow has {name!r}, which is no part of the trained model: {hint}")
 
 
 def store_moments_as(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:

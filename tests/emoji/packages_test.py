@@ -109,6 +109,7 @@ def test_damaged_packages_are_one_sentence_before_anything_is_written(packages, 
         ({"directory": "/nowhere"}, "/nowhere is not a folder"),
         ({"test": "google"}, "packages.test is google, which is trained on"),
         ({"train": ()}, "packages.train is empty"),
+        ({"test": ""}, "packages.test has an empty name"),
         ({"copies": -1, "words": 0}, "packages.words.*packages.copies|packages.copies.*packages.words"),
     ],
 )

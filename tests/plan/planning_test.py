@@ -181,6 +181,26 @@ def test_a_plan_for_tpus_without_their_compiler_says_what_to_install(monkeypatch
         topology.find("v5e:2x2")
 
 
+@pytest.mark.parametrize("name", ["cpu:0", "h200:99999999", "v5e:0x2", "v5p:999x999x999"])
+def test_a_topology_has_some_chips_but_not_millions(name):
+    with pytest.raises(UserError, match="chips in all slices"):
+        topology.find(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key_words"),
+    [
+        (["--config", "quickstart"], "no single training stage"),
+        (["--config", "eval"], "no single training stage"),
+        (["--config", "pretrain:tiny", "--search", "--hlo", "program.txt"], "--hlo writes one program"),
+        (["--config", "pretrain:tiny", "--hlo", "/nowhere/program.txt"], "/nowhere/program.txt does not exist"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(arguments, key_words, capsys):
+    assert cli.main(["plan", "--topology", "cpu:1", *arguments]) == 2
+    assert key_words in capsys.readouterr().err
+
+
 def test_what_is_left_open_is_filled_in(cpu):
     mesh = sharding.make_mesh({"fsdp": -1})
     config = configs.config_for("pretrain_full:8b", **{"data.batch_size": 64})
@@ -205,6 +225,15 @@ def test_compiler_options_are_those_of_the_device_and_can_be_replaced_or_dropped
     assert limit not in options(v5e, f"{limit}=")
     assert options(v5e, f"{limit}=")["xla_enable_async_all_gather"] == "true"
     assert options(cpu) == {}
+
+
+def test_a_compiler_option_that_xla_does_not_know_is_named(cpu):
+    config = tiny(compiler="xla_no_such_option=1")
+    program = compiled_step.make_program(
+        config, registry.make_stage(config), sharding.make_mesh({"fsdp": 8}, cpu.devices)
+    )
+    with pytest.raises(UserError, match=r"config\.compiler .*xla_no_such_option"):
+        program.compile()
 
 
 TPU_PLANS = """

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seed_jax.train.optimizer import make_optimizer, make_schedule, warmup_cosine
+from seed_jax.errors import UserError
+from seed_jax.train.optimizer import check_slow, make_optimizer, make_schedule, warmup_cosine
 from tests.support import golden
 from tests.support.configs import config_for
 
@@ -47,3 +48,10 @@ def test_pretrained_modules_may_learn_more_slowly():
     slow, fast = (np.asarray(updates["params"][name]["kernel"]) for name in ("query_ffn", "text_ffn"))
     assert (fast != 0).all()
     np.testing.assert_allclose(slow, 0.25 * fast, rtol=1e-6)
+
+
+def test_a_name_that_learns_slowly_is_part_of_the_model():
+    trained = {"params": {"query_ffn": {"kernel": 0}}}
+    check_slow(("query_ffn", "kernel"), trained)
+    with pytest.raises(UserError, match=r"optimizer\.slow has 'query_fnn'.*did you mean query_ffn"):
+        check_slow(("query_ffn", "query_fnn"), trained)

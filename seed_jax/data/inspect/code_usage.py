@@ -87,8 +87,13 @@ def most_frequent_codes(directories: Sequence[str | Path], max_images: int | Non
         max_images: how many images are counted; by default all.
 
     Raises:
-        UserError: the shards hold no codes.
+        UserError: the shards hold no codes, or codes of different image tokenizers.
     """
+    manifests = [open_shards(directory).manifest for directory in directories]
+    if len({manifest.tokenizer for manifest in manifests if manifest.items.get("codes")}) > 1:
+        raise UserError(
+            f"{', '.join(map(str, directories))}: the codes are of different image tokenizers; name shards of one."
+        )
     images = np.array([*itertools.islice(_image_codes(directories), max_images)], np.int64)
     if not len(images):
         raise UserError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from seed_jax.errors import UserError
 from seed_jax.train.config.evaluation import training_tasks
-from seed_jax.train.config.schema import Problems, Section, negative, not_one_of, not_positive, not_ratio
+from seed_jax.train.config.schema import CANNOT_RUN, Problems, Section, negative, not_one_of, not_positive, not_ratio
 
 DTYPES = ("float32", "bfloat16")
 # bfloat16 resolves steps of 1/256: with a larger b2 the update of the second moment would be rounded away.
@@ -238,7 +238,8 @@ class EvaluateConfig(Section):
         try:
             training_tasks(self.tasks)
         except UserError as error:
-            yield "tasks", f"cannot be run: {error}"
+            problem = str(error).removeprefix(CANNOT_RUN).removesuffix(".")
+            yield "tasks", f"has an entry that cannot be run: {problem}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,9 +309,10 @@ class TrainConfig(Section):
 
     def problems(self) -> Problems:
         yield from not_positive(self, "steps", "log_every")
+        yield from negative(self, "seed")
         if self.evaluate.patience and not self.checkpoint.keep_best:
             yield "evaluate.patience", "needs a metric: name it in checkpoint.keep_best, such as eval/loss"
-        if any("=" not in pair for pair in self.compiler.split(",") if pair):
+        if any(not pair.partition("=")[0].strip() or "=" not in pair for pair in self.compiler.split(",") if pair):
             yield "compiler", f"is {self.compiler!r}, expected name=value pairs separated by commas"
         last = self.profile.range.stop - 1
         if last > self.steps:

@@ -44,13 +44,23 @@ def resolve(name: str) -> tuple[Path, str]:
     known = sorted(path.stem for path in config_directory().glob("*.py") if path.stem != "__init__")
     near = difflib.get_close_matches(stem, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"packaged configs are {', '.join(known)}."
-    raise UserError(f"Config {path} is neither a file nor a packaged config; {hint}")
+    shown = name.partition(":")[0] or "''"
+    raise UserError(f"Config {shown} is neither a file nor a packaged config; {hint}")
 
 
 def default_workdir(name: str) -> Path:
     """Return where a run is kept when no workdir is given: `runs/<config>[_<variant>]`."""
     file, variant = resolve(name)
     return Path("runs") / (f"{file.stem}_{variant}" if variant else file.stem)
+
+
+def resolve_workdir(workdir: str | None, config: str) -> Path | str:
+    """Return the workdir that `--workdir` names, or the default of a config where the option is not given."""
+    if workdir is None:
+        return default_workdir(config)
+    if not workdir.strip():
+        raise UserError("--workdir is empty: name a directory, or leave the option out.")
+    return workdir
 
 
 def load_module(file: Path) -> types.ModuleType:
@@ -137,7 +147,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str, option: str
         group = group[name] if isinstance(group, ml_collections.ConfigDict) and name in group else None
     if not isinstance(group, ml_collections.ConfigDict) or last not in group:
         near = difflib.get_close_matches(key, option_names(config), 1)
-        hint = f": did you mean {near[0]}?" if near else "; see the config file for its options."
+        hint = f": did you mean {option}{near[0]}?" if near else "; see the config file for its options."
         raise UserError(f"{option}{key} is not an option of the config{hint}")
     group[last] = _convert(f"{option}{key}", text, group[last])
 
@@ -150,7 +160,7 @@ def _convert(key: str, text: str, current: Any) -> Any:
         return quoted[2] if quoted else text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
         value = text
     if isinstance(current, bool) and str(value).lower() in ("true", "false"):
         value = str(value).lower() == "true"

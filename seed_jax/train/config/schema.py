@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ from seed_jax.errors import UserError
 
 T = TypeVar("T", bound="Section")
 Problems = Iterator[tuple[str, str]]
+CANNOT_RUN = "The config cannot be run: "
+_INT_LIMIT = 2**31  # of counters and array sizes on devices
 
 
 class Section:
@@ -56,16 +59,16 @@ def parse(section: type[T], values: Mapping[str, Any] | ml_collections.ConfigDic
     parsed = _parse(section, plain, prefix, problems)
     problems += _semantic_problems(parsed, prefix, {problem.split(" ", 1)[0] for problem in problems})
     if problems:
-        raise UserError(f"The config cannot be run: {'; '.join(problems)}.")
+        raise UserError(f"{CANNOT_RUN}{'; '.join(problems)}.")
     return parsed
 
 
 def _parse(section: type[T], values: Mapping[str, Any], prefix: str, problems: list[str]) -> T:
     hints = typing.get_type_hints(section)
-    fields = {field.name for field in dataclasses.fields(section)}  # pyright: ignore[reportArgumentType]
+    fields = [field.name for field in dataclasses.fields(section)]  # pyright: ignore[reportArgumentType]
     problems += [f"{prefix}{key} is not an option" for key in values if key not in fields]
     parsed = {}
-    for name in fields & set(values):
+    for name in (field for field in fields if field in values):
         hint, value = hints[name], values[name]
         if isinstance(hint, type) and issubclass(hint, Section):
             if isinstance(value, Mapping):
@@ -85,7 +88,10 @@ _WRONG = object()
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """Return `value` as the annotated type, or _WRONG; an int is taken for a float, never a bool for an int."""
+    """Return `value` as the annotated type, or _WRONG; an int is taken for a float, never a bool for an int.
+
+    Floats are finite, and integers fit into 32 bits.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         options = [_convert(argument, value) for argument in arguments]
@@ -93,9 +99,11 @@ def _convert(hint: Any, value: Any) -> Any:
     if hint is type(None):
         return None if value is None else _WRONG
     if hint is float:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _WRONG
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number and abs(value) <= sys.float_info.max else _WRONG
     if hint is int:
-        return value if isinstance(value, int) and not isinstance(value, bool) else _WRONG
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return value if is_integer and -_INT_LIMIT <= value < _INT_LIMIT else _WRONG
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return _WRONG
@@ -115,7 +123,11 @@ def _describe(hint: Any) -> str:
         items = _describe(arguments[0])
         return f"a tuple of {count}{items if items.startswith('entries') else f'{items} values'}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return 'entries such as {"path": DIRECTORY}'
+        return 'entries {"option": value, ...}'
+    if hint is float:
+        return "a finite number"
+    if hint is int:
+        return "an integer of at most 32 bits"
     return getattr(hint, "__name__", str(hint))
 
 

@@ -50,6 +50,11 @@ def test_the_most_frequent_code_of_each_position_is_the_draft(tmp_path, capsys):
     out = tmp_path / "draft_codes.json"
     assert not cli.main(["data", "draft-codes", str(tmp_path), "--out", str(out)])
     assert read_draft_codes(tmp_path, out) == list(range(32))
+    (tmp_path / "other").mkdir()
+    other = write_shard(tmp_path / "other" / shard_name(0), records)
+    manifest.save(tmp_path / "other", Manifest("test", (other,), {"codes": 6, "texts": 3}, tokenizer="u"))
+    with pytest.raises(UserError, match="different image tokenizers"):
+        most_frequent_codes([tmp_path, tmp_path / "other"])
     text = write_shard(tmp_path / shard_name(0), [encode(Record("0", "test", ("text",)))])
     manifest.save(tmp_path, Manifest("test", (text,), {"texts": 1}))
     assert cli.main(["data", "draft-codes", str(tmp_path), "--out", str(out)]) == 2
