@@ -33,16 +33,16 @@ def main() -> None:
     print("| chip | precision | batch | images/s (planned) | share of peak | peak memory, GiB |")
     print("|---|---|---:|---:|---:|---:|")
     for name in args.topologies:
-        found = topology.find(name)
+        target = topology.find(name)
         for precision in args.precisions:
-            print(f"| {found.accelerator.name} {row(found, precision, args.batch_size)}", flush=True)
+            print(f"| {target.accelerator.name} {row(target, precision, args.batch_size)}", flush=True)
 
 
-def row(found: topology.Topology, name: str, batch_size: int) -> str:
+def row(target: topology.Topology, name: str, batch_size: int) -> str:
     """Compile the encoder for one chip and return its row of the table."""
     config, precision = SeedTokenizerConfig.full(), Precision(compute=name)
     model: Any = SeedTokenizer(config, precision)
-    sharding = SingleDeviceSharding(found.devices[0])
+    sharding = SingleDeviceSharding(target.devices[0])
 
     def encode(params: Any, pixels: jax.Array) -> jax.Array:
         return model.apply({"params": params}, images.normalize(pixels), method="encode").codes
@@ -55,8 +55,8 @@ def row(found: topology.Topology, name: str, batch_size: int) -> str:
     shape = (batch_size, config.image_size, config.image_size, 3)
     traced = jax.jit(encode).trace(params, jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding))
     compiled = traced.lower().compile()
-    seconds = hlo.cycles(hlo.parse(compiled.as_text() or "")) / found.accelerator.clock_hz
-    share = count_flops(traced.jaxpr.jaxpr).matmuls / seconds / found.accelerator.peak_flops
+    seconds = hlo.cycles(hlo.parse(compiled.as_text() or "")) / target.accelerator.clock_hz
+    share = count_flops(traced.jaxpr.jaxpr).matmuls / seconds / target.accelerator.peak_flops
     memory: Any = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes / 2**30
     return f"| {name} | {batch_size} | {batch_size / seconds:,.0f} | {share:.0%} | {peak:.2f} |"

@@ -51,7 +51,7 @@ def main() -> None:
         else:
             tokenizer = ImageTokenizer(random_config(args.blocks), params, **options)
         start = time.process_time()
-        vectors = encode(tokenizer, pictures(args, tokenizer.config.image_size))
+        vectors = encode(tokenizer, load_images(args, tokenizer.config.image_size))
         seconds = (time.process_time() - start) / len(vectors)
         if exact is None:
             codebook = np.asarray(tokenizer.params["codebook"])
@@ -66,15 +66,15 @@ def main() -> None:
         del tokenizer
 
 
-def encode(tokenizer: ImageTokenizer, pictures: list[Image.Image]) -> np.ndarray:
+def encode(tokenizer: ImageTokenizer, inputs: list[Image.Image]) -> np.ndarray:
     """Return the projected vectors, [N, Q, C], that the tokenizer quantizes."""
     model: Any = SeedTokenizer(tokenizer.config, tokenizer.precision)
     program = jax.jit(lambda params, pixels: model.apply({"params": params}, images.normalize(pixels), method="encode"))
     size = tokenizer.batch_size
-    groups = [pictures[start : start + size] for start in range(0, len(pictures), size)]
+    groups = [inputs[start : start + size] for start in range(0, len(inputs), size)]
     pixels = [tokenizer.put_batch([tokenizer.pixels(image) for image in group]) for group in groups]
     parts = [np.asarray(program(tokenizer.params, batch).prequant) for batch in pixels]
-    return np.concatenate(parts)[: len(pictures)]
+    return np.concatenate(parts)[: len(inputs)]
 
 
 def quantize(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def quantize(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(vq.squared_distances(row[None], codebook))[0].argmin(-1) for row in vectors])
 
 
-def pictures(args: argparse.Namespace, size: int) -> list[Image.Image]:
+def load_images(args: argparse.Namespace, size: int) -> list[Image.Image]:
     """Return the images to encode."""
     if args.images:
         paths = sorted(path for path in args.images.rglob("*") if path.suffix.lower() in images.EXTENSIONS)

@@ -234,6 +234,7 @@ except SystemExit as end:
         ("seed=-1", ["seed", "0 or more"]),
         ("optimizer.peak_lr=1e400", ["peak_lr", "finite"]),
         ("compiler==3", ["compiler", "name=value"]),
+        ("lora.dropout=1.0", ["lora.dropout", "expected less"]),
         ("evaluate.tasks=({},)", ["evaluate.tasks[0].task is empty"]),
     ],
 )

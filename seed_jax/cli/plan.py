@@ -25,7 +25,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other option of the config")
     where = parser.add_argument_group("topology")
     where.add_argument(
-        "--topology", required=True, metavar="NAME", help="v5e:16x16, v5p:4x4x4, v6e:8x8, v4:4x4x4, h200:8, cpu:8, ..."
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v5e:16x16, v5p:4x4x4, v6e:8x8, v7x:4x4x4, v4:4x4x4, b200:8, h200:8, cpu:8, ...",
     )
     where.add_argument("--slices", type=int, default=1, metavar="N", help="slices joined by DCN (default: 1)")
     output = parser.add_argument_group("output")

@@ -58,11 +58,11 @@ class ImageTextTower(ImageText):
         """Embed pairs by the last query, and by the class token."""
         states = self.vit(image)
         queries = self.qformer.encode_image(self.ln_vision(states), deterministic=deterministic)
-        words = self.qformer.encode_text(text, text_mask, deterministic=deterministic)[:, 0]
+        text_state = self.qformer.encode_text(text, text_mask, deterministic=deterministic)[:, 0]
         image_embedding = unit(self.head(self.final_norm(states[:, 0])))
         return (
-            ImageTextFeatures(self.project(queries), unit(self.text_proj(words)), self.temperature),
-            ImageTextFeatures(image_embedding, unit(self.text_head(words)), self.temperature),
+            ImageTextFeatures(self.project(queries), unit(self.text_proj(text_state)), self.temperature),
+            ImageTextFeatures(image_embedding, unit(self.text_head(text_state)), self.temperature),
         )
 
 

@@ -116,8 +116,8 @@ def measure_codes(config: EmojiConfig, emoji: EmojiSet, workdir: Path) -> dict[s
                 else stored[f"{kind}/{studio}/{group}"]
                 for studio in (*packages.train, packages.test)
             }
-            found = agreement(codes[packages.test], [codes[studio] for studio in packages.train])
-            values = dataclasses.asdict(found)
+            measured = agreement(codes[packages.test], [codes[studio] for studio in packages.train])
+            values = dataclasses.asdict(measured)
             numbers |= {f"agreement_{group}_{kind}_{name}": value for name, value in values.items()}
             if group == SYMBOLS:
                 numbers |= _probe(kind, codes, symbols, packages.train, packages.test)
@@ -157,8 +157,8 @@ def measure_retrieval(config: EmojiConfig, emoji: EmojiSet, workdir: Path) -> di
         symbols = emoji.of_group(group)
         if not symbols:
             continue
-        pictures = [images.load(emoji.image(config.packages.test, symbol)) for symbol in symbols]
-        embeddings, from_codes = encoder.embed_images(pictures)
+        loaded = [images.load(emoji.image(config.packages.test, symbol)) for symbol in symbols]
+        embeddings, from_codes = encoder.embed_images(loaded)
         texts = encoder.embed_texts([symbol.name for symbol in symbols])
         for name, vectors in (("retrieval", embeddings), ("code_retrieval", from_codes)):
             recalls = recall(PairEmbeddings(vectors, texts, np.arange(len(symbols))))

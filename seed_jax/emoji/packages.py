@@ -107,13 +107,13 @@ def read_packages(directory: Path, studios: Sequence[str]) -> EmojiSet:
 
 def _find_packages(directory: Path) -> dict[str, Path]:
     """Return studio -> package for every folder with images of a studio."""
-    found = {}
+    packages = {}
     for folder in sorted((directory, *(path for path in directory.iterdir() if path.is_dir()))):
         for sizes in sorted(folder.glob(f"img/*/{SIDE}")):
-            found[sizes.parent.name] = folder
+            packages[sizes.parent.name] = folder
             if not (folder / LIST).is_file():
                 raise UserError(f"{folder} has images but no {LIST} with their names: {_REMEDY}.")
-    return found
+    return packages
 
 
 def _read_list(path: Path) -> Iterator[tuple[Symbol, set[str]]]:
@@ -142,8 +142,8 @@ def _symbols(entry: dict[str, Any]) -> Iterator[tuple[Symbol, set[str]]]:
     captions = tuple(dict.fromkeys((name, *shorter)))
     yield Symbol(name, captions, category, group, _file(entry)), _studios(entry)
     for tones, variation in entry.get("skin_variations", {}).items():
-        words = " and ".join(_TONES[tone] for tone in tones.split("-"))
-        full = f"{name}, {words} skin tone"
+        tone_names = " and ".join(_TONES[tone] for tone in tones.split("-"))
+        full = f"{name}, {tone_names} skin tone"
         yield Symbol(full, (full,), category, SKIN_TONES, _file(variation)), _studios(variation)
 
 

@@ -185,10 +185,10 @@ class Reconstructions(Drawings):
         return self.judge(batch, codes, model)
 
 
-def embed_images(pipeline: Pipeline, pictures: Sequence[images.ImageInput]) -> Float[np.ndarray, "N E"]:
+def embed_images(pipeline: Pipeline, inputs: Sequence[images.ImageInput]) -> Float[np.ndarray, "N E"]:
     """Return unit vectors of images under the vision tower, batch by batch."""
     size, step = pipeline.tokenizer.config.image_size, pipeline.batch_size
-    pixels = np.stack([images.resize(images.load(picture), size) for picture in pictures])
+    pixels = np.stack([images.resize(images.load(image), size) for image in inputs])
     parts = []
     for start in range(0, len(pixels), step):
         batch = pixels[start : start + step]

@@ -107,16 +107,16 @@ class ImageGrammar(LogitsProcessor):  # pyright: ignore[reportGeneralTypeIssues]
             if request.max_tokens is not None and request.max_tokens - len(request.output) < TOKENS_PER_IMAGE:
                 full.append(index)
         forbidden = float("-inf")
-        for rows, allowed in ((inside, self._codes), (complete, self._only_end)):
-            self._replace(logits, rows, lambda part, allowed=allowed: _only(part, allowed))
+        for indices, allowed in ((inside, self._codes), (complete, self._only_end)):
+            self._replace(logits, indices, lambda part, allowed=allowed: _mask_others(part, allowed))
         logits[_index(outside, logits)[:, None], self._codes] = forbidden
         logits[_index(outside, logits), self._end] = forbidden
         logits[_index(full, logits), self._begin] = forbidden
         return logits
 
-    def _replace(self, logits: Tensor, rows: list[int], change: Callable[[Tensor], Tensor]) -> None:
-        if rows:
-            index = _index(rows, logits)
+    def _replace(self, logits: Tensor, indices: list[int], change: Callable[[Tensor], Tensor]) -> None:
+        if indices:
+            index = _index(indices, logits)
             logits[index] = change(logits[index])
 
     def _advance(self, request: _Request, token: int) -> None:
@@ -128,13 +128,13 @@ class ImageGrammar(LogitsProcessor):  # pyright: ignore[reportGeneralTypeIssues]
             request.num_codes += 1
 
 
-def _index(rows: list[int], logits: Tensor) -> Tensor:
+def _index(indices: list[int], logits: Tensor) -> Tensor:
     import torch
 
-    return torch.tensor(rows, dtype=torch.long, device=logits.device)
+    return torch.tensor(indices, dtype=torch.long, device=logits.device)
 
 
-def _only(logits: Tensor, allowed: Tensor) -> Tensor:
+def _mask_others(logits: Tensor, allowed: Tensor) -> Tensor:
     masked = logits.new_full(logits.shape, float("-inf"))
     masked[:, allowed] = logits[:, allowed]
     return masked

@@ -40,14 +40,14 @@ class Window:
 
     def count_accepted(self, choices: Int[Array, "B W"]) -> Int[Array, " B"]:
         """Return how many chosen tokens are those of sequential decoding: the first, and one per right draft token."""
-        right = self.valid[:, 1:] & (choices[:, :-1] == self.tokens[:, 1:])
-        return 1 + jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(1)
+        matches = self.valid[:, 1:] & (choices[:, :-1] == self.tokens[:, 1:])
+        return 1 + jnp.cumprod(matches, axis=1, dtype=jnp.int32).sum(1)
 
     def next_draft(self, choices: Int[Array, "B W"], draft: Int[Array, "B Q"]) -> Int[Array, "B Q"]:
         """Return the draft of the same image after this window: what was chosen, in place of what was guessed."""
-        place = jnp.arange(draft.shape[1])[None] + 1 - self.progress[:, None]
-        chosen = jnp.take_along_axis(choices, jnp.clip(place, 0, choices.shape[1] - 1), axis=1)
-        return jnp.where((place >= 0) & (place < choices.shape[1]), chosen, draft)
+        position = jnp.arange(draft.shape[1])[None] + 1 - self.progress[:, None]
+        chosen = jnp.take_along_axis(choices, jnp.clip(position, 0, choices.shape[1] - 1), axis=1)
+        return jnp.where((position >= 0) & (position < choices.shape[1]), chosen, draft)
 
 
 def single_token_window(token: Int[Array, " B"], grammar: Grammar, state: GrammarState) -> Window:
@@ -84,7 +84,7 @@ def image_window(
     follows = (offset > 0) & (after <= size)
     drafted = jnp.take_along_axis(image, jnp.clip(after - 1, 0, size - 1), axis=1)
     inside = after < size
-    along = GrammarState(
+    states = GrammarState(
         inside_image=jnp.where(offset > 0, inside, state.inside_image[:, None]),
         codes_emitted=jnp.where(offset > 0, jnp.where(inside, after - 1, 0), state.codes_emitted[:, None]),
         images_begun=state.images_begun[:, None] + ((progress == 0)[:, None] & (offset > 0)),
@@ -92,7 +92,7 @@ def image_window(
     return Window(
         tokens=jnp.where(offset > 0, drafted, token[:, None]),
         valid=(offset == 0) | follows,
-        grammar=along,
+        grammar=states,
         progress=progress,
     )
 
@@ -117,10 +117,10 @@ def image_progress(
         1 to `Grammar.tokens_per_image` - 1 inside an image; 0 where `<img>` is the only token that may come next;
         `Grammar.tokens_per_image` + 1 in other sequences, where nothing is drafted.
     """
-    none = grammar.tokens_per_image + 1
+    not_drafted = grammar.tokens_per_image + 1
     begins = grammar.must_begin_image(constraints, state, remaining)
-    progress = jnp.where(state.inside_image, state.codes_emitted + 1, jnp.where(begins, 0, none))
-    return jnp.where(constraints.enforced & ~done, progress, none)
+    progress = jnp.where(state.inside_image, state.codes_emitted + 1, jnp.where(begins, 0, not_drafted))
+    return jnp.where(constraints.enforced & ~done, progress, not_drafted)
 
 
 def first_draft(prompt: Sequence[int], vocabulary: Vocabulary, draft_codes: Sequence[int] | None = None) -> list[int]:

@@ -57,6 +57,8 @@ class LoraConfig(Section):
     def problems(self) -> Problems:
         yield from not_positive(self, "rank")
         yield from not_ratio(self, "dropout")
+        if self.dropout == 1:
+            yield "dropout", "is 1, expected less: nothing would reach the adapters"
 
 
 @dataclasses.dataclass(frozen=True)

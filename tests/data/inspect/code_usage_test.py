@@ -42,7 +42,7 @@ def test_the_most_frequent_code_of_each_position_is_the_draft(tmp_path, capsys):
     from seed_jax import cli
 
     codes = [np.full(32, 7, np.uint16), np.arange(32, dtype=np.uint16), np.arange(32, dtype=np.uint16)[::-1]]
-    records = [encode(Record(str(i), "test", ("text", each, codes[1]))) for i, each in enumerate(codes)]
+    records = [encode(Record(str(i), "test", ("text", image_codes, codes[1]))) for i, image_codes in enumerate(codes)]
     shard = write_shard(tmp_path / shard_name(0), records)
     manifest.save(tmp_path, Manifest("test", (shard,), {"codes": 6, "texts": 3}, tokenizer="t"))
     assert most_frequent_codes([tmp_path, tmp_path]) == list(range(32))
