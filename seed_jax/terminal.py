@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from io import TextIOBase
+from pathlib import Path
 from typing import Any
 
 _MAX_ERROR_LENGTH = 10_000  # characters
@@ -44,11 +45,21 @@ def error_line(program: str, error: object) -> str:
 
 
 class EscapedParser(argparse.ArgumentParser):
-    """A parser whose error messages, which repeat arguments such as file names, are escaped."""
+    """A parser whose error messages, which repeat arguments such as file names, are escaped, and paths not empty."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> Any:
         """Print usage and message to stderr and exit with code 2."""
         super().error(printable(message))
+
+
+def _path(text: str) -> Path:
+    if not text.strip():  # such as an unset variable of a shell; `Path("")` would be the current directory
+        raise argparse.ArgumentTypeError("an empty path: name a file or a directory")
+    return Path(text)
 
 
 class _EscapedStream:

@@ -199,6 +199,7 @@ def seed_jax_main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProc
         (["--config=pretrain:tiny", "--config=sft:tiny"], ["--config is given 2 times", "sft:tiny"]),
         (["--config=pretrain:tiny", "--workdir="], ["--workdir is empty"]),
         (["--config="], ["Config ''"]),
+        (["--config=pretrain:tiny", "--config.compiler.=3"], ["--config.compiler."]),
         (["--config=pretrain:tiny", "--step=3"], ["--step=3"]),
         (["--workdir"], ["--workdir"]),
         ([], ["--config is missing"]),

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,15 @@ def test_errors_of_the_command_line_are_escaped(capsys):
 def test_an_error_line_is_escaped_and_of_limited_length():
     assert error_line("seed-jax", "no \x1b.png") == "seed-jax: no \\x1b.png"
     assert len(error_line("seed-jax", "x" * 10**6)) < 11_000
+
+
+def test_an_empty_path_is_refused_also_in_subcommands(capsys):
+    parser = EscapedParser(prog="x")
+    parser.add_argument("--model", type=Path)
+    subcommand = parser.add_subparsers().add_parser("y")
+    subcommand.add_argument("--out", type=Path)
+    assert parser.parse_args(["--model", ".", "y", "--out", "o"]).out == Path("o")
+    for arguments in (["--model", ""], ["y", "--out="]):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(arguments)
+        assert "an empty path" in capsys.readouterr().err

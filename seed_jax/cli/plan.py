@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     where.add_argument("--slices", type=int, default=1, metavar="N", help="slices joined by DCN (default: 1)")
     output = parser.add_argument_group("output")
     output.add_argument("--search", action="store_true", help="try microbatches, remat policies and meshes")
-    output.add_argument("--hlo", metavar="FILE", help="write the compiled program")
+    output.add_argument("--hlo", type=Path, metavar="FILE", help="write the compiled program")
     output.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     config = loading.load_config(args.config, overrides(args))
     if args.hlo and args.search:
         raise UserError("--hlo writes one program, but --search compiles many: leave one of them out.")
-    if args.hlo and not Path(args.hlo).parent.is_dir():
-        raise UserError(f"The folder of --hlo {args.hlo} does not exist: create {Path(args.hlo).parent}.")
+    if args.hlo and not args.hlo.parent.is_dir():
+        raise UserError(f"The folder of --hlo {args.hlo} does not exist: create {args.hlo.parent}.")
     if "stages" in config or "tasks" in config:
         raise UserError(
             f"--config {args.config} is no single training stage: name the config of one, such as pretrain:8b."

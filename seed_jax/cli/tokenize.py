@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--workers", type=int, default=4, metavar="N", help="threads that decode images (default: %(default)s)"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", required=True, metavar="FILE", help='file of JSON lines {"path", "codes"}')
+    output.add_argument("--out", required=True, type=Path, metavar="FILE", help='file of JSON lines {"path", "codes"}')
     parser.set_defaults(run=run)
 
 

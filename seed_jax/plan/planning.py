@@ -123,7 +123,7 @@ class Plan:
         return values
 
 
-def make(config: TrainConfig, topology: Topology, hlo_file: str | None = None) -> Plan:
+def make(config: TrainConfig, topology: Topology, hlo_file: str | Path | None = None) -> Plan:
     """Compile one layout and estimate its cost.
 
     Args:

@@ -126,7 +126,7 @@ def load_config(name: str, overrides: Iterable[str] = (), *, option: str = "") -
         config = module.get_config(variant) if variant else module.get_config()
     for pair in overrides:
         key, separator, text = pair.partition("=")
-        if not separator:
+        if not separator or not key.strip():
             raise UserError(f"{pair!r} is not an override: expected KEY=VALUE.")
         override(config, key.strip(), text.strip(), option)
     return config
