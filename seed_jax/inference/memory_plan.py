@@ -192,7 +192,7 @@ def plan_memory(
     """
     weights = tree_bytes(llama_weights(llama, precision, quantize))
     if isinstance(workload, SlotPoolSize):
-        plan = plan_slots(llama, precision, workload, weights)
+        plan = plan_slots(llama, precision, workload, weights, copies_cache=jax.default_backend() == "cpu")
     else:
         plan = MemoryPlan(
             {"language model": weights, "KV cache": kv_cache_bytes(llama, precision, workload)},
@@ -216,6 +216,7 @@ def plan_slots(
     *,
     batch_shards: int = 1,
     tensor_shards: int = 1,
+    copies_cache: bool = False,
 ) -> MemoryPlan:
     """Plan the memory of a language model with the slots of a serving engine, on one device.
 
@@ -226,6 +227,7 @@ def plan_slots(
         weights: bytes of its parameters on the device.
         batch_shards: devices over which the mesh shards slots.
         tensor_shards: devices over which the mesh shards key-value heads.
+        copies_cache: whether decode chunks work on a copy of the keys and values, as on a CPU.
     """
     per_position = 2 * config.num_layers * config.num_kv_heads * config.head_size * precision.compute_dtype.itemsize
     scratch = 1  # a block for chunks that are not stored
@@ -242,6 +244,8 @@ def plan_slots(
         "prefill of a chunk": prefill_bytes(config, chunk) + 4 * (2 * row + scores),
         "decode": decode_bytes(config, pool.decode_workload) // batch_shards,
     }
+    if copies_cache:
+        temporary["decode"] += resident["KV-cache pool"]
     if pool.beams > 1:
         beams = pool.beam_workload
         search = kv_cache_bytes(config, precision, beams) // tensor_shards

@@ -195,18 +195,24 @@ except SystemExit:
     assert groups == ["model:", "decoding:", "images:", "output:"]
 
 
+OPTION = re.compile(r"--[a-z][a-z-]*")
+
+
 def test_the_page_names_only_options_that_exist(capsys):
     page = (pages.ROOT / "docs/generation.md").read_text(encoding="utf-8")
     known = {}
     for command in ("generate", "chat"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        known[command] = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
-    assert set(re.findall(r"--[a-z][a-z-]*", page)) <= known["generate"] | known["chat"]
+        known[command] = set(OPTION.findall(capsys.readouterr().out))
+    of_benchmarks = {
+        option for line in re.findall(r"benchmarks/\w+\.py[^`\n]*", page) for option in OPTION.findall(line)
+    }
+    assert set(OPTION.findall(page)) <= known["generate"] | known["chat"] | of_benchmarks
     lines = re.findall(r"^seed-jax (generate|chat) (.*)$", page, re.MULTILINE)
     assert len(lines) == 5
     for command, options in lines:
-        assert set(re.findall(r"--[a-z][a-z-]*", options)) <= known[command]
+        assert set(OPTION.findall(options)) <= known[command]
 
 
 def test_the_example_line_of_the_page_is_valid(tmp_path):

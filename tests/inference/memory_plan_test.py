@@ -64,7 +64,7 @@ def test_the_slots_of_a_server_need_no_more_than_was_planned():
     generator = Generator(SMALL, small_params(), vocabulary())
     size = SlotPoolSize(slots=8, length=128, prefill_chunk=32, prefix_cache_blocks=5)
     planned = plan_memory(SMALL, Precision(), size)
-    pool = SlotPool(generator, size, decode_chunk=4, decode_lengths=(64, 128))
+    pool = SlotPool(generator, size, max_chunk=4, decode_lengths=(64, 128))
     programs = pool.lower()
     for name, plan in (("prefill", "prefill of a chunk"), ("decode", "decode")):
         compiled = programs[name].compile().memory_analysis()

@@ -428,14 +428,12 @@ def _plan_memory(generator: Generator, pool: SlotPoolSize) -> MemoryPlan:
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     mesh = generator.sharder.mesh
-    plan = plan_slots(
+    return plan_slots(
         generator.config,
         generator.precision,
         pool,
         sum(map(device_bytes, jax.tree.leaves(generator.params))),
         batch_shards=generator.sharder.num_shards,
         tensor_shards=1 if mesh is None else mesh.shape["tensor"],
+        copies_cache=copies_cache(generator),
     )
-    if copies_cache(generator):
-        plan.temporary["decode"] += plan.resident["KV-cache pool"]
-    return plan

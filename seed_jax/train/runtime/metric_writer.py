@@ -11,12 +11,15 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from seed_jax.errors import UserError
 from seed_jax.files import AnyPath, write_text
@@ -48,7 +51,7 @@ class MetricWriter:
             return
         path = workdir / METRICS
         self._lines = _LocalLines(path, first_step) if isinstance(path, Path) else _BucketLines(path, first_step)
-        self._board = _summary_writer_class()(str(workdir / "tensorboard"), purge_step=first_step or None)
+        self._board = _EventFile(str(workdir / "tensorboard"), first_step)
         self._wandb = _start_wandb(workdir, wandb_project, dict(config or {})) if wandb_project else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -59,14 +62,13 @@ class MetricWriter:
         self._lines.append(json.dumps({"step": step, **row}) + "\n")
         if self._wandb:
             self._wandb.log(dict(scalars), step=step)
-        for name, value in scalars.items():
-            self._board.add_scalar(name.replace("@", "_"), value, step)  # not allowed in TensorBoard
+        self._board.write(step, (self._board.scalar(name, value) for name, value in scalars.items()))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Write texts to TensorBoard and to the log."""
         if self._active:
+            self._board.write(step, (self._board.text(name, text) for name, text in texts.items()))
             for name, text in texts.items():
-                self._board.add_text(name, text, step)
                 logging.info("%s: %s", name, text)
 
     def write_samples(self, step: int, name: str, samples: Sequence[ShownSample]) -> None:
@@ -76,9 +78,9 @@ class MetricWriter:
         logged: dict[str, Any] = {}
         for number, sample in enumerate(samples, 1):
             key = f"{name}/sample_{number}"
-            self._board.add_text(key, sample.text, step)
-            for index, pixels in enumerate(sample.images, 1):
-                self._board.add_image(f"{key}/image_{index}", pixels, step, dataformats="HWC")
+            shown_images = enumerate(sample.images, 1)
+            images = (self._board.image(f"{key}/image_{index}", pixels) for index, pixels in shown_images)
+            self._board.write(step, [self._board.text(key, sample.text), *images])
             if self._wandb:
                 wandb = importlib.import_module("wandb")
                 shown = [wandb.Image(pixels, caption=sample.text) for pixels in sample.images]
@@ -95,18 +97,60 @@ class MetricWriter:
                 self._wandb.finish()
 
 
-def _summary_writer_class() -> type:
-    """Import tensorboardX without PyTorch, which it would load wherever it is installed: 2 s and 180 MiB."""
-    if "tensorboardX" in sys.modules or "torch" in sys.modules:
-        from tensorboardX import SummaryWriter
+class _EventFile:
+    """TensorBoard's event file, written by the calling thread.
 
-        return SummaryWriter
-    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  makes `import torch` raise ImportError
+    tensorboardX's `SummaryWriter` writes from a thread behind a queue: once that thread has failed, as on a full disk,
+    the queue fills and the next metric waits for ever.
+
+    Args:
+        directory: of the event files.
+        first_step: TensorBoard drops what earlier files hold from this step on; 0 keeps all.
+    """
+
+    def __init__(self, directory: str, first_step: int):
+        self._tensorboard = _import_tensorboard()
+        self._tensorboard.record_writer.directory_check(directory)
+        self._writer = self._tensorboard.event_file_writer.EventsWriter(f"{directory}/events")
+        if first_step:
+            events = self._tensorboard.proto.event_pb2
+            start = events.SessionLog(status=events.SessionLog.START)
+            self._writer.write_event(events.Event(step=first_step, session_log=start, wall_time=time.time()))
+
+    def write(self, step: int, summaries: Iterable[Any]) -> None:
+        """Append the summaries of a step."""
+        for summary in summaries:
+            event = self._tensorboard.proto.event_pb2.Event(summary=summary, step=step, wall_time=time.time())
+            self._writer.write_event(event)
+        self._writer.flush()
+
+    def scalar(self, name: str, value: float) -> Any:
+        """Return the summary of a number."""
+        return self._tensorboard.summary.scalar(name.replace("@", "_"), value)  # not allowed in TensorBoard
+
+    def text(self, name: str, text: str) -> Any:
+        """Return the summary of a text."""
+        return self._tensorboard.summary.text(name, text)
+
+    def image(self, name: str, pixels: UInt8[np.ndarray, "H W 3"]) -> Any:
+        """Return the summary of an image."""
+        return self._tensorboard.summary.image(name, pixels, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+def _import_tensorboard() -> types.ModuleType:
+    """Import tensorboardX without PyTorch, which it would load wherever it is installed: 2 s and 180 MiB."""
+    hides_torch = "torch" not in sys.modules
+    if hides_torch:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  makes `import torch` raise ImportError
     try:
-        from tensorboardX import SummaryWriter
+        return importlib.import_module("tensorboardX")
     finally:
-        del sys.modules["torch"]
-    return SummaryWriter
+        if hides_torch:
+            del sys.modules["torch"]
 
 
 class _LocalLines:

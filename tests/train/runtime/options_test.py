@@ -10,7 +10,7 @@ import sys
 import time
 
 import flax.linen as nn
-import jax.numpy as jnp
+import jax
 import pytest
 from etils import epath
 
@@ -208,7 +208,8 @@ class LargeStage(ToyStage):
 
     def _init(self, key):
         variables = super()._init(key)
-        table = nn.LogicallyPartitioned(jnp.ones((512, 2048)), ("embed", "mlp"))
+        random = jax.random.normal(key, (512, 2048))  # which cannot be compressed
+        table = nn.LogicallyPartitioned(random, ("embed", "mlp"))
         return variables | {"frozen": {**variables["frozen"], "table": table}}
 
 
