@@ -210,7 +210,7 @@ def test_the_page_names_only_options_that_exist(capsys):
     }
     assert set(OPTION.findall(page)) <= known["generate"] | known["chat"] | of_benchmarks
     lines = re.findall(r"^seed-jax (generate|chat) (.*)$", page, re.MULTILINE)
-    assert len(lines) == 5
+    assert len(lines) == 6
     for command, options in lines:
         assert set(OPTION.findall(options)) <= known[command]
 
