@@ -10,7 +10,7 @@ the workdir.
 Run the same command again to resume.
 
 Variants
-    world     the default, 10 to 12 minutes
+    world     the default, 10 to 15 minutes
     seed1     the same world with the first paper's system: codes predict text states through a Reverse Q-Former, Stable
               Diffusion draws, a small OPT captions and draws (it neither answers nor edits)
     seed1_shortest  every step of it once, for tests

@@ -184,7 +184,7 @@ class Quickstart(WorldRecipe):
             yield Step("teacher", 4, self.unpack_teacher)
         yield Step("images", 16, self.build_images)
         if tokenizer.contrastive:
-            yield Step("qformer", 32, self.train_qformer)
+            yield Step("qformer", 64, self.train_qformer)
         yield Step("codebook", 86, self.train_codebook)
         yield Step("decoder", 90, self.train_decoder)
         if tokenizer.codes == CODES_PER_IMAGE:
@@ -266,7 +266,7 @@ class Seed1Quickstart(Quickstart):
             yield Step("teacher", 4, self.unpack_teacher)
         yield Step("images", 16, self.build_images)
         yield Step("text", 60, self.train_text)
-        yield Step("qformer", 32, self.train_qformer)
+        yield Step("qformer", 64, self.train_qformer)
         yield Step("codebook", 120, self.train_codebook)
         yield Step("decoder", 400, self.train_decoder)
         yield Step("tokenize", 30, self.tokenize)
