@@ -1,11 +1,13 @@
 """The Python of docs/cookbook.md, on a tiny model with random weights."""
 
+import pytest
 from PIL import Image
 
 from tests.support.pages import blocks
 from tests.support.servers import write_tiny_bundle
 
 
+@pytest.mark.slow
 def test_python_of_the_cookbook_draws_four_images(tmp_path, monkeypatch):
     (program,) = blocks("docs/cookbook.md", "python")
     bundle = write_tiny_bundle(tmp_path)

@@ -26,6 +26,7 @@ def model(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_there_and_back(model, tmp_path, capsys):
     pytest.importorskip("torch")
     out = tmp_path / "out"

@@ -52,7 +52,7 @@ def num_steps(generator: Generator, request: Request) -> int:
     return int(outputs.num_steps)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_a_batch_of_all_kinds_has_the_ids_of_sequential_decoding(scale):
     expected = small().generate(requests(False, scale))
     assert sum(map(images_of, expected[1:5])) >= 5

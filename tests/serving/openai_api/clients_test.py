@@ -27,6 +27,7 @@ def answer(server):
     return response.raise_for_status().json()["choices"][0]["message"]
 
 
+@pytest.mark.slow
 def test_a_stream_is_what_open_webui_reads(server, answer):
     """Its middleware takes strings from `delta.content`, and PNG data URIs of type `image_url` from `delta.images`."""
     body = {"model": "tiny", "messages": MESSAGES, "stream": True, **OPTIONS}
