@@ -8,7 +8,7 @@ from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.inference.drawing.request import DrawOptions, resolve_options
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.diffusion import sampler_steps
-from seed_jax.serving.images.batch_worker import BATCH_SIZES, BatchWorker, Job, padded_batch_size
+from seed_jax.serving.images.batch_worker import BATCH_SIZES, WINDOW_S, BatchWorker, Job, padded_batch_size
 
 
 class DrawJob(Job):
@@ -50,6 +50,7 @@ class DrawWorker(BatchWorker):
             one device.
         max_batch: images at a time: 1, 2, 4 or 8.
         max_queued: waiting images; more raise `QueueFullError`.
+        window_s: how long the oldest image waits for company.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class DrawWorker(BatchWorker):
         wait_between_steps: Callable[[], None] | None = None,
         max_batch: int = 8,
         max_queued: int = 64,
+        window_s: float = WINDOW_S,
     ):
-        super().__init__("draw images", max_batch, max_queued)
+        super().__init__("draw images", max_batch, max_queued, window_s)
         self._drawer = drawer
         self._tokenizer = tokenizer
         self._steps_per_turn = steps_per_turn

@@ -66,7 +66,12 @@ def draw_together(drawer, tokenizer, codes, count: int) -> None:
     expected = drawer.draw(tokenizer.embed_codes(np.array(codes[:count])), range(7, 7 + count), FAST, batch_size=1)
     seen, turns = [], []
     worker = DrawWorker(
-        drawer, tokenizer, steps_per_turn=2, wait_between_steps=lambda: turns.append(threading.current_thread().name)
+        drawer,
+        tokenizer,
+        steps_per_turn=2,
+        wait_between_steps=lambda: turns.append(threading.current_thread().name),
+        max_batch=count,
+        window_s=60.0,  # ends when the batch is full, so that a slow machine makes no second one
     )
     worker.start()
     jobs = [worker.draw(codes[i], 7 + i, FAST, lambda *step: seen.append(step)) for i in range(count)]
@@ -85,7 +90,7 @@ def test_an_image_is_drawn_as_by_the_drawer_with_progress(tokenizer, drawer, cod
 
 @pytest.mark.slow
 def test_images_of_many_callers_are_drawn_together(tokenizer, drawer, codes):
-    draw_together(drawer, tokenizer, codes, 3)
+    draw_together(drawer, tokenizer, codes, 4)
 
 
 def test_bad_drawings_are_refused(tokenizer, drawer, codes):
