@@ -7,7 +7,7 @@ every drawn image and compares it with the scene that was asked for:
 
     edit            one image and an instruction: a trained task, for comparison
     turns           three edits in one conversation, with the whole history in the prompt
-    chained         the same edits, each in a prompt of its own on the codes of the image before
+    chained         the same edits, each in a separate prompt on the codes of the image before
     blend           "the shape of image 1 in the colour of image 2" of two images with one object each
     in context      two examples of a change (image, image), then a third image to be changed in the same way
 

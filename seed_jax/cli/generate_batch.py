@@ -27,7 +27,7 @@ from seed_jax.files import MAX_LIST_BYTES, is_file, locked, parse_json, read_byt
 from seed_jax.inference.answers import json_line, log_image_validity, save_images, to_dict
 from seed_jax.inference.chat.prompts import check_placeholders
 from seed_jax.inference.generation.batching import Request
-from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.sampling_params import SPEED_OPTIONS, SamplingParams
 from seed_jax.inference.generation.segments import Generation
 from seed_jax.inference.seed_llama import LoadConfig, SeedLlama
 
@@ -194,8 +194,7 @@ def _resume(args: argparse.Namespace, config: LoadConfig, defaults: SamplingPara
     settings: dict[str, Any] = {"batch": hashlib.sha256(read_bytes(args.batch, MAX_LIST_BYTES)).hexdigest()}
     settings |= {name: None if value is None else str(value) for name, value in dataclasses.asdict(config).items()}
     settings |= json.loads(json.dumps(dataclasses.asdict(defaults)))
-    # They change the speed of an answer, not the answer.
-    settings = {name: value for name, value in settings.items() if name not in ("parallel_decoding", "draft_codes")}
+    settings = {name: value for name, value in settings.items() if name not in (*SPEED_OPTIONS, "draft_codes")}
     if args.negative_prompt is not None:
         settings["negative_prompt"] = args.negative_prompt
     answers, run_file = args.out / ANSWERS, args.out / RUN

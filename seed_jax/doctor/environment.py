@@ -1,7 +1,6 @@
 """Describe the machine: versions, what each extra lacks, devices, memory, disk, and whether the hub can be reached."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from pathlib import Path
@@ -98,7 +97,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": accelerators.cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": accelerators.cpu_cores(),
         "ram_bytes": _memory("MemTotal"),
         "ram_available_bytes": _memory("MemAvailable"),
         "disk_bytes": disk.total,

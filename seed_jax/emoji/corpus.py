@@ -101,14 +101,18 @@ def build_images(corpus: Corpus, emoji: EmojiSet, config: EmojiConfig) -> None:
             continue
         trained = [(studio, symbol) for studio in packages.train for symbol in symbols]
         tested = [(packages.test, symbol) for symbol in symbols]
-        for part, pairs in ((TRAIN, trained), (TEST, tested)):
-            lines = ({**_entry(emoji, root, *pair), "captions": list(pair[1].captions)} for pair in pairs)
-            if part == TEST:
-                lines = ({**_entry(emoji, root, *pair), "captions": [pair[1].name]} for pair in pairs)
+        # Stage I trains on all captions; the language model and the measurements use names.
+        for part, pairs, all_captions in ((TRAIN, trained, True), (TEST, tested, False), (TOKENIZED, trained, False)):
+            lines = [
+                {
+                    **_entry(emoji, root, studio, symbol),
+                    "captions": list(symbol.captions) if all_captions else [symbol.name],
+                }
+                for studio, symbol in pairs
+            ]
             _write_list(corpus.list_file(part, group), lines)
-            _build(corpus.list_file(part, group), root, corpus.shards(part, group))
-        lines = ({**_entry(emoji, root, *pair), "captions": [pair[1].name]} for pair in trained)
-        _write_list(corpus.list_file(TOKENIZED, group), lines)
+            if part != TOKENIZED:  # built once the image tokenizer is trained
+                _build(corpus.list_file(part, group), root, corpus.shards(part, group))
     captions = [caption for symbol in emoji.symbols for caption in symbol.captions]
     bert.train_small(captions, packages.words).save(corpus.bert_vocabulary)
 

@@ -164,7 +164,7 @@ def _check_image(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing, although {LIST} lists it: {_REMEDY}.")
     try:
-        size = images.read_size(path.read_bytes())
+        size = images.read_size(images.read_file(path))
     except UserError as error:
         raise UserError(f"{path} is no image: {_REMEDY}.") from error
     if size != (SIDE, SIDE):

@@ -6,7 +6,7 @@ Both give an image as many codes from as many as the image tokenizer does: one c
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +29,7 @@ _CODEBOOK = CodebookConfig(ema_decay=0.99, restart_after=20)
 _DEPTH = 2  # blocks of the encoder and of the decoder
 _COMMITMENT = 0.25
 _LOG_EVERY = 200
+_ENCODE_BATCH = 256
 
 # Without names of axes: the functions take sets of images of different sizes.
 Images = UInt8[np.ndarray, "_ _ _ 3"]
@@ -59,7 +60,7 @@ def kmeans_codes(
     cluster = jax.jit(kmeans, static_argnums=(1, 3))
     centroids = cluster(jnp.asarray(chosen), num_codes, jax.random.key(0), 20)
     encode = jax.jit(lambda pixels: squared_distances(to_patches(pixels), centroids).argmin(-1))
-    return {name: _in_batches(encode, pixels) for name, pixels in images.items()}
+    return {name: _encode(encode, pixels) for name, pixels in images.items()}
 
 
 class PixelVqVae(nn.Module):
@@ -165,7 +166,7 @@ def vqvae_codes(
         vectors: Any = model.apply({"params": trained}, to_patches(pixels), method="encode")
         return squared_distances(vectors, trained["codebook"]).argmin(-1)
 
-    codes = {name: _in_batches(encode, pixels) for name, pixels in images.items()}
+    codes = {name: _encode(encode, pixels) for name, pixels in images.items()}
     return VqVaeResult(codes, losses[-1], sum(leaf.size for leaf in jax.tree.leaves(trained)))
 
 
@@ -188,11 +189,15 @@ def _train_step(
     return ({**params, "codebook": codebook}, moments, stats), error
 
 
-def _in_batches(encode: Any, pixels: Images, batch_size: int = 256) -> Codes:
-    """Apply a program to batches of one size; the last is padded."""
+def _encode(encode: Callable[[Images], Any], pixels: Images) -> Codes:
+    return apply_in_batches(encode, pixels, _ENCODE_BATCH).astype(np.int32)
+
+
+def apply_in_batches(program: Callable[[Images], Any], pixels: Images, batch_size: int) -> np.ndarray:
+    """Return the results of a program on batches of one size; the last batch is padded."""
     parts = []
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
-        parts.append(np.asarray(encode(padded))[: len(batch)])
-    return np.concatenate(parts).astype(np.int32)
+        parts.append(np.asarray(program(padded))[: len(batch)])
+    return np.concatenate(parts)

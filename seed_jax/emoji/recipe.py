@@ -15,7 +15,6 @@ from seed_jax.emoji.config import EmojiConfig
 from seed_jax.emoji.corpus import TEST, Corpus, build_images, build_language_shards
 from seed_jax.emoji.image_text_stage import export_vision
 from seed_jax.emoji.packages import SYMBOLS, EmojiSet, read_packages
-from seed_jax.errors import UserError
 from seed_jax.files import read_json, write_json
 from seed_jax.quickstart.recipe import CPU_TIMES, Recipe, Step, provenance
 from seed_jax.train.config.schema import parse
@@ -36,9 +35,7 @@ def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | Pa
         UserError: bad options or images, or a workdir that was begun with other options.
     """
     options = parse(EmojiConfig, config)
-    directory = workdirs.resolve(workdir)
-    if not isinstance(directory, Path):
-        raise UserError(f"--workdir {workdir} is in a bucket: the emoji recipe needs a local directory.")
+    directory = workdirs.resolve_local(workdir, "the emoji recipe")
     recipe = EmojiRecipe(options, directory)
     _ = recipe.emoji  # bad images are reported before anything is written
     recipe.run()

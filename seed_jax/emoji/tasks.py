@@ -14,6 +14,7 @@ from PIL import Image
 from seed_jax import images
 from seed_jax.emoji.corpus import QUESTION
 from seed_jax.emoji.packages import EmojiSet, Symbol
+from seed_jax.emoji.pixel_codes import apply_in_batches
 from seed_jax.evaluation.task import DRAWN, DataOptions, LoadedSample, Prediction, Sample, Scores, Task, by_group
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import TextSegment
@@ -187,14 +188,9 @@ class Reconstructions(Drawings):
 
 def embed_images(pipeline: Pipeline, inputs: Sequence[images.ImageInput]) -> Float[np.ndarray, "N E"]:
     """Return unit vectors of images under the vision tower, batch by batch."""
-    size, step = pipeline.tokenizer.config.image_size, pipeline.batch_size
+    size = pipeline.tokenizer.config.image_size
     pixels = np.stack([images.resize(images.load(image), size) for image in inputs])
-    parts = []
-    for start in range(0, len(pixels), step):
-        batch = pixels[start : start + step]
-        padded = np.concatenate([batch, np.zeros((step - len(batch), *batch.shape[1:]), np.uint8)])
-        parts.append(pipeline.similarity.unit_vectors(padded)[: len(batch)])
-    return np.concatenate(parts)
+    return apply_in_batches(pipeline.similarity.unit_vectors, pixels, pipeline.batch_size)
 
 
 def _candidates(index: int, count: int) -> np.ndarray:

@@ -39,7 +39,7 @@ from seed_jax.evaluation.task import (
     drawn_image_path,
 )
 from seed_jax.files import atomic_path, locked, parse_json, read_json, write_bytes, write_json
-from seed_jax.inference.generation.sampling_params import SamplingParams
+from seed_jax.inference.generation.sampling_params import SPEED_OPTIONS, SamplingParams
 
 RUN, PREDICTIONS, SUBMISSION, RESULTS = "run.json", "predictions.jsonl", "submission.json", "results.json"
 _BAD = "bad"  # key of a prediction: why its sample was left out
@@ -311,8 +311,8 @@ def _settings(
     task: Task, samples: Sequence[Sample], params: SamplingParams, options: RunOptions, model: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what must be equal in all processes and restarts of a run."""
-    decoding = json.loads(json.dumps(dataclasses.asdict(params)))
-    del decoding["parallel_decoding"]  # changes the speed of an answer, not the answer
+    stored = json.loads(json.dumps(dataclasses.asdict(params)))
+    decoding = {name: value for name, value in stored.items() if name not in SPEED_OPTIONS}
     return {
         "task": task.name,
         "model": model,

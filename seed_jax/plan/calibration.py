@@ -31,7 +31,6 @@ class PublishedRun:
         mesh: sizes of the mesh axes.
         seconds: published time of a step.
         planned: the frozen estimate of a step.
-        is_fitted: whether `cycle_scale` was fitted to it.
     """
 
     name: str
@@ -43,7 +42,6 @@ class PublishedRun:
     mesh: Mapping[str, int]
     seconds: float
     planned: float
-    is_fitted: bool
 
     @property
     def accelerator(self) -> str:
@@ -65,7 +63,6 @@ RUNS: tuple[PublishedRun, ...] = (
         mesh={"fsdp": 256},
         seconds=12.10,
         planned=12.07,
-        is_fitted=True,
     ),
     PublishedRun(
         "MaxText 32B, v5p-128",
@@ -77,7 +74,6 @@ RUNS: tuple[PublishedRun, ...] = (
         mesh={"fsdp": 16, "tensor": 4},
         seconds=7.30,
         planned=7.29,
-        is_fitted=True,
     ),
 )
 

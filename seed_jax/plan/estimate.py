@@ -5,9 +5,9 @@
 Matmuls: the TPU compiler's own cycle counts (times trips of loops) over the clock, times the factor by which published
 runs of this generation differ (`Accelerator.cycle_scale`); without a TPU compiler, a roofline: all matrix
 multiplications at 60 % of peak. Kernels (splash attention): from their compiled schedules (`attention_cycles`).
-Collectives: bytes that pass a chip's links, (g - 1) / g of what is gathered or scattered in a group of g and twice that
-of what is all-reduced, over the ICI links of the torus dimensions that the group spans, halved where those have no
-wraparound; between slices over DCN.
+Collectives: bytes that pass a chip's links, (g - 1) / g of what is all-gathered or reduce-scattered in a group of g and
+twice that of what is all-reduced, over the ICI links of the torus dimensions that the group spans, halved where those
+have no wraparound; between slices over DCN.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from seed_jax.plan.topology import Topology
 
 MATMUL_UTILIZATION = 0.6  # without cycle counts
 METHOD = (
-    "the compiler's cycles over the clock, scaled to published runs of this generation, attention by its compiled "
-    "schedule, collectives over the specified links; asynchronous ones overlap as far as matmuls last"
+    "the compiler's cycles over the clock, scaled to a published run where the generation has one, attention by its "
+    "compiled schedule, collectives over the specified links; asynchronous ones overlap as far as matmuls last"
 )
 ROOFLINE_METHOD = (
     "a roofline: matmuls at 60 % of peak and attention at 50 %, collectives over the specified links; nothing was "

@@ -69,4 +69,4 @@ def _error_bars(plan: Plan) -> list[str]:
     if plan.error_bars is None:
         return ["  a roofline: no error bars are known"]
     low, high = plan.error_bars
-    return [f"  error bars {low:.2f} to {high:.2f} s, by published runs (docs/scaling.md)"]
+    return [f"  error bars {low:.2f} to {high:.2f} s, by judgement from published runs (docs/scaling.md)"]

@@ -82,9 +82,7 @@ def run(config: ml_collections.ConfigDict | Mapping[str, Any], workdir: str | Pa
     options = parse(QuickstartConfig, config)
     seed_recipe = Seed1Quickstart if options.is_seed1 else Quickstart
     recipe = TeacherTraining if "reader" in options.stages else seed_recipe
-    directory = workdirs.resolve(workdir)
-    if not isinstance(directory, Path):
-        raise UserError(f"--workdir {workdir} is in a bucket: the quickstart needs a local directory.")
+    directory = workdirs.resolve_local(workdir, "the quickstart")
     recipe(options, directory).run()
 
 
@@ -322,7 +320,7 @@ class TeacherTraining(WorldRecipe):
 
 def provenance(seed: int, cpu_seconds: float) -> dict[str, str]:
     """Return what tells runs apart, by name: seed, version, date, machine and processor time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = accelerators.cpu_cores()
     return {
         "seed": str(seed),
         "version": _version(),

@@ -20,7 +20,7 @@ PLAN = "import sys; from seed_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 @pytest.mark.parametrize("run", calibration.RUNS, ids=lambda run: run.name)
 def test_published_runs_are_planned_within_the_error_bars(tmp_path, run):
-    """Plan a published run from a config.json of its sizes, in a process of its own, as libtpu stays loaded."""
+    """Plan a published run from a config.json of its sizes, in a separate process, as libtpu stays loaded."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"kind": "llama", "format": 1, "sizes": run.sizes.to_dict()}))

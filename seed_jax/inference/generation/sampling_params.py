@@ -62,6 +62,9 @@ class ImageConstraint:
         }[mode]
 
 
+SPEED_OPTIONS = ("parallel_decoding",)  # fields that change the speed of an answer, not the answer
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
     """Decoding options of one request; the defaults decode greedily.

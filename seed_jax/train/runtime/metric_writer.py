@@ -26,6 +26,7 @@ from seed_jax.files import AnyPath, write_text
 from seed_jax.train.stage import ShownSample
 
 METRICS = "metrics.jsonl"
+_WRITE_SECONDS = 10  # between writes of files that are written as a whole: objects in buckets
 
 
 class MetricWriter:
@@ -112,6 +113,7 @@ class _EventFile:
         self._tensorboard = _import_tensorboard()
         self._tensorboard.record_writer.directory_check(directory)
         self._writer = self._tensorboard.event_file_writer.EventsWriter(f"{directory}/events")
+        self._written_at = 0.0
         if first_step:
             events = self._tensorboard.proto.event_pb2
             start = events.SessionLog(status=events.SessionLog.START)
@@ -122,7 +124,9 @@ class _EventFile:
         for summary in summaries:
             event = self._tensorboard.proto.event_pb2.Event(summary=summary, step=step, wall_time=time.time())
             self._writer.write_event(event)
-        self._writer.flush()
+        if time.monotonic() - self._written_at > _WRITE_SECONDS:
+            self._writer.flush()
+            self._written_at = time.monotonic()
 
     def scalar(self, name: str, value: float) -> Any:
         """Return the summary of a number."""
@@ -179,7 +183,7 @@ class _BucketLines:
 
     def append(self, line: str) -> None:
         self._text += line
-        if time.monotonic() - self._written_at > 10:
+        if time.monotonic() - self._written_at > _WRITE_SECONDS:
             self.close()
 
     def close(self) -> None:

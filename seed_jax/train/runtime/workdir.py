@@ -56,6 +56,18 @@ def resolve(workdir: epath.PathLike) -> AnyPath:
     return directory
 
 
+def resolve_local(workdir: epath.PathLike, what: str) -> Path:
+    """Return an absolute local path for `what`, which cannot run in a bucket.
+
+    Raises:
+        UserError: the path is in a bucket, has an unsupported scheme, or is a file.
+    """
+    directory = resolve(workdir)
+    if not isinstance(directory, Path):
+        raise UserError(f"--workdir {workdir} is in a bucket: {what} needs a local directory.")
+    return directory
+
+
 def demo_directory(workdir: AnyPath, name: str) -> Path:
     """Return the directory `name` of a local workdir, where `data.demo` makes its data.
 
