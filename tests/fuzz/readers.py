@@ -53,7 +53,7 @@ def read_source(open_path: Callable[[Path], Source], path: Path) -> None:
     source = open_path(path)
     encoder, filters = Reds(), ImageFilters(**ORIGINAL_FILTERS)
     for file in source.files:
-        count = min(source.count(file), 20)  # a description of scenes may ask for a billion
+        count = min(source.count(file), 100)  # a description of scenes may ask for a billion
         number = 0
         for sample in source.read(file, 0, count):
             number += 1

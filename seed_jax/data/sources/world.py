@@ -2,7 +2,7 @@
 
 Descriptions are files named `*.world.json`. `task` is one of captions (tasks pretrain.image_text_pair, sft.qa),
 questions (sft.conversation), edits (sft.edit, pretrain.edit), differences (sft.difference), stories
-(pretrain.interleaved, sft.interleaved); `side` is the image size in pixels (default 64); with `"held_out": true` every
+(pretrain.interleaved, sft.interleaved); `side` is the image size in pixels (16 to 256, default 64); with `"held_out": true` every
 sample shows attribute combinations that all other samples lack; `num_objects` fixes the number of objects per scene
 (default: one to three). Any number of samples, always the same for the same description.
 """
@@ -22,7 +22,7 @@ from seed_jax.errors import UserError
 from seed_jax.files import parse_json, read_text
 
 SIDE = 64
-MAX_SIDE = 512  # image tokenizers take 224; a side of 4096 would take seconds per sample
+MAX_SIDE = 256  # image tokenizers take 224; a side of 4096 would take seconds per sample
 
 
 @dataclasses.dataclass(frozen=True)
