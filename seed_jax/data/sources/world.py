@@ -2,9 +2,9 @@
 
 Descriptions are files named `*.world.json`. `task` is one of captions (tasks pretrain.image_text_pair, sft.qa),
 questions (sft.conversation), edits (sft.edit, pretrain.edit), differences (sft.difference), stories
-(pretrain.interleaved, sft.interleaved); `side` is the image size in pixels (16 to 256, default 64); with `"held_out": true` every
-sample shows attribute combinations that all other samples lack; `num_objects` fixes the number of objects per scene
-(default: one to three). Any number of samples, always the same for the same description.
+(pretrain.interleaved, sft.interleaved); `side` is the image size in pixels (16 to 256, default 64); with
+`"held_out": true` every sample shows attribute combinations that all other samples lack; `num_objects` fixes the number
+of objects per scene (default: one to three). Any number of samples, always the same for the same description.
 """
 
 import dataclasses
