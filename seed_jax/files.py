@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -284,4 +285,5 @@ def locked(path: Path, name: str, *, wait: bool = False, shared: bool = False) -
 
 
 def _temporary(path: AnyPath) -> Path:
-    return Path(path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    # Random, because hosts that share a directory may have equal process ids: in containers each one's is 1.
+    return Path(path.parent) / f".{path.name}.{secrets.token_hex(4)}.tmp"

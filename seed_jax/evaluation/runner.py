@@ -153,7 +153,9 @@ def run_task(
     samples = _select(task, data, options.limit)
     params = dataclasses.replace(task.sampling_params, **options.decoding)
     directory.mkdir(parents=True, exist_ok=True)
-    _check_run(directory, _settings(task, samples, params, options, model_description), data)
+    # Exclusive over all shards: the first one writes run.json, the others compare theirs with it.
+    with locked(directory / f".{RUN}.lock", str(directory / RUN), wait=True):
+        _check_run(directory, _settings(task, samples, params, options, model_description), data)
     path = directory / options.shard.file_name()
     with locked(directory / f".{path.name}.lock", str(path)):
         _predict_missing(task, options.shard.part(samples), path, options, params, open_model)
@@ -226,7 +228,7 @@ def _predict_missing(
     bad = [line[_BAD] for line in lines if _BAD in line]
     text = "".join(_line(line) for line in lines)
     if not path.is_file() or path.read_bytes() != text.encode():
-        path.write_bytes(text.encode())
+        write_bytes(path, text.encode())
     if len(lines) == len(samples):
         return
     if lines:

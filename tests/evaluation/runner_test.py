@@ -1,6 +1,8 @@
 """Tasks end to end on a random model: scores, submissions, resuming, shards, bad samples, other runs."""
 
+import concurrent.futures
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from seed_jax.evaluation.metrics.clip_similarity import paired_similarity
 from seed_jax.evaluation.report.files import write_report
 from seed_jax.evaluation.runner import RunOptions, Shard, run_task
 from seed_jax.evaluation.score import score_captions, score_vqa
-from seed_jax.evaluation.task import DataOptions
+from seed_jax.evaluation.task import DataOptions, Sample, Scores, Task
 from seed_jax.evaluation.tasks import find_task
 from seed_jax.inference.seed_llama import SeedLlama
 from tests.evaluation import datasets
@@ -136,6 +138,37 @@ def test_shards_are_scored_when_the_last_one_is_complete(evaluate, tmp_path):
     assert results(out / "vqav2")["per_sample"] == results(whole / "vqav2")["per_sample"]
     ids = [line["id"] for line in lines(out / "vqav2/predictions.jsonl")]
     assert ids == ["10", "20", "30", "40", "50"]
+
+
+class AlwaysYes(Task):
+    """Answers at once, so that shards meet in their first writes."""
+
+    name, metric = "always_yes", "accuracy"
+
+    def read(self, options):
+        return [Sample(str(number), text="?") for number in range(16)]
+
+    def predict(self, batch, model, params):
+        return [{"prediction": "yes"} for _ in batch]
+
+    def score(self, samples, predictions):
+        return Scores({"accuracy": 100.0}, {"accuracy": [100.0] * len(samples)})
+
+
+def test_shards_that_start_at_the_same_moment_share_a_run(tmp_path):
+    """As the hosts of a pod do: one writes predictions while another has not yet seen the run's description."""
+    task, data = AlwaysYes(), DataOptions(tmp_path)
+    for attempt in range(10):
+        together = threading.Barrier(8)
+
+        def run(index, directory=tmp_path / str(attempt), together=together):
+            together.wait()
+            return run_task(task, data, directory, RunOptions(shard=Shard(index, 8)), {"weights": "none"}, lambda: None)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            runs = list(pool.map(run, range(1, 9)))
+        assert any(run is not None for run in runs)
+        assert len(lines(tmp_path / str(attempt) / "predictions.jsonl")) == 16
 
 
 def test_unreadable_images_are_counted_and_named(evaluate, tmp_path):
