@@ -116,7 +116,7 @@ setup(
         "seed_jax.doctor": ["goldens.safetensors", "vocabulary/*"],
         "seed_jax.hub": ["manifest.toml"],
         "seed_jax.serving.web": ["page.css", "page.js"],
-        "seed_jax.quickstart": ["world_teacher.safetensors"],
+        "seed_jax.recipes.quickstart": ["world_teacher.safetensors"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -21,7 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import quickstart
 from seed_jax.files import write_json
-from seed_jax.quickstart import recipe
+from seed_jax.recipes.quickstart import recipe
+from seed_jax.recipes.recipe import TIMES
 
 _LORA = {"stages.pretrain.model.train": "lora"}
 # Arm -> options that differ from the quickstart. There is no pretrained language model: LoRA adapts random weights,
@@ -84,9 +85,9 @@ def _copy_tokenizer_steps(baseline: Path, workdir: Path) -> None:
     for directory in baseline.iterdir():
         if directory.is_dir() and directory.name not in _LANGUAGE_STAGES:
             shutil.copytree(directory, workdir / directory.name)
-    times = json.loads((baseline / recipe.TIMES).read_text(encoding="utf-8"))
+    times = json.loads((baseline / TIMES).read_text(encoding="utf-8"))
     remaining = (*_LANGUAGE_STAGES, "evaluate")
-    write_json(workdir / recipe.TIMES, {name: seconds for name, seconds in times.items() if name not in remaining})
+    write_json(workdir / TIMES, {name: seconds for name, seconds in times.items() if name not in remaining})
 
 
 def arm_config(arm: str, seed: int, args: argparse.Namespace) -> ml_collections.ConfigDict:

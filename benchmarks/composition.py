@@ -26,10 +26,10 @@ from seed_jax.data.world import Scene, render, sample_scene, wording
 from seed_jax.data.world.scenes import OBJECT_ATTRIBUTES
 from seed_jax.inference.chat.prompts import ASSISTANT, USER, Message, build_prompt
 from seed_jax.inference.generation.segments import ImageSegment, Segment, TextSegment
-from seed_jax.quickstart.config import QuickstartConfig
-from seed_jax.quickstart.pipeline import ONE_IMAGE, Pipeline, image_segment
-from seed_jax.quickstart.read_captions import aggregate, compare
-from seed_jax.quickstart.read_pixels import read_image
+from seed_jax.recipes.pipeline import ONE_IMAGE, Pipeline, image_segment
+from seed_jax.recipes.quickstart.config import QuickstartConfig
+from seed_jax.recipes.quickstart.read_captions import aggregate, compare
+from seed_jax.recipes.quickstart.read_pixels import read_image
 from seed_jax.train.config import load_config, parse
 
 SEED = 2_000_003

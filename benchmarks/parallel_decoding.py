@@ -33,7 +33,7 @@ from seed_jax.inference.generation.segments import TextSegment
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.llama.model import LlamaConfig
 from seed_jax.precision import Precision
-from seed_jax.quickstart.pipeline import SEED, drawing_prompt, image_segment
+from seed_jax.recipes.pipeline import SEED, drawing_prompt, image_segment
 
 ONE_IMAGE = SamplingParams(34, mode="image", num_images=1)
 METHODS = {

@@ -27,7 +27,7 @@ from seed_jax.models.tokenizer import vq
 from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, abstract_params
 from seed_jax.precision import Precision
-from seed_jax.quickstart.pipeline import SEED
+from seed_jax.recipes.pipeline import SEED
 
 THREE_PASSES = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
 

@@ -12,13 +12,13 @@ Variants
     reduced  a twelfth of the images in stage I, few steps of everything else, fewer samples measured: to try it out
     tiny     every step once, for tests: learns nothing
 
-All options: `seed_jax.emoji.config.EmojiConfig`; those of a stage are under `stages.NAME`.
+All options: `seed_jax.recipes.emoji.config.EmojiConfig`; those of a stage are under `stages.NAME`.
 """
 
 import ml_collections
 
-from seed_jax.emoji.config import EmojiConfig, ImageTextConfig
 from seed_jax.errors import UserError
+from seed_jax.recipes.emoji.config import EmojiConfig, ImageTextConfig
 from seed_jax.train.config import base, load_neighbor
 
 VARIANTS = ("emoji", "reduced", "tiny")

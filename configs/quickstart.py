@@ -18,13 +18,13 @@ Variants
               --config.teacher=W/teacher
     shortest  every step once, for tests: two minutes; learns next to nothing
 
-All options: `seed_jax.quickstart.config.QuickstartConfig`; those of a stage are under `stages.NAME`.
+All options: `seed_jax.recipes.quickstart.config.QuickstartConfig`; those of a stage are under `stages.NAME`.
 """
 
 import ml_collections
 
 from seed_jax.errors import UserError
-from seed_jax.quickstart.config import QuickstartConfig, TeacherStageConfig, TextTeacherConfig
+from seed_jax.recipes.quickstart.config import QuickstartConfig, TeacherStageConfig, TextTeacherConfig
 from seed_jax.train.config import base, load_neighbor
 
 VARIANTS = ("world", "teacher", "shortest", "seed1", "seed1_shortest")

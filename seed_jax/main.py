@@ -26,8 +26,8 @@ from seed_jax.train.config import loading
 # `stage` of a config -> what runs it; any other stage is trained by the loop.
 _JOBS = {
     "evaluation": "seed_jax.evaluate:run",
-    "recipe": "seed_jax.quickstart.recipe:run",
-    "emoji_recipe": "seed_jax.emoji.recipe:run",
+    "recipe": "seed_jax.recipes.quickstart.recipe:run",
+    "emoji_recipe": "seed_jax.recipes.emoji.recipe:run",
 }
 _OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 

@@ -36,8 +36,7 @@ LAYERS = [
     "evaluation",
     "train",
     "plan",
-    "quickstart",
-    "emoji",
+    "recipes",
     "evaluate",
     "doctor",
     "serving",
@@ -97,6 +96,16 @@ def test_every_package_is_a_layer_and_imports_go_downwards():
             if parts[1] not in LAYERS[: LAYERS.index(own) + 1]:
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {module}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_recipes_do_not_import_each_other():
+    recipes = sorted(path.name for path in (PACKAGE / "recipes").iterdir() if (path / "recipe.py").is_file())
+    assert len(recipes) > 1
+    for own in recipes:
+        others = tuple(f"seed_jax.recipes.{name}." for name in recipes if name != own)
+        for path in (PACKAGE / "recipes" / own).rglob("*.py"):
+            wrong = [module for module, _ in imports(path) if module.startswith(others)]
+            assert not wrong, f"{path.relative_to(PACKAGE)} imports {wrong}"
 
 
 def test_no_cycles_between_files():

@@ -97,7 +97,7 @@ def test_it_learns_and_shows_what(finished):
 
 def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
     (quickstart,) = command_lines("README.md", "quickstart command")
-    # tests/quickstart/recipe_test.py runs its shortest form.
+    # tests/recipes/quickstart/recipe_test.py runs its shortest form.
     assert quickstart.endswith("-m seed_jax.main --config=configs/quickstart.py --workdir=runs/quickstart")
     (main,) = command_lines("README.md", "main command")
     assert main.endswith("-m seed_jax.main --config=configs/pretrain.py:tiny --workdir=runs/tiny")

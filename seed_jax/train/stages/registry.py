@@ -20,9 +20,9 @@ STAGES = {
     "qformer": "seed_jax.train.stages.qformer:QFormerStage",
     "codebook": "seed_jax.train.stages.codebook.stage:CodebookStage",
     "decoder": "seed_jax.train.stages.decoder.stage:DecoderStage",
-    "world_teacher": "seed_jax.quickstart.teacher_stage:TeacherStage",
-    "world_text": "seed_jax.quickstart.text_stage:TextTeacherStage",
-    "image_text": "seed_jax.emoji.image_text_stage:ImageTextStage",
+    "world_teacher": "seed_jax.recipes.quickstart.teacher_stage:TeacherStage",
+    "world_text": "seed_jax.recipes.quickstart.text_stage:TextTeacherStage",
+    "image_text": "seed_jax.recipes.emoji.image_text_stage:ImageTextStage",
 }
 
 

@@ -8,10 +8,10 @@ import pytest
 from configs import emoji as config_file
 from seed_jax.checkpoint import model_dir
 from seed_jax.data.shards.shards import open_shards
-from seed_jax.emoji import recipe
-from seed_jax.emoji.config import EmojiConfig
-from seed_jax.emoji.corpus import TEST, TRAIN, Corpus, build_images
-from seed_jax.emoji.packages import SYMBOLS, read_packages
+from seed_jax.recipes.emoji import recipe
+from seed_jax.recipes.emoji.config import EmojiConfig
+from seed_jax.recipes.emoji.corpus import TEST, TRAIN, Corpus, build_images
+from seed_jax.recipes.emoji.packages import SYMBOLS, read_packages
 from seed_jax.train.config.schema import parse
 from tests.support import meshes
 from tests.support.emoji import STUDIOS, write_packages

@@ -31,8 +31,8 @@ from seed_jax.files import AnyPath
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.models.tokenizer.config import SeedTokenizerConfig
 from seed_jax.precision import Precision
-from seed_jax.quickstart.attribute_reader import AttributeReader
-from seed_jax.quickstart.config import TeacherStageConfig
+from seed_jax.recipes.quickstart.attribute_reader import AttributeReader
+from seed_jax.recipes.quickstart.config import TeacherStageConfig
 from seed_jax.train import flops
 from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
 from seed_jax.train.stages.held_out_loss import held_out_evaluators

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from seed_jax.files import write_text
-from seed_jax.quickstart.measure import Example, Measurements
-from seed_jax.quickstart.recipe import provenance
-from seed_jax.quickstart.report_page import write_report
+from seed_jax.recipes.quickstart.measure import Example, Measurements
+from seed_jax.recipes.quickstart.recipe import provenance
+from seed_jax.recipes.quickstart.report_page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 IMAGE = np.zeros((48, 48, 3), np.uint8)

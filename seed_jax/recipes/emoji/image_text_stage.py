@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from seed_jax import images, sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
-from seed_jax.emoji.config import ImageTextConfig as ImageTextStageConfig
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.losses.tokenizer import contrastive_loss
 from seed_jax.models.nn.layers import Dense, LayerNorm
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig, ImageTextFeatures, unit
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.precision import Precision
+from seed_jax.recipes.emoji.config import ImageTextConfig as ImageTextStageConfig
 from seed_jax.train.stage import LossOutput
 from seed_jax.train.stages.qformer import QFormerStage
 from seed_jax.typing import ParamPath, Tree

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from PIL import Image
 
 from seed_jax import images
-from seed_jax.emoji.corpus import QUESTION
-from seed_jax.emoji.packages import EmojiSet, Symbol
-from seed_jax.emoji.pixel_codes import apply_in_batches
 from seed_jax.evaluation.task import DRAWN, DataOptions, LoadedSample, Prediction, Sample, Scores, Task, by_group
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import TextSegment
-from seed_jax.quickstart.pipeline import ONE_IMAGE, TEXT, Pipeline, image_segment
+from seed_jax.recipes.emoji.corpus import QUESTION
+from seed_jax.recipes.emoji.packages import EmojiSet, Symbol
+from seed_jax.recipes.emoji.pixel_codes import apply_in_batches
+from seed_jax.recipes.pipeline import ONE_IMAGE, TEXT, Pipeline, image_segment
 
 CANDIDATES = 100  # symbols of the easier choice
 

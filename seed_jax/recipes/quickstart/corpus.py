@@ -17,7 +17,7 @@ from seed_jax.data.text.vocabulary import train_small
 from seed_jax.data.world import TASKS, make_sample
 from seed_jax.files import write_bytes, write_json
 from seed_jax.inference.image_tokenizer import BatchImageEncoder, ImageTokenizer
-from seed_jax.quickstart.config import QuickstartConfig
+from seed_jax.recipes.quickstart.config import QuickstartConfig
 
 CAPTION_QUESTION = "Please describe this image in one short sentence."
 _NUM_HELD_OUT, _NUM_EXAMPLES = 200, 12

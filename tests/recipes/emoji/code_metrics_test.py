@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seed_jax.emoji.code_metrics import ProbeData, agreement, overlap, probe_accuracy
+from seed_jax.recipes.emoji.code_metrics import ProbeData, agreement, overlap, probe_accuracy
 
 
 def test_agreement_counts_equal_positions_and_orders_pairs():

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from seed_jax.evaluation.report.components import BAD, GOOD, Verdict, curve, document, image_tag
+from seed_jax.evaluation.report.components import BAD, GOOD, Verdict, document, image_tag
 from seed_jax.files import write_text
-from seed_jax.quickstart.measure import Example, Measurements
-from seed_jax.train.runtime.metric_writer import read_metrics
+from seed_jax.recipes.page import loss_curve, provenance_line, section, times_chart
+from seed_jax.recipes.quickstart.measure import Example, Measurements
 
 PAGE = "report.html"
 # Result -> title and goal. Only answers without any mistake count.
@@ -75,18 +75,18 @@ def write_report(
         '<p class="lead">An image becomes 32 discrete codes, and a small language model reads and writes them like '
         "words. Every sample below shows a combination of size, color and shape that no training image shows; programs "
         "that read pixels and text judge the answers.</p>",
-        _provenance(provenance or {}),
+        provenance_line(provenance or {}),
         _flows([example for example in examples if example.task == "rebuild" and example.codes]),
         '<div class="columns">',
         _goals(numbers),
         _conversation([example for example in examples if example.task == "talk"]),
         "</div>",
         _commands(workdir),
-        *[_section(title, text, examples, task) for task, (title, text) in _SECTIONS.items()],
+        *[section(title, text, _cards(examples, task)) for task, (title, text) in _SECTIONS.items()],
         '<h2>Training</h2><p>Loss of each stage over its steps.</p><div class="charts">',
         *curves,
         "</div>",
-        _times_table(times),
+        times_chart(times),
         "<h2>All results</h2><p>Fractions of 1; similarities are cosines under the teacher's vision tower. Intervals: "
         '<a href="evaluation/report.html">report of the evaluation</a>.</p><div class="charts">',
         *[_group(prefix, title, numbers) for prefix, title in _GROUPS.items()],
@@ -95,11 +95,6 @@ def write_report(
     path = workdir / PAGE
     write_text(path, document("SEED in miniature", "".join(parts)))
     return path
-
-
-def _provenance(provenance: Mapping[str, str]) -> str:
-    values = " · ".join(f"{escape(name)} {escape(value)}" for name, value in provenance.items())
-    return f'<p class="meta">{values}</p>' if values else ""
 
 
 def _flows(examples: Sequence[Example]) -> str:
@@ -112,7 +107,7 @@ def _flows(examples: Sequence[Example]) -> str:
         if example.output is not None
     )
     text = "Equal codes have equal colors. The language model sees these numbers and nothing else of an image."
-    return f"<section><h2>Image, its 32 codes, and what they draw</h2><p>{text}</p>{flows}</section>" if flows else ""
+    return section("Image, its 32 codes, and what they draw", text, flows)
 
 
 def _codes(codes: Sequence[int]) -> str:
@@ -148,7 +143,7 @@ def _goals(numbers: Mapping[str, float]) -> str:
             f'style="width:{value:.1%}"></i><u style="left:calc({goal:.0%} - 2px)"></u></div>'
             f'{_mark(verdict)}<b>{value:.1%}</b><span class="of">goal {goal:.0%}</span>'
         )
-    return f'<section><h2>Goals</h2><div class="goals">{"".join(rows)}</div></section>'
+    return section("Goals", "", f'<div class="goals">{"".join(rows)}</div>')
 
 
 def _conversation(turns: Sequence[Example]) -> str:
@@ -161,7 +156,7 @@ def _conversation(turns: Sequence[Example]) -> str:
         for turn in turns
     )
     note = "Beside each request the image that it is about."
-    return f'<section><h2>A conversation with images</h2><p>{note}</p><div class="talk">{messages}</div></section>'
+    return section("A conversation with images", note, f'<div class="talk">{messages}</div>')
 
 
 def _reply(turn: Example) -> str:
@@ -176,12 +171,12 @@ def _commands(workdir: Path) -> str:
         f"seed-jax tokenize --model {model}/codebook {model}/data/examples --out codes.jsonl",
         f"seed-jax serve --model {model} --ui --port 8000",
     )
-    return f"<section><h2>Next</h2><pre>{chr(10).join(lines)}</pre></section>"
+    return section("Next", "", f"<pre>{chr(10).join(lines)}</pre>")
 
 
-def _section(title: str, text: str, examples: Sequence[Example], task: str) -> str:
+def _cards(examples: Sequence[Example], task: str) -> str:
     cards = "".join(_card(example) for example in examples if example.task == task)
-    return f'<section><h2>{title}</h2><p>{text}</p><div class="cards">{cards}</div></section>' if cards else ""
+    return f'<div class="cards">{cards}</div>' if cards else ""
 
 
 def _card(example: Example) -> str:
@@ -199,32 +194,8 @@ def _image(pixels: Pixels, description: str = "") -> str:
     return image_tag(Image.fromarray(pixels), description, scale=_SCALE)
 
 
-def _times_table(times: Mapping[str, float]) -> str:
-    total = sum(times.values())
-    rows = "".join(
-        f'<span>{escape(name)}</span><i style="width:{seconds / total:.1%}"></i><b>{seconds:.0f} s</b>'
-        for name, seconds in times.items()
-    )
-    return f'<h2>Times</h2><p>{total / 60:.1f} minutes in total.</p><div class="bars">{rows}</div>'
-
-
 def _group(prefix: str, title: str, numbers: Mapping[str, float]) -> str:
     prefix += "_"
     own = {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
     rows = "".join(f'<tr><td>{escape(name.replace("_", " "))}<td class="n">{value:.3f}' for name, value in own.items())
     return f'<div class="chart"><h3>{title}</h3><table>{rows}</table></div>' if own else ""
-
-
-def loss_curve(name: str, workdir: Path) -> str:
-    """Return a stage's loss over steps as a figure, or "" without at least two points.
-
-    Args:
-        name: of the stage.
-        workdir: of the stage.
-    """
-    rows = [row for row in read_metrics(workdir) if row.get("loss") is not None]
-    if len(rows) < 2:
-        return ""
-    steps, losses = ([float(row[key]) for row in rows] for key in ("step", "loss"))
-    caption = f"<strong>{escape(name)}</strong>: {losses[0]:.3g} to {losses[-1]:.3g} in {steps[-1]:.0f} steps"
-    return f'<figure class="chart">{curve(steps, losses)}<figcaption>{caption}</figcaption></figure>'

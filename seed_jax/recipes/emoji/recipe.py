@@ -11,12 +11,12 @@ from typing import Any
 
 import ml_collections
 
-from seed_jax.emoji.config import EmojiConfig
-from seed_jax.emoji.corpus import TEST, Corpus, build_images, build_language_shards
-from seed_jax.emoji.image_text_stage import export_vision
-from seed_jax.emoji.packages import SYMBOLS, EmojiSet, read_packages
 from seed_jax.files import read_json, write_json
-from seed_jax.quickstart.recipe import CPU_TIMES, Recipe, Step, provenance
+from seed_jax.recipes.emoji.config import EmojiConfig
+from seed_jax.recipes.emoji.corpus import TEST, Corpus, build_images, build_language_shards
+from seed_jax.recipes.emoji.image_text_stage import export_vision
+from seed_jax.recipes.emoji.packages import SYMBOLS, EmojiSet, read_packages
+from seed_jax.recipes.recipe import CPU_TIMES, Recipe, Step, provenance
 from seed_jax.train.config.schema import parse
 from seed_jax.train.runtime import workdir as workdirs
 
@@ -116,12 +116,12 @@ class EmojiRecipe(Recipe):
         )
 
     def make_pixel_codes(self) -> None:
-        from seed_jax.emoji.measure import write_pixel_codes
+        from seed_jax.recipes.emoji.measure import write_pixel_codes
 
         write_pixel_codes(self.config, self.emoji, self.corpus, self.workdir)
 
     def measure_codes(self) -> None:
-        from seed_jax.emoji.measure import measure_tokenizer
+        from seed_jax.recipes.emoji.measure import measure_tokenizer
 
         numbers = measure_tokenizer(self.config, self.emoji, self.workdir)
         write_json(self.workdir / CODES, numbers)
@@ -129,9 +129,9 @@ class EmojiRecipe(Recipe):
 
     def evaluate(self) -> None:
         # Imported late: training needs none of them.
-        from seed_jax.emoji.measure import measure
-        from seed_jax.emoji.report_page import write_report
         from seed_jax.inference.language_model import update_bundle_card
+        from seed_jax.recipes.emoji.measure import measure
+        from seed_jax.recipes.emoji.report_page import write_report
 
         results = measure(self.config, self.emoji, self.workdir, read_json(self.workdir / CODES))
         write_json(self.workdir / RESULTS, results.numbers)

@@ -6,7 +6,7 @@ import numpy as np
 
 from seed_jax.data.world.labels import ATTRIBUTES, PATCH_ATTRIBUTES
 from seed_jax.models.tokenizer.config import SeedTokenizerConfig
-from seed_jax.quickstart.attribute_reader import AttributeReader
+from seed_jax.recipes.quickstart.attribute_reader import AttributeReader
 
 READER = AttributeReader(SeedTokenizerConfig.small(), ATTRIBUTES, PATCH_ATTRIBUTES)
 

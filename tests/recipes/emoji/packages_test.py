@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from configs import emoji as config_file
-from seed_jax.emoji import recipe
-from seed_jax.emoji.packages import FLAGS, SKIN_TONES, SYMBOLS, read_packages
 from seed_jax.errors import UserError
+from seed_jax.recipes.emoji import recipe
+from seed_jax.recipes.emoji.packages import FLAGS, SKIN_TONES, SYMBOLS, read_packages
 from tests.support.emoji import STUDIOS, write_packages
 
 

@@ -16,8 +16,9 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.errors import UserError
 from seed_jax.models.diffusion import Unclip, UnclipConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
-from seed_jax.quickstart import recipe, teacher_files
-from seed_jax.quickstart.config import QuickstartConfig
+from seed_jax.recipes.quickstart import recipe, teacher_files
+from seed_jax.recipes.quickstart.config import QuickstartConfig
+from seed_jax.recipes.recipe import Step, remaining_seconds
 from seed_jax.train.config.schema import parse
 from tests.support import meshes
 from tests.support.pages import command_lines
@@ -204,9 +205,9 @@ def test_a_missing_teacher_names_its_training(tmp_path):
 
 
 def test_the_remaining_time_follows_the_speed_so_far():
-    steps = [recipe.Step("a", 10, print), recipe.Step("b", 30, print)]
-    assert recipe.remaining_seconds(steps, {}) == 40
-    assert recipe.remaining_seconds(steps, {"a": 20.0}) == 60
+    steps = [Step("a", 10, print), Step("b", 30, print)]
+    assert remaining_seconds(steps, {}) == 40
+    assert remaining_seconds(steps, {"a": 20.0}) == 60
 
 
 def test_bad_options_are_reported_together(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from seed_jax.data.world import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject, render, sample_scene, wording
-from seed_jax.quickstart.read_captions import aggregate, compare, is_correct_answer, read_caption
-from seed_jax.quickstart.read_pixels import read_image
+from seed_jax.recipes.quickstart.read_captions import aggregate, compare, is_correct_answer, read_caption
+from seed_jax.recipes.quickstart.read_pixels import read_image
 
 
 def scenes(count):

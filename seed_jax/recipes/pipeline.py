@@ -1,4 +1,4 @@
-"""The trained models of a quickstart as one pipeline: from images and text to images and text."""
+"""The trained models of a recipe as one pipeline: from images and text to images and text."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ class Pipeline:
         batch_size: of every call; smaller batches are padded, so that each program is compiled once.
         style: prompt style of the language model: "vicuna", or "seed1", which knows no other request than an image to
             caption or a caption to draw.
-        similarity: of images, under the teacher's vision tower.
+        similarity: of images, under a vision tower.
     """
 
     tokenizer: ImageTokenizer
@@ -56,7 +56,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, workdir: Path, image_size: int, batch_size: int, vision: Path) -> "Pipeline":
-        """Load the models from a quickstart's workdir, and a vision tower that compares images."""
+        """Load the models from a recipe's workdir, and a vision tower that compares images."""
         tokenizer = ImageTokenizer.load(workdir / "codebook", batch_size=batch_size)
         styles = {"sft": "vicuna", "pretrain_opt": SEED1_STYLE}
         trained = next((name for name in styles if (workdir / name).is_dir()), None)

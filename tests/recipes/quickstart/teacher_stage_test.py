@@ -7,7 +7,7 @@ import pytest
 from seed_jax.data.shards.records import Record
 from seed_jax.data.world.labels import ATTRIBUTES, PATCH_ATTRIBUTES, UNLABELED
 from seed_jax.errors import UserError
-from seed_jax.quickstart.teacher_stage import SceneReader, embedding_errors, patch_errors, query_errors
+from seed_jax.recipes.quickstart.teacher_stage import SceneReader, embedding_errors, patch_errors, query_errors
 
 COUNTS = [classes for _, classes in ATTRIBUTES]
 FIRST_CLASS = np.cumsum(COUNTS) - COUNTS

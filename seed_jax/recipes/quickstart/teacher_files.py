@@ -25,7 +25,7 @@ from seed_jax.errors import UserError
 from seed_jax.models.clip.text import PromptTokens
 from seed_jax.models.diffusion import StableDiffusion, StableDiffusionConfig, UnclipConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
-from seed_jax.quickstart.teacher_stage import HEADS
+from seed_jax.recipes.quickstart.teacher_stage import HEADS
 from seed_jax.typing import Tree
 
 PACKED = Path(__file__).with_name("world_teacher.safetensors")

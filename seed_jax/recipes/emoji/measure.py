@@ -14,12 +14,6 @@ import numpy as np
 
 from seed_jax import images
 from seed_jax.data.text.bert import BertVocabulary
-from seed_jax.emoji.code_metrics import ProbeData, agreement, probe_accuracy
-from seed_jax.emoji.config import EmojiConfig
-from seed_jax.emoji.corpus import Corpus
-from seed_jax.emoji.packages import GROUPS, SYMBOLS, EmojiSet, Symbol
-from seed_jax.emoji.pixel_codes import Codes, Images, kmeans_codes, vqvae_codes
-from seed_jax.emoji.tasks import Judge, Models, embed_images, make_tasks
 from seed_jax.evaluation.fingerprint import fingerprint
 from seed_jax.evaluation.report.files import write_report
 from seed_jax.evaluation.retrieval import ImageTextEncoder, PairEmbeddings, recall
@@ -27,7 +21,13 @@ from seed_jax.evaluation.runner import RunOptions, TaskRun, run_task
 from seed_jax.evaluation.task import DataOptions
 from seed_jax.files import atomic_path
 from seed_jax.inference.image_tokenizer import ImageTokenizer
-from seed_jax.quickstart.pipeline import Pipeline
+from seed_jax.recipes.emoji.code_metrics import ProbeData, agreement, probe_accuracy
+from seed_jax.recipes.emoji.config import EmojiConfig
+from seed_jax.recipes.emoji.corpus import Corpus
+from seed_jax.recipes.emoji.packages import GROUPS, SYMBOLS, EmojiSet, Symbol
+from seed_jax.recipes.emoji.pixel_codes import Codes, Images, kmeans_codes, vqvae_codes
+from seed_jax.recipes.emoji.tasks import Judge, Models, embed_images, make_tasks
+from seed_jax.recipes.pipeline import Pipeline
 from seed_jax.train.config.schema import parse
 from seed_jax.train.config.tokenizer import PairDataConfig
 from seed_jax.train.stages.pair_data import image_batches, make_pair_reader, mixture_components

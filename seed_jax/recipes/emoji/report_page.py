@@ -7,15 +7,15 @@ from pathlib import Path
 from PIL import Image
 
 from seed_jax import images
-from seed_jax.emoji.config import EmojiConfig
-from seed_jax.emoji.measure import DIRECTORY, TOKENIZERS, Measurements
-from seed_jax.emoji.packages import FLAGS, SKIN_TONES, SYMBOLS
-from seed_jax.emoji.tasks import EmojiTask
 from seed_jax.evaluation.report.components import BAD, GOOD, document, image_tag
 from seed_jax.evaluation.runner import TaskRun
 from seed_jax.evaluation.task import drawn_image_path
 from seed_jax.files import write_text
-from seed_jax.quickstart.report_page import loss_curve
+from seed_jax.recipes.emoji.config import EmojiConfig
+from seed_jax.recipes.emoji.measure import DIRECTORY, TOKENIZERS, Measurements
+from seed_jax.recipes.emoji.packages import FLAGS, SKIN_TONES, SYMBOLS
+from seed_jax.recipes.emoji.tasks import EmojiTask
+from seed_jax.recipes.page import loss_curve, provenance_line, section, times_chart
 
 PAGE = "report.html"
 _SHOWN = 24  # cards of each task
@@ -48,9 +48,9 @@ def write_report(
         f'<p class="lead">Trained from scratch on the emoji of {escape(", ".join(trained))}: '
         "images as 32 discrete codes, and a small language model that reads and writes them. Intervals, all answers: "
         f'<a href="{DIRECTORY}/report.html">evaluation</a>.</p>',
-        f"<p>{escape(', '.join(f'{name} {value}' for name, value in provenance.items()))}</p>",
-        _section("Results", "", _table(["", *_TITLES.values()], _main_rows(numbers))),
-        _section(
+        provenance_line(provenance),
+        section("Results", "", _table(["", *_TITLES.values()], _main_rows(numbers))),
+        section(
             "Codes of meaning or of pixels",
             "Equal codes of 32 between two studios' images of one symbol, and of different ones; AUC of telling these "
             "pairs apart; accuracy of a linear probe of the category on the unseen studio, of symbols that the probe "
@@ -59,8 +59,8 @@ def write_report(
                    list(_code_rows(numbers))),
         ),
         *[_cards(run, results) for run in results.runs],
-        _section("Training", "Loss by step.", "".join(loss_curve(name, workdir / name) for name in times)),
-        _section("Seconds", "", _table(["step", "s"], [[name, f"{seconds:.0f}"] for name, seconds in times.items()])),
+        section("Training", "Loss by step.", "".join(loss_curve(name, workdir / name) for name in times)),
+        times_chart(times),
     ]  # fmt: skip
     path = workdir / PAGE
     write_text(path, document("Emoji", "".join(parts)))
@@ -106,11 +106,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="table"><table><tr>{cells}{body}</table></div>'
 
 
-def _section(title: str, text: str, content: str) -> str:
-    note = f"<p>{escape(text)}</p>" if text else ""
-    return f"<section><h2>{escape(title)}</h2>{note}{content}</section>"
-
-
 def _cards(run: TaskRun, results: Measurements) -> str:
     """Return evenly spaced samples of a task as cards: their images, drawings, texts and codes."""
     task = run.task
@@ -118,7 +113,7 @@ def _cards(run: TaskRun, results: Measurements) -> str:
     count = len(run.samples)
     chosen = [round(number * (count - 1) / max(1, min(_SHOWN, count) - 1)) for number in range(min(_SHOWN, count))]
     cards = "".join(_card(run, index, results.codes[task.group]) for index in dict.fromkeys(chosen))
-    return _section(
+    return section(
         run.results["name"].replace("_", " ").capitalize(), task.summary, f'<div class="cards">{cards}</div>'
     )
 

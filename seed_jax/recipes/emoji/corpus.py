@@ -21,10 +21,10 @@ from seed_jax.data.sources import open_source
 from seed_jax.data.templates import Phrases
 from seed_jax.data.text import bert
 from seed_jax.data.text.vocabulary import train_small
-from seed_jax.emoji.config import EmojiConfig
-from seed_jax.emoji.packages import FLAGS, GROUPS, SIDE, SKIN_TONES, SYMBOLS, EmojiSet, Symbol
 from seed_jax.files import write_text
 from seed_jax.inference.image_tokenizer import BatchImageEncoder, ImageTokenizer
+from seed_jax.recipes.emoji.config import EmojiConfig
+from seed_jax.recipes.emoji.packages import FLAGS, GROUPS, SIDE, SKIN_TONES, SYMBOLS, EmojiSet, Symbol
 
 QUESTION = "What does this emoji show?"
 TRAIN, TEST, TOKENIZED = "train", "test", "tokenized"

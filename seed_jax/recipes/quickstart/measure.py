@@ -18,12 +18,12 @@ from seed_jax.evaluation.report.files import write_report
 from seed_jax.evaluation.runner import RunOptions, TaskRun, run_task
 from seed_jax.evaluation.task import DataOptions, drawn_image_path
 from seed_jax.inference.generation.segments import TextSegment
-from seed_jax.quickstart.config import MeasureOptions
-from seed_jax.quickstart.corpus import CAPTION_QUESTION
-from seed_jax.quickstart.pipeline import SEED, Pipeline, drawing_prompt, image_segment
-from seed_jax.quickstart.read_captions import compare, is_correct_answer, read_caption
-from seed_jax.quickstart.read_pixels import read_image
-from seed_jax.quickstart.tasks import HELD_OUT, WorldTask, world_tasks
+from seed_jax.recipes.pipeline import SEED, Pipeline, drawing_prompt, image_segment
+from seed_jax.recipes.quickstart.config import MeasureOptions
+from seed_jax.recipes.quickstart.corpus import CAPTION_QUESTION
+from seed_jax.recipes.quickstart.read_captions import compare, is_correct_answer, read_caption
+from seed_jax.recipes.quickstart.read_pixels import read_image
+from seed_jax.recipes.quickstart.tasks import HELD_OUT, WorldTask, world_tasks
 from seed_jax.train.runtime.metric_writer import read_metrics
 
 DIRECTORY = "evaluation"  # of the workdir

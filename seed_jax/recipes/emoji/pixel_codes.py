@@ -17,10 +17,10 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from seed_jax import sharding
-from seed_jax.emoji.config import PixelCodesOptions
 from seed_jax.models.nn.layers import Dense, param
 from seed_jax.models.tokenizer.vit import BlockConfig, Blocks
 from seed_jax.models.tokenizer.vq import QuantizerOutput, quantize, squared_distances
+from seed_jax.recipes.emoji.config import PixelCodesOptions
 from seed_jax.train.config.tokenizer import CodebookConfig
 from seed_jax.train.stages.codebook.revival import batch_statistics, init_stats, kmeans, update_codebook
 

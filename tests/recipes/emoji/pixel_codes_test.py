@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from seed_jax.emoji.config import PixelCodesOptions
-from seed_jax.emoji.pixel_codes import COLUMNS, ROWS, kmeans_codes, to_patches
+from seed_jax.recipes.emoji.config import PixelCodesOptions
+from seed_jax.recipes.emoji.pixel_codes import COLUMNS, ROWS, kmeans_codes, to_patches
 
 
 def test_patches_are_in_reading_order():

@@ -25,7 +25,7 @@ from seed_jax.losses.tokenizer import contrastive_loss
 from seed_jax.models.clip.text import ClipText, ClipTextConfig
 from seed_jax.models.tokenizer.vit import Vit
 from seed_jax.precision import Precision
-from seed_jax.quickstart.config import TextTeacherConfig
+from seed_jax.recipes.quickstart.config import TextTeacherConfig
 from seed_jax.train import flops
 from seed_jax.train.stage import Batches, LossOutput, Stage
 from seed_jax.train.stages.pair_data import image_batches, mixture_components

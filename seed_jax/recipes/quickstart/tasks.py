@@ -26,9 +26,7 @@ from seed_jax.evaluation.task import (
 )
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.generation.segments import TextSegment
-from seed_jax.quickstart.config import MeasureOptions
-from seed_jax.quickstart.corpus import CAPTION_QUESTION
-from seed_jax.quickstart.pipeline import (
+from seed_jax.recipes.pipeline import (
     CANDIDATES,
     ONE_IMAGE,
     SEED,
@@ -37,8 +35,10 @@ from seed_jax.quickstart.pipeline import (
     Pipeline,
     image_segment,
 )
-from seed_jax.quickstart.read_captions import Comparison, aggregate, compare, is_correct_answer, read_caption
-from seed_jax.quickstart.read_pixels import read_image
+from seed_jax.recipes.quickstart.config import MeasureOptions
+from seed_jax.recipes.quickstart.corpus import CAPTION_QUESTION
+from seed_jax.recipes.quickstart.read_captions import Comparison, aggregate, compare, is_correct_answer, read_caption
+from seed_jax.recipes.quickstart.read_pixels import read_image
 
 _MAX_FREE_DRAWN = 200  # images generated without the grammar that are decoded; their codes may be thousands
 HELD_OUT, KNOWN = "held_out", "known"
