@@ -31,8 +31,8 @@ ARMS = {
     "causal": {},
     "bilateral": {"tokenizer.causal": False},
     "no contrastive stage": {"tokenizer.contrastive": False},
-    "16 codes": {"tokenizer.codes": 16},
-    "8 codes": {"tokenizer.codes": 8},
+    "16 codes": {"tokenizer.codes_per_image": 16},
+    "8 codes": {"tokenizer.codes_per_image": 8},
     "LoRA": {**_LORA, "stages.sft.model.train": "lora"},
     "LoRA then full": _LORA,
 }

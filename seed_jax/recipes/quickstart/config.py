@@ -15,14 +15,19 @@ class TokenizerOptions(Section):
     """What the ablations change about the image tokenizer.
 
     Attributes:
-        codes: codes per image. The language model writes 32; with fewer the recipe ends at the decoder.
+        codes_per_image: the language model writes 32; with fewer the recipe ends at the decoder.
+        num_codes: size of the codebook.
         causal: whether code i depends on earlier codes only.
         contrastive: whether stage I, contrastive training, comes before stage II.
     """
 
-    codes: int = 32
+    codes_per_image: int = 32
+    num_codes: int = 256
     causal: bool = True
     contrastive: bool = True
+
+    def problems(self) -> Problems:
+        yield from not_positive(self, "codes_per_image", "num_codes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +108,13 @@ class QuickstartConfig(Section):
 
     def problems(self) -> Problems:
         yield from negative(self, "seed")
-        if self.is_seed1 and (self.tokenizer.codes != TokenizerOptions.codes or not self.tokenizer.contrastive):
-            yield "tokenizer", "changes codes or contrastive, which SEED-1's recipe cannot: take the variant world"
+        if self.is_seed1 and (
+            self.tokenizer.codes_per_image != TokenizerOptions.codes_per_image or not self.tokenizer.contrastive
+        ):
+            yield (
+                "tokenizer",
+                "changes codes_per_image or contrastive, which SEED-1's recipe cannot: take the variant world",
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Quickstart(WorldRecipe):
             yield Step("qformer", 64, self.train_qformer)
         yield Step("codebook", 86, self.train_codebook)
         yield Step("decoder", 90, self.train_decoder)
-        if tokenizer.codes == CODES_PER_IMAGE:
+        if tokenizer.codes_per_image == CODES_PER_IMAGE:
             yield Step("tokenize", 65, self.tokenize)
             yield Step("pretrain", 85, self.pretrain)
             yield Step("sft", 145, self.finetune)
@@ -72,7 +72,8 @@ class Quickstart(WorldRecipe):
 
     def unpack_teacher(self) -> None:
         tokenizer = self.config.tokenizer
-        teacher_files.unpack(self.teacher, num_codes=tokenizer.codes, causal=tokenizer.causal)
+        sizes = {name: getattr(tokenizer, name) for name in ("codes_per_image", "num_codes", "causal")}
+        teacher_files.unpack(self.teacher, **sizes)
 
     def train_qformer(self) -> None:
         self.train("qformer", self.corpus.image_mixture(), self._tokenizer_paths(self.teacher / "start"))

@@ -59,13 +59,21 @@ def pack(workdir: Path, out: Path) -> None:
     unpack(out, path)
 
 
-def unpack(out: Path, path: Path = PACKED, *, num_codes: int | None = None, causal: bool | None = None) -> None:
+def unpack(
+    out: Path,
+    path: Path = PACKED,
+    *,
+    codes_per_image: int | None = None,
+    num_codes: int | None = None,
+    causal: bool | None = None,
+) -> None:
     """Write the three model directories; existing ones are kept.
 
     Args:
         out: where to write.
         path: the packed file.
-        num_codes: codes per image of the tokenizer; by default one per query that the Q-Former was trained with.
+        codes_per_image: of the tokenizer; by default one per query that the Q-Former was trained with.
+        num_codes: size of its codebook; by default that of `SeedTokenizerConfig.small`.
         causal: whether query i attends to earlier queries only; by default as it was trained.
 
     Raises:
@@ -79,8 +87,10 @@ def unpack(out: Path, path: Path = PACKED, *, num_codes: int | None = None, caus
     configs = _read_configs(path)
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), unflatten_dict(load_file(path), sep="/"))
     tokenizer = configs["tokenizer"]
-    changes = {"num_queries": num_codes, "causal": causal}
+    changes = {"num_queries": codes_per_image, "causal": causal}
     tokenizer["qformer"] |= {name: value for name, value in changes.items() if value is not None}
+    if num_codes is not None:
+        tokenizer["num_codes"] = num_codes
     models = {
         "vision": (ModelKind.CLIP_VISION, configs["vision"], params["vision"]),
         "start": (ModelKind.IMAGE_TOKENIZER, tokenizer, _tokenizer_params(tokenizer, params)),
