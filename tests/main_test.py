@@ -115,6 +115,7 @@ def test_the_readme_starts_what_is_tested_here(finished, tmp_path):
         assert ("[image]" in done.stdout) == ("--force-image" in words)
 
 
+@pytest.mark.slow
 def test_the_evaluation_page_evaluates_the_tiny_model(finished, tmp_path):
     (line,) = command_lines("docs/evaluation.md", "eval command")
     words = shlex.split(line.replace("runs/tiny/eval", str(tmp_path / "eval")).replace("runs/tiny", str(finished[0])))
@@ -128,11 +129,8 @@ def test_the_evaluation_page_evaluates_the_tiny_model(finished, tmp_path):
     assert found["scored"] == 4
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [(7,), pytest.param((2, 7, 14), marks=pytest.mark.slow)],  # before the first checkpoint, and between later ones
-    ids=["once", "thrice"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [(7,), (2, 7, 14)], ids=["once", "thrice"])  # before and after the first checkpoint
 def test_killed_at_any_moment_it_continues_exactly(finished, tmp_path, steps):
     workdir = tmp_path / "killed"
     start_from(finished[0], workdir)

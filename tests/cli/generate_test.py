@@ -264,6 +264,7 @@ def test_a_file_of_prompts_is_answered_and_gone_on_with(models, tmp_path, capsys
     assert "(top_k changed): choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_seed_reaches_the_drawing_and_earlier_images_stay(models, tmp_path, capsys):
     """Greedy answers have equal codes, so that only the seed of the drawing can make a difference."""
     words = ["--max-new-tokens", 34, "--force-image", "--decoder", models / "decoder"]

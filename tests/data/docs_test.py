@@ -45,6 +45,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_runs(place, capsys, monkeypatch):
     monkeypatch.setattr(statistics, "PACKED_ROWS", 2)
     (mixture,) = blocks("docs/data.md", "file mixture.py")

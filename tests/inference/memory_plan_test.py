@@ -76,6 +76,7 @@ def test_the_slots_of_a_server_need_no_more_than_was_planned():
     assert planned.resident["prefix cache"] == 6 * 32 * 2 * 2 * 8 * 4
 
 
+@pytest.mark.slow
 def test_the_released_sizes_fit_into_16_gib_in_8_bits_only():
     sizes = {"tokenizer": SeedTokenizerConfig.full(), "decoder": UnclipConfig.full()}
     work, half = Workload(prompt_length=1536), Precision("bfloat16", "bfloat16")

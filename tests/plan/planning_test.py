@@ -100,6 +100,7 @@ def test_work_is_counted_through_loops_and_recomputation():
     assert executed_flops(jax.jit(jax.grad(layers)).trace(w, x)).matmuls == 4 * 5 * once
 
 
+@pytest.mark.slow
 def test_the_search_puts_the_cheapest_first(cpu, monkeypatch):
     """Every layout is tried; what does not fit or does not work is left out. The plans themselves are stood in for."""
     tried, said = [], []

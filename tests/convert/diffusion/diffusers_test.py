@@ -42,6 +42,7 @@ def test_settings_are_read_from_the_folder():
     assert config.text.activation == "gelu"
 
 
+@pytest.mark.slow
 def test_round_trip_through_pytorch(tmp_path):
     """What we write, PyTorch diffusers draws with as the original did; what it then saves, we read back unchanged."""
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
@@ -66,6 +67,7 @@ def test_round_trip_through_pytorch(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
+@pytest.mark.slow
 def test_a_decoder_without_an_image_encoder_is_not_exported(folder, tmp_path, caplog):
     """PyTorch's pipeline cannot draw without one, not even from an embedding."""
     caplog.set_level("INFO")
@@ -88,6 +90,7 @@ def test_report_finds_nothing_in_a_good_folder():
     assert {"unet.conv_in.weight", "image_normalizer.mean"} < {difference.name for difference in report.differences}
 
 
+@pytest.mark.slow
 def test_report_allows_rounding_and_nothing_else(folder, tmp_path):
     pytest.importorskip("torch")
     out, decoder = tmp_path / "out", imported()
@@ -107,6 +110,7 @@ def test_report_allows_rounding_and_nothing_else(folder, tmp_path):
     assert [check.name for check in report.checks if not check.passed] == ["vae"]
 
 
+@pytest.mark.slow
 def test_older_names_bin_files_and_half_variants(folder):
     """The released autoencoder calls its attention otherwise, and ships as .bin and fp16 too."""
     torch = pytest.importorskip("torch")
@@ -167,6 +171,7 @@ def test_the_small_decoder_is_refused_by_the_width_of_its_normalizer(folder):
         import_unclip(folder)
 
 
+@pytest.mark.slow
 def test_ddim_folder(folder):
     shutil.copyfile(folder / "scheduler_ddim/scheduler_config.json", folder / "scheduler/scheduler_config.json")
     assert import_unclip(folder).config.sampler == "ddim"

@@ -33,6 +33,7 @@ def hugging_face(directory: Path, **changes) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_import_export_and_generation(tmp_path):
     source = hugging_face(tmp_path / "hf")
     assert cli.main(["import", "opt", "--from", str(source), "--out", str(tmp_path / "model")]) == 0

@@ -129,6 +129,7 @@ def has_step(folder: Path, count: int, index: int, step: int) -> bool:
     return any(row["step"] == step for row in logged(folder, count, index))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_on_one_two_and_four_processes(tmp_path):
     """In every global step the same multiset of samples: none lost, none twice, whoever makes it."""
     mixtures.write(tmp_path / "one", map(mixtures.captioned, range(50)))

@@ -45,7 +45,7 @@ def difference(a, b) -> int:
     return int(np.abs(a.astype(int) - b).max())
 
 
-@pytest.mark.parametrize("case", ["negative", "prompt"])
+@pytest.mark.parametrize("case", [pytest.param("negative", marks=pytest.mark.slow), "prompt"])
 def test_images_equal_the_originals(case):
     inputs = tensors("inputs")
     drawer = Drawer(imported().config, imported().params, vocabulary=imported().vocabulary, mesh=mesh(replica=1))
@@ -66,6 +66,7 @@ def test_a_image_does_not_depend_on_its_batch(drawer, images):
     assert difference(drawer.draw(EMBEDDINGS[order], order, FAST, batch_size=2), images[order]) <= LEVEL
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_number_of_devices(params, images):
     spread = Drawer(CONFIG, params, mesh=mesh(replica=4, fsdp=2))
     assert difference(spread.draw(EMBEDDINGS, range(5), FAST), images) <= LEVEL
@@ -110,6 +111,7 @@ def test_loads_from_a_directory(tmp_path, params):
         loaded.draw(EMBEDDINGS[:1], [0], FAST, prompts="a dog")
 
 
+@pytest.mark.slow
 def test_bfloat16_draws_nearly_the_same(params, images):
     rounded = Drawer(CONFIG, params, mesh=mesh(replica=1), dtype="bfloat16", vae_dtype="bfloat16")
     off = np.abs(rounded.draw(EMBEDDINGS[:1], [0], FAST).astype(int) - images[:1])

@@ -40,6 +40,7 @@ def test_images_equal_the_original():
     assert np.abs(images - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_command_writes_a_model_directory_that_draws(tmp_path: Path):
     source = ["--from", str(golden.path(FOLDER))]
     assert cli.main(["import", "sd", *source, "--out", str(tmp_path / "sd")]) == 0

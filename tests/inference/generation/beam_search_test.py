@@ -85,6 +85,7 @@ def test_the_score_is_the_log_probability_by_the_penalty(pair):
     assert answer.score == pytest.approx(total / (ids.shape[1] - start) ** 0.5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_image_is_whole_under_guidance_too():
     wanted = [
         SamplingParams(80, beams=3, temperature=t, num_images=1, guidance_scale=s)
@@ -102,6 +103,7 @@ def log_probs_after(reference, ids: list[int], temperature: float, top_k: int) -
     return {int(token): float(scores[token]) / temperature for token in np.argsort(-scores)[:top_k]}
 
 
+@pytest.mark.slow
 def test_sampled_beams_follow_the_distribution_of_beam_sampling(pair):
     """The distribution is computed exactly: no EOS is among the candidates, so two steps can be enumerated."""
     reference, generator = pair

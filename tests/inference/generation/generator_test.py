@@ -226,6 +226,7 @@ def requests():
     ]
 
 
+@pytest.mark.slow
 def test_a_mesh_generates_the_same_and_keeps_each_rows_cache_where_it_is(requests):
     mesh = sharding.make_mesh({"fsdp": 4}, jax.devices()[:4])
     generator = Generator(SMALL, small_params(), vocabulary(), mesh=mesh)

@@ -33,7 +33,7 @@ def test_empty_prompt_states_equal_the_original():
     assert error(states, recorded()["empty_prompt_states"]) < 1e-5
 
 
-@pytest.mark.parametrize("steps", [5, 50])
+@pytest.mark.parametrize("steps", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_trajectories_and_pixels_equal_the_original(steps):
     model, params = decoder()
     expected = recorded()

@@ -61,7 +61,7 @@ def test_denoise_equals_the_recorded_forward():
     assert error(y, pieces["unet.out"]) < 1e-5
 
 
-@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampler", ["pndm", "ddim"])
 def test_trajectories_equal_the_originals(sampler, steps):
     """Compare the latents of the whole loop with and without negative condition, and one with a prompt."""
@@ -106,6 +106,7 @@ def test_pixels_equal_the_originals():
         assert error(decode(params, recorded["latents_final"]), recorded["image"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     config = UnclipConfig.tiny()
     _, params = random_decoder(config)
@@ -119,6 +120,7 @@ def test_bfloat16_is_near_float32():
     assert 1e-5 < error(rounded, exact) < 0.05 * float(jnp.abs(exact).max())  # 8 bits through some thirty layers
 
 
+@pytest.mark.slow
 def test_unet_trains():
     """Every UNet parameter gets a gradient, the same with remat, and a step along it lowers the loss."""
     _, params = random_decoder(SMALLEST)

@@ -275,6 +275,7 @@ def test_scanned_layers_equal_unrolled_layers():
 
 
 @pytest.mark.optimized
+@pytest.mark.slow
 def test_remat_policies_trade_memory_and_agree():
     config = dataclasses.replace(SMALL, hidden_size=64, intermediate_size=172, num_layers=6)
     tokens = random_tokens(4, 128)

@@ -108,7 +108,11 @@ def loss_and_gradients(spec, params, adapters, *, deterministic):
     return jax.value_and_grad(loss)({"params": params, "lora": adapters})
 
 
-@pytest.mark.parametrize("mesh", [None, {"fsdp": 4, "tensor": 2}], ids=["one device", "mesh"])
+@pytest.mark.parametrize(
+    "mesh",
+    [None, pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.slow)],
+    ids=["one device", "mesh"],
+)
 def test_folded_kernels_have_the_gradients_of_separate_adapters(params, adapters, mesh):
     """Without dropout training folds adapters into kernels; deterministic calls, as of evaluators, do not."""
     spec = dataclasses.replace(SPEC, dropout=0.0)

@@ -183,6 +183,7 @@ def test_attention_dropout_keeps_the_mean():
     np.testing.assert_allclose(np.unique(np.round(first / float(v[0, 0, 0, 0]), 3)), [0.0, 1.333])
 
 
+@pytest.mark.slow
 def test_remat_recomputes_with_the_same_gradients():
     def gradient(remat):
         model = QFormer(SMALL, remat=remat)

@@ -57,6 +57,7 @@ def test_patches_are_a_convolution_row_by_row():
     np.testing.assert_allclose(ours, convolved.reshape(2, 9, 16) + params["bias"][None, None], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_remat_recomputes_with_the_same_gradients():
     x = jax.random.normal(jax.random.key(3), (2, 5, 16))
     params = random_like(shapes_of(Blocks(TINY), x))

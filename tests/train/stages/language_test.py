@@ -141,6 +141,7 @@ def test_the_workdir_is_a_model_directory(shards, single):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(resaved.params)} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_goes_on_from_a_lora_run(shards, single, tmp_path):
     """Adapters are merged exactly, everything but the embedding table moves, and no adapters are left."""
     changes = {"stage": "pretrain_full", "model.train": "full", "model.init": str(single), "steps": 1}
@@ -159,6 +160,7 @@ def test_full_fine_tuning_goes_on_from_a_lora_run(shards, single, tmp_path):
     assert same == {("embed_tokens", "embedding")}
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_that_of_training_without_dropout(shards, tmp_path):
     """On the training data itself, before the first update changed anything: step 1 has learning rate 0."""
     changes = {"evaluate.data": str(shards), "evaluate.every_steps": 1, "evaluate.max_samples": 8, "lora.dropout": 0.0}
@@ -199,6 +201,7 @@ def test_a_vocabulary_without_image_tokens_grows():
     np.testing.assert_array_equal(grown[4003:], 0)
 
 
+@pytest.mark.slow
 def test_no_big_parameter_lies_whole_on_every_device(shards, tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
         loop.train(config_for(shards, **{"mesh.fsdp": 4, "mesh.tensor": 2, "steps": 1}), tmp_path)

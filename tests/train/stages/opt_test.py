@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from seed_jax import cli
@@ -35,6 +36,7 @@ def run_config(directory: Path):
     return configs.config_for("pretrain:tiny", **options)
 
 
+@pytest.mark.slow
 def test_adapters_train_and_the_run_is_exported(tmp_path):
     config = run_config(tmp_path)
     stage = LanguageStage(config)

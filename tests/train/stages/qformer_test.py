@@ -105,6 +105,7 @@ def two_ranks():
     return gradients, [expected["loss_rank0"], expected["loss_rank1"]]
 
 
+@pytest.mark.slow
 def test_gradients_on_one_device_and_on_two():
     """Stopping the gradient at the candidates is what gathering without gradient and averaging over ranks does."""
     variables, batch, table = setup()
@@ -117,6 +118,7 @@ def test_gradients_on_one_device_and_on_two():
     official.assert_gradients(two, two_ranks()[0], GRADIENT_RTOL)
 
 
+@pytest.mark.slow
 def test_gradients_through_the_gather():
     variables, batch, table = setup()
     found = official.gradient_function(stage(through_gather=True), table)(variables, batch)
@@ -124,6 +126,7 @@ def test_gradients_through_the_gather():
     official.assert_gradients(found, expected, GRADIENT_RTOL)
 
 
+@pytest.mark.slow
 def test_three_steps():
     variables, batch, table = setup()
     after = official.steps(stage(), variables, batch, 3)

@@ -78,6 +78,7 @@ def test_every_term():
     np.testing.assert_array_equal(found.encoded.codes, expected["indices"])
 
 
+@pytest.mark.slow
 def test_gradients():
     _, variables, batch = setup()
     found = gradient_function()(variables, switched(batch, *TERMS))
@@ -98,6 +99,7 @@ def test_gradients_of_a_term(name, theirs):
     assert np.any(found["quantize.embedding.weight"]) == (name == "embed")
 
 
+@pytest.mark.slow
 def test_three_steps_and_the_codes_between_them():
     sizes, variables, batch = setup()
     expected = golden.tensors(f"{FOLDER}stage2.after_3_adamw_steps.safetensors")
@@ -154,6 +156,7 @@ def test_frozen_dropout_is_the_original_s_noise():
     assert np.abs(noisy - quiet).max() > 0.1
 
 
+@pytest.mark.slow
 def test_text_branch_learns_through_the_codes():
     sizes, variables, batch = setup()
     reverse = QFormerConfig(
