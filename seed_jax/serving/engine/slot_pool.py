@@ -90,7 +90,7 @@ class SlotPool:
         self._decode_lengths = decode_lengths
         self._block_size = size.prefill_chunk
         self._prefill_sizes = _with_quarter(size.prefill_chunk) if on_cpu else (size.prefill_chunk,)
-        self._decode_slots = _with_quarter(size.slots) if on_cpu else (size.slots,)
+        self._decode_slots = _decode_slots(size.slots) if on_cpu else (size.slots,)
         self._copies_cache = on_cpu
         self._num_blocks = size.prefix_cache_blocks
         self._loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
@@ -338,6 +338,11 @@ def copies_cache(generator: Generator) -> bool:
 def _with_quarter(size: int) -> tuple[int, ...]:
     """Return a quarter of a size, if that is a number of pairs, and the size: every further one is a program more."""
     return (size // 4, size) if size >= 8 and size % 8 == 0 else (size,)
+
+
+def _decode_slots(slots: int) -> tuple[int, ...]:
+    """Return how many slots a decode chunk may take on a CPU: one, for a single user, a quarter, or all."""
+    return tuple(sorted({1, *_with_quarter(slots)}))
 
 
 def _first_slots(tree: Any, count: int) -> Any:
