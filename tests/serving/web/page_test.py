@@ -32,6 +32,14 @@ WIDE_ELEMENTS = """[...document.querySelectorAll("body *")].filter((element) =>
   element.getBoundingClientRect().right > innerWidth + 1 && !element.closest(".sidebar")
 ).map((element) => `${element.tagName}#${element.id}.${element.className} ${element.getBoundingClientRect().right}`)"""
 
+# The chosen option, and whether it looks other than the rest.
+CHOSEN_AND_OTHER_COLOR = """(() => {
+  const inputs = [...document.querySelectorAll("#images-row input")];
+  const chosen = inputs.find((input) => input.checked), other = inputs.find((input) => !input.checked);
+  const color = (input) => getComputedStyle(input).backgroundColor;
+  return [chosen.closest("label").innerText.trim(), color(chosen) !== color(other)];
+})()"""
+
 
 @pytest.fixture(scope="module")
 def service():
@@ -114,6 +122,9 @@ def test_a_conversation_with_images_stop_regenerate_edit_undo_and_download(page,
     page.wait_for_selector("#conversation .pending progress[value='5'][max='20']")
     wait_for_answers(page, 1)
     assert service.params[0].mode == "image"
+    page.get_by_label("Image first").hover()
+    page.wait_for_timeout(300)  # for the transition of the color
+    assert page.evaluate(CHOSEN_AND_OTHER_COLOR) == ["Image first", True]
     assert service.prompts == [[("user", ("Is ", ImageSegment((9,) * 32), " **big**\n  & <b>bold</b>?"))]]
     question = page.locator("#conversation .question").inner_text()
     assert re.sub(r"\s+", " ", question).startswith("Is **big** & <b>bold</b>?")
