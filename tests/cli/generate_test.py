@@ -193,7 +193,6 @@ def test_help_is_grouped_and_needs_no_jax(command):
     program = f"""
 import sys
 from seed_jax.cli import main
-from seed_jax.cli.generate_batch import most_expensive_params
 try:
     main([{command!r}, "--help"])
 except SystemExit:
