@@ -10,7 +10,9 @@ Everything is stored with checksums (`seed_jax.checkpoint.checksums`) that are v
 
 import contextlib
 import dataclasses
+import errno
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ ARRAY_ITEMS = ("params", "optimizer")
 JSON_ITEMS = ("data", "meta")
 JSON_FILE = "metadata"  # Orbax's file of a JSON item
 _UNFINISHED = "orbax-checkpoint-tmp"
+_REMOVAL_ATTEMPTS = 100
+_REMOVAL_INTERVAL_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Store:
         for path in sorted(self.directory.iterdir()):
             if _UNFINISHED in path.name and jax.process_index() == 0:
                 logging.warning("Removing the unfinished checkpoint %s: its writer was interrupted.", path.name)
-                epath.Path(path).rmtree()
+                _remove_tree(epath.Path(path))
 
     def steps(self) -> list[int]:
         """Return the finished steps, oldest first."""
@@ -225,6 +229,20 @@ class Store:
             if self._has_failed and jax.process_count() == 1:
                 with contextlib.suppress(OSError):
                     self._remove_unfinished()
+
+
+def _remove_tree(path: epath.Path) -> None:
+    """Delete a directory into which threads of a failed save may still be writing: nothing can join them."""
+    for remaining in reversed(range(_REMOVAL_ATTEMPTS)):
+        try:
+            path.rmtree()
+            return
+        except OSError as error:
+            if not path.exists():
+                return
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not remaining:
+                raise
+            time.sleep(_REMOVAL_INTERVAL_S)
 
 
 def _without_tracebacks(record: logging.LogRecord) -> bool:
