@@ -9,8 +9,9 @@ Markdown, how many scenes come through without any mistake. Two or three minutes
 """
 
 import argparse
+import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from seed_jax.recipes.quickstart.config import QuickstartConfig
 from seed_jax.recipes.quickstart.read_captions import compare
 from seed_jax.recipes.quickstart.read_pixels import read_image
 
-STEPS, BATCH_SIZE, PEAK_LR, HIDDEN = 3000, 256, 3e-3, 512
+BATCH_SIZE = 250  # of the networks; divides all numbers of images
+STEPS, PROBE_BATCH_SIZE, PEAK_LR, HIDDEN = 3000, 256, 3e-3, 512
 CUTS = np.cumsum([classes for _, classes in ATTRIBUTES])
 Probe = Callable[[np.ndarray], np.ndarray]
 
@@ -38,75 +40,78 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, help="directory of another teacher (variant teacher of the quickstart)")
     args = parser.parse_args()
+    training = Images.sample(1, 6000) + Images.sample(2, 4000, num_objects=MAX_OBJECTS)
+    held_out = Images.sample(3, 1000, held_out=True) + Images.sample(4, 500, held_out=True, num_objects=MAX_OBJECTS)
+    known = Images.sample(5, 500, num_objects=MAX_OBJECTS)
+    print("| | held-out combinations: one object | two | three | trained combinations: three |")
+    print("|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         teacher = args.teacher or Path(folder)
         if args.teacher is None:
             teacher_files.unpack(teacher)
-        tower = Similarity(teacher / "vision")
-        parts = [embed(tower, 1, 6000, False), embed(tower, 2, 4000, False, MAX_OBJECTS)]
-        held_out = [embed(tower, 3, 1000, True), embed(tower, 4, 500, True, MAX_OBJECTS)]
-        known = embed(tower, 5, 500, False, MAX_OBJECTS)
-        through_latents = [autoencode(teacher / "unclip", 6, 1000, True), autoencode(teacher / "unclip", 7, 300, False)]
-    vectors, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    held_out_vectors, held_out_labels = (np.concatenate(part) for part in zip(*held_out, strict=True))
-    counts = held_out_labels[:, [name for name, _ in ATTRIBUTES].index("count")] + 1
-    print("| | held-out combinations: one object | two | three | trained combinations: three |")
-    print("|---|---:|---:|---:|---:|")
-    for name, hidden in (("embedding, linear probe", 0), (f"embedding, hidden layer of {HIDDEN}", HIDDEN)):
-        read = train_probe(vectors, labels, hidden)
-        right = (read(held_out_vectors) == held_out_labels).all(-1)
-        cells = [right[counts == count].mean() for count in range(1, MAX_OBJECTS + 1)]
-        cells.append((read(known[0]) == known[1]).all(-1).mean())
-        print_row(name, cells)
-    (right, counts), (known_right, known_counts) = through_latents
+        embed = Similarity(teacher / "vision").unit_vectors
+        vectors, held_out_vectors, known_vectors = (part.apply(embed) for part in (training, held_out, known))
+        for name, hidden in (("embedding, linear probe", 0), (f"embedding, hidden layer of {HIDDEN}", HIDDEN)):
+            read = train_probe(vectors, training.labels(), hidden)
+            right = [
+                (read(v) == part.labels()).all(-1) for v, part in ((held_out_vectors, held_out), (known_vectors, known))
+            ]
+            print_row(name, held_out, *right)
+        reconstruct = autoencoder(teacher / "unclip")
+        print_row("autoencoder", held_out, *(part.survivors(part.apply(reconstruct)) for part in (held_out, known)))
+
+
+def print_row(name: str, held_out: "Images", right: np.ndarray, known_right: np.ndarray) -> None:
+    """Print the share of scenes that are right, held-out ones by their number of objects."""
+    counts = np.array([len(scene.objects) for scene in held_out.scenes])
     cells = [right[counts == count].mean() for count in range(1, MAX_OBJECTS + 1)]
-    print_row("autoencoder", [*cells, known_right[known_counts == MAX_OBJECTS].mean()])
+    print(f"| {name} | {' | '.join(f'{100 * cell:.1f} %' for cell in (*cells, known_right.mean()))} |")
 
 
-def print_row(name: str, cells: Sequence[float]) -> None:
-    print(f"| {name} | {' | '.join(f'{100 * cell:.1f} %' for cell in cells)} |")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """Scenes and their images."""
+
+    scenes: list[Scene]
+    pixels: list[np.ndarray]
+
+    @classmethod
+    def sample(cls, seed: int, count: int, *, held_out: bool = False, num_objects: int | None = None) -> "Images":
+        images = cls([], [])
+        for index in range(count):
+            rng = np.random.default_rng([seed, index])
+            images.scenes.append(sample_scene(rng, held_out, num_objects))
+            images.pixels.append(render(images.scenes[-1], QuickstartConfig().world.side, rng))
+        return images
+
+    def __add__(self, other: "Images") -> "Images":
+        return Images(self.scenes + other.scenes, self.pixels + other.pixels)
+
+    def apply(self, program: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Apply a program to batches of images [B, S, S, 3]; all counts are multiples of the batch size."""
+        starts = range(0, len(self.pixels), BATCH_SIZE)
+        return np.concatenate([program(np.stack(self.pixels[start : start + BATCH_SIZE])) for start in starts])
+
+    def labels(self) -> np.ndarray:
+        return np.array([scene_labels(scene) for scene in self.scenes])
+
+    def survivors(self, images: np.ndarray) -> np.ndarray:
+        """Return which scenes are read from other images without any mistake."""
+        pairs = zip(images, self.scenes, strict=True)
+        return np.array([compare(read_image(image), scene).all_correct for image, scene in pairs])
 
 
-def sample_images(
-    seed: int, count: int, held_out: bool, num_objects: int | None = None
-) -> tuple[list[Scene], list[np.ndarray]]:
-    """Return sampled scenes and their images."""
-    scenes, pixels = [], []
-    for index in range(count):
-        rng = np.random.default_rng([seed, index])
-        scenes.append(sample_scene(rng, held_out, num_objects))
-        pixels.append(render(scenes[-1], QuickstartConfig().world.side, rng))
-    return scenes, pixels
-
-
-def autoencode(directory: Path, seed: int, count: int, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return which scenes survive the autoencoder of a decoder, and their numbers of objects."""
+def autoencoder(directory: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a program that encodes and decodes images with the autoencoder of a decoder."""
     stored = model_dir.load(directory)
     decoder = Unclip(UnclipConfig.from_dict(stored.config["sizes"]))
 
     @jax.jit
-    def reconstruct(params, batch):
-        return decoder.decode_latents(params, decoder.encode_image(params, batch).mean)
+    def reconstruct(params, pixels):
+        images = decoder.decode_latents(params, decoder.encode_image(params, pixels / jnp.float32(255)).mean)
+        return jnp.clip(jnp.round(255 * images), 0, 255).astype(jnp.uint8)
 
-    scenes, pixels = sample_images(seed, count, held_out, None if held_out else MAX_OBJECTS)
-    right = []
-    for start in range(0, count, 100):
-        images = np.asarray(reconstruct(stored.params, np.stack(pixels[start : start + 100]) / np.float32(255)))
-        images = np.clip(np.round(255 * images), 0, 255).astype(np.uint8)
-        right += [
-            compare(read_image(image), scene).all_correct for image, scene in zip(images, scenes[start:], strict=False)
-        ]
-    return np.array(right), np.array([len(scene.objects) for scene in scenes])
-
-
-def embed(
-    tower: Similarity, seed: int, count: int, held_out: bool, num_objects: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embeddings [count, E] and labels [count, A] of sampled scenes."""
-    scenes, pixels = sample_images(seed, count, held_out, num_objects)
-    batches = [np.stack(pixels[start : start + 250]) for start in range(0, count, 250)]
-    vectors = np.concatenate([tower.unit_vectors(batch) for batch in batches])
-    return vectors, np.array([scene_labels(scene) for scene in scenes])
+    return lambda pixels: np.asarray(reconstruct(stored.params, pixels))
 
 
 def train_probe(vectors: np.ndarray, labels: np.ndarray, hidden: int) -> Probe:
@@ -138,7 +143,7 @@ def train_probe(vectors: np.ndarray, labels: np.ndarray, hidden: int) -> Probe:
 
     state, rng = optimizer.init(params), np.random.default_rng(0)
     for _ in range(STEPS):
-        chosen = rng.integers(0, len(inputs), BATCH_SIZE)
+        chosen = rng.integers(0, len(inputs), PROBE_BATCH_SIZE)
         params, state = step(params, state, inputs[chosen], labels[chosen])
     return lambda batch: np.stack(
         [np.argmax(values, -1) for values in logits(params, (batch - mean) / deviation)], axis=-1

@@ -4,7 +4,7 @@
     python benchmarks/image_format.py --workdir DIR --short
 
 The second paper counts 2,134 valid images of 5,000 with bilateral codes, and 4,997 with causal ones. Here both
-tokenizers are trained on the synthetic world with as many codes as the paper's, and language models of several sizes on
+tokenizers are trained on the synthetic world with the paper's 8,192 codes, and language models of several sizes on
 their codes; the same command resumes. Measured at checkpoints of pre-training and after instruction tuning on mixed
 text, on held-out captions:
 
@@ -52,7 +52,7 @@ from seed_jax.train.config.schema import parse
 ARMS = {"causal": True, "bilateral": False}  # -> tokenizer.causal
 SIZES = {"64x2": (64, 172, 2, 2), "128x2": (128, 344, 2, 4), "256x4": (256, 688, 4, 8)}  # width x layers
 TUNED = "128x2"  # the size that is instruction-tuned
-CHECKPOINT_STEPS = 50
+CHECKPOINT_STEPS, TUNING_STEPS = 50, 600
 SAMPLING = {
     "greedy": SamplingParams(mode="none", max_new_tokens=CODES_PER_IMAGE + 1),
     "t 1.0": SamplingParams(mode="none", temperature=1.0, max_new_tokens=CODES_PER_IMAGE + 1),
@@ -89,7 +89,7 @@ def study_config(arm: str, seed: int, args: argparse.Namespace) -> ml_collection
     """Return the quickstart's config with the codebook of the paper, and a pre-training of each size."""
     config = quickstart.get_config("shortest" if args.short else "world")
     config.seed, config.tokenizer.causal, config.tokenizer.num_codes = seed, ARMS[arm], args.num_codes
-    config.stages.sft.steps = min(config.stages.sft.steps, 600)
+    config.stages.sft.steps = min(config.stages.sft.steps, TUNING_STEPS)
     every = 2 if args.short else CHECKPOINT_STEPS
     for size in args.sizes:
         stage = ml_collections.ConfigDict(config.stages.pretrain.to_dict())
@@ -119,7 +119,8 @@ class ImageFormat(Quickstart):
     def pretrain_size(self, size: str) -> None:
         init = self.workdir / "init" / size
         if not init.is_dir():
-            write_random_model(init, size, self.corpus.vocabulary, self.workdir / "codebook")
+            key = jax.random.key(self.config.seed)
+            write_random_model(init, size, key, self.corpus.vocabulary, self.workdir / "codebook")
         paths = {"data.vocabulary": self.corpus.vocabulary, "model.init": init}
         self.train(f"pretrain_{size}", self.corpus.language_mixture("pretrain"), paths)
 
@@ -128,11 +129,11 @@ class ImageFormat(Quickstart):
         self.train("sft", self.corpus.language_mixture("sft"), paths)
 
 
-def write_random_model(out: Path, size: str, vocabulary: Path, tokenizer: Path) -> None:
+def write_random_model(out: Path, size: str, key: jax.Array, vocabulary: Path, tokenizer: Path) -> None:
     """Write a LLaMA of a size with random weights."""
     width, intermediate, layers, heads = SIZES[size]
     config = LlamaConfig(Vocabulary.load(vocabulary).size, width, intermediate, layers, heads, heads, max_length=512)
-    params = meta.unbox(Llama(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    params = meta.unbox(Llama(config).init(key, jnp.zeros((1, 2), jnp.int32)))["params"]
     keys = {"sizes": config.to_dict(), "image_tokenizer": str(tokenizer)}
     files = {path.name: path for path in vocabulary.iterdir()}
     model_dir.save(out, ModelKind.LLAMA, keys, params, files=files)
@@ -146,9 +147,11 @@ def measure(workdir: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]
     scenes = [make_sample("captions", SEED, index, True).items[0] for index in range(args.prompts)]
     captions = [wording.captions(scene)[0] for scene in scenes]
     side = QuickstartConfig().world.side
-    codes = tokenizer.encode([Image.fromarray(render(scene, side, np.random.default_rng(0))) for scene in scenes])
+    pixels = [render(scene, side, np.random.default_rng([SEED, index])) for index, scene in enumerate(scenes)]
+    codes = tokenizer.encode([Image.fromarray(image) for image in pixels])
     for stage in (*(f"pretrain_{size}" for size in args.sizes), *(["sft"] if TUNED in args.sizes else [])):
         generator = Generator.load(workdir / stage)
+        scorer = Scorer(generator)  # compiled once: the checkpoints differ in their parameters only
         vocabulary = generator.vocabulary
         if stage == "sft":
             prompts = [build_prompt([Message(USER, drawing_prompt(text))], "vicuna", vocabulary) for text in captions]
@@ -160,7 +163,7 @@ def measure(workdir: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]
             if key not in measured:
                 stored = model_dir.restore_params(workdir / stage / "checkpoints" / str(step) / "params")
                 generator.replace_params(stored["params"])
-                scores = Scorer(generator).score_images(prompts, codes[:, None].tolist(), batch_size=50)
+                scores = scorer.score_images(prompts, codes[:, None].tolist(), batch_size=50)
                 bits = -np.array([group[0].log_probs for group in scores]) / np.log(2)
                 valid = {}
                 for name, params in SAMPLING.items():

@@ -80,7 +80,7 @@ def _answer(
     model = load_model(
         args,
         config,
-        most_expensive_params([record.params for record in todo]),
+        [record.params for record in todo],
         prompts=min(args.batch_size, len(todo)),
         num_images=max(len(record.images) for record in todo),
         draws=draws,
@@ -105,16 +105,6 @@ def _answer(
                     without_grammar.append(answer)
     if without_grammar:
         log_image_validity(without_grammar, model.generator.vocabulary.boi)
-
-
-def most_expensive_params(options: Sequence[SamplingParams]) -> SamplingParams:
-    """Return decoding options that need at least as much memory as each of `options`."""
-    params = max(options, key=lambda params: params.beams * (1 + params.guided))
-    return dataclasses.replace(
-        params,
-        max_new_tokens=max(one.max_new_tokens for one in options),
-        parallel_decoding=params.beams == 1 and any(one.parallel_decoding for one in options),
-    )
 
 
 def read_records(path: Path, defaults: SamplingParams, negative_prompt: str | None = None) -> list[PromptRecord]:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, params: SamplingParams) -> None:
     draws = folder is not None
     if requires_images(params) and not draws:
         log_decoder_hint(config)
-    model = load_model(args, config, params, num_images=len(images), draws=draws)
+    model = load_model(args, config, [params], num_images=len(images), draws=draws)
     vocabulary = model.generator.vocabulary
     message = Message(USER, interleave(args.prompt, model.encode(images), [len(group) for group in groups]))
     prompt = build_prompt([message], model.style, vocabulary)

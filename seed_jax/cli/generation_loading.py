@@ -39,7 +39,7 @@ def load_config(args: argparse.Namespace, *, use_decoder: bool = True) -> LoadCo
 def load_model(
     args: argparse.Namespace,
     config: LoadConfig,
-    params: SamplingParams,
+    params: Sequence[SamplingParams],
     *,
     prompts: int = 1,
     num_images: int = 0,
@@ -50,19 +50,16 @@ def load_model(
     Args:
         args: parsed arguments, of which `memory` and `memory_plan` are used.
         config: the models.
-        params: the most expensive decoding options.
+        params: decoding options of the requests.
         prompts: requests at a time.
         num_images: images that are encoded at a time.
         draws: whether the image decoder will be loaded.
     """
-    workload = Workload(
-        prompts, params.beams, params.guided, new_tokens=params.max_new_tokens, parallel=params.parallel_decoding
-    )
+    workload = Workload.covering(params, prompts)
     memory_plan.check_directories(
         config, workload, num_images=num_images, draws=draws, limit=args.memory, show=args.memory_plan
     )
-    # Prompts of a batch may choose parallel decoding each.
-    if args.draft_codes and not params.parallel_decoding and not getattr(args, "batch", None):
+    if args.draft_codes and not workload.parallel:
         logging.warning("--draft-codes has no effect without --parallel-decoding.")
     logging.info("loading %s ...", config.model)
     return SeedLlama.from_config(config)

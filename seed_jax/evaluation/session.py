@@ -123,13 +123,8 @@ def _mesh(tensor_parallel: int) -> jax.sharding.Mesh | None:
 
 
 def _check_memory(planned: Sequence[PlannedTask], model: ModelOptions, config: LoadConfig, draws: bool) -> None:
-    heaviest = max((one.sampling_params for one in planned), key=_cost)
     prompts = max(one.options.batch_size for one in planned)
-    workload = Workload(prompts, heaviest.beams, heaviest.guided, new_tokens=heaviest.max_new_tokens)
+    workload = Workload.covering([one.sampling_params for one in planned], prompts)
     memory_plan.check_directories(
         config, workload, num_images=MAX_IMAGE_BATCH, draws=draws, limit=model.memory, show=model.show_memory_plan
     )
-
-
-def _cost(params: SamplingParams) -> int:
-    return params.beams * (1 + params.guided) * params.max_new_tokens

@@ -25,6 +25,7 @@ from seed_jax.inference import weight_loading
 from seed_jax.inference.drawing.drawer import decoder_class
 from seed_jax.inference.drawing.request import DecoderConfig
 from seed_jax.inference.generation.batching import bucket
+from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.seed_llama import LoadConfig
 from seed_jax.models.diffusion import DECODERS
 from seed_jax.models.language_models import model_class, read_sizes
@@ -59,6 +60,23 @@ class Workload:
     prompt_length: int = 512
     new_tokens: int = 512
     parallel: bool = False
+
+    @classmethod
+    def covering(cls, params: Sequence[SamplingParams], prompts: int = 1) -> "Workload":
+        """Return a batch that needs at least as much memory as one of any of the requests.
+
+        Args:
+            params: decoding options of the requests, at least one.
+            prompts: requests at a time.
+        """
+        most = max(params, key=lambda one: one.beams * (1 + one.guided))
+        return cls(
+            prompts,
+            most.beams,
+            most.guided,
+            new_tokens=max(one.max_new_tokens for one in params),
+            parallel=any(one.parallel_decoding for one in params),
+        )
 
     @property
     def tokens_per_step(self) -> int:

@@ -127,15 +127,6 @@ def test_images_are_drawn_and_memory_is_planned(models, tmp_path, capsys, caplog
         assert re.search(rf"{part} +\d+\.\d\d MiB", caplog.text)
 
 
-def test_memory_of_a_batch_is_planned_for_its_most_expensive_lines():
-    plain, parallel = SamplingParams(max_new_tokens=500), SamplingParams(parallel_decoding=True, max_new_tokens=70)
-    guided = SamplingParams(guidance_scale=3.0, temperature=1.0, max_new_tokens=70)
-    planned = generate_batch.most_expensive_params([plain, parallel, guided])
-    assert (planned.guided, planned.parallel_decoding, planned.max_new_tokens) == (True, True, 500)
-    planned = generate_batch.most_expensive_params([plain, parallel, SamplingParams(beams=5)])
-    assert (planned.beams, planned.parallel_decoding, planned.max_new_tokens) == (5, False, 512)
-
-
 def test_a_bundle_needs_no_further_option(models, tmp_path, capsys, caplog, monkeypatch):
     def draw(model, segments, seed):  # drawing itself is tested above
         assert model.drawer.config.embedding_width == TOKENIZER.embedding_width

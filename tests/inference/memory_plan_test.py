@@ -60,6 +60,13 @@ def test_programs_need_no_more_than_was_planned(beams):
 
 
 @pytest.mark.optimized
+def test_a_batch_is_covered_by_its_most_expensive_requests():
+    plain, parallel = SamplingParams(max_new_tokens=500), SamplingParams(parallel_decoding=True, max_new_tokens=70)
+    guided = SamplingParams(guidance_scale=3.0, temperature=1.0, max_new_tokens=70)
+    assert Workload.covering([plain, parallel, guided], 3) == Workload(3, 1, True, new_tokens=500, parallel=True)
+    assert Workload.covering([guided, SamplingParams(beams=5)]) == Workload(1, 5, False, new_tokens=512)
+
+
 def test_the_slots_of_a_server_need_no_more_than_was_planned():
     generator = Generator(SMALL, small_params(), vocabulary())
     size = SlotPoolSize(slots=8, length=128, prefill_chunk=32, prefix_cache_blocks=5)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, params: SamplingParams) -> int:
     resumed = None if args.resume is None else _resumed_path(args.resume, args.out)
     log_unused_options(params, None)
     config = load_config(args)
-    model = load_model(args, config, params, num_images=PLANNED_IMAGES, draws=config.decoder is not None)
+    model = load_model(args, config, [params], num_images=PLANNED_IMAGES, draws=config.decoder is not None)
     if model.style in SINGLE_TURN_STYLES:
         logging.info(
             "Prompt style %s: every message is answered on its own. For a model with instruction tuning give --style.",

@@ -8,8 +8,6 @@ import bisect
 import functools
 import hashlib
 import itertools
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from seed_jax.data.shards import manifest as manifests
 from seed_jax.data.shards.manifest import Manifest, ShardFile
 from seed_jax.data.shards.records import Record, decode
 from seed_jax.errors import UserError
+from seed_jax.files import atomic_path
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
 _NUM_COUNTED = 8  # shards whose records are counted when a directory is opened
@@ -32,10 +31,9 @@ def write_shard(path: Path, records: Iterable[bytes]) -> ShardFile:
     """Write serialized records to a shard atomically; equal records give equal bytes."""
     from array_record.python.array_record_module import ArrayRecordWriter  # only where shards are read or written
 
-    # Unique name: two processes that build the same shard write the same bytes, and the last rename wins.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     count = 0
-    try:
+    # Two processes that build the same shard write the same bytes, and the last rename wins.
+    with atomic_path(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         try:
             for record in records:
@@ -43,16 +41,11 @@ def write_shard(path: Path, records: Iterable[bytes]) -> ShardFile:
                 count += 1
         finally:
             writer.close()
-        shard = ShardFile(path.name, count, temporary.stat().st_size, _synced_digest(temporary))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return shard
+        return ShardFile(path.name, count, temporary.stat().st_size, _digest(temporary))
 
 
-def _synced_digest(path: Path) -> str:
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -185,7 +178,7 @@ def _problem(directory: Path, shard: ShardFile, verify: bool, count: bool) -> st
         return f"{shard.name} is missing"
     if path.stat().st_size != shard.bytes:
         return f"{shard.name} has {path.stat().st_size} bytes, expected {shard.bytes}"
-    if verify and _synced_digest(path) != shard.sha256:
+    if verify and _digest(path) != shard.sha256:
         return f"{shard.name} does not match its recorded SHA-256"
     if count and (records := _count_records(path)) not in (None, shard.records):
         return f"{shard.name} has {records} records, expected {shard.records}"

@@ -73,7 +73,7 @@ def unpack(
         out: where to write.
         path: the packed file.
         codes_per_image: of the tokenizer; by default one per query that the Q-Former was trained with.
-        num_codes: size of its codebook; by default that of `SeedTokenizerConfig.small`.
+        num_codes: size of its codebook, which starts random; by default that of the packed sizes.
         causal: whether query i attends to earlier queries only; by default as it was trained.
 
     Raises:

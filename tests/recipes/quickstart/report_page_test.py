@@ -7,8 +7,8 @@ import pytest
 
 from seed_jax.files import write_text
 from seed_jax.recipes.quickstart.measure import Example, Measurements
-from seed_jax.recipes.quickstart.recipe import provenance
 from seed_jax.recipes.quickstart.report_page import write_report
+from seed_jax.recipes.recipe import provenance
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 IMAGE = np.zeros((48, 48, 3), np.uint8)
