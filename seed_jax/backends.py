@@ -21,6 +21,17 @@ def skip_absent_tpus(devices: Path = Path("/dev")) -> None:
     """
     if os.environ.get("JAX_PLATFORMS") or importlib.util.find_spec("libtpu") is None:
         return
-    has_device = any((devices / name).exists() for name in (*_TPU_DEVICES, *_GPU_DEVICES))
-    if not has_device and not any(os.environ.get(name) for name in _TPU_VARIABLES):
+    if not has_accelerator(devices):
         os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def has_accelerator(devices: Path = Path("/dev")) -> bool:
+    """Return whether JAX may find a TPU or GPU, as device files and environment say; `JAX_PLATFORMS=cpu` excludes it.
+
+    Args:
+        devices: directory of device files.
+    """
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms != "cpu"
+    has_device = any((devices / name).exists() for name in (*_TPU_DEVICES, *_GPU_DEVICES))
+    return has_device or any(os.environ.get(name) for name in _TPU_VARIABLES)

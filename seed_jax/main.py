@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from seed_jax import backends, compilation_cache
+from seed_jax import backends, compilation_cache, huge_pages
 from seed_jax.errors import UserError
 from seed_jax.files import describe, is_permanent
 from seed_jax.terminal import PrintableFormatter, error_line, escaped_stdout
@@ -151,4 +151,5 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.restart_with_huge_pages()
     cli()

@@ -19,6 +19,7 @@ LAYERS = [
     "files",
     "lfs",
     "backends",
+    "huge_pages",
     "compilation_cache",
     "images",
     "video",

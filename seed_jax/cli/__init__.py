@@ -12,7 +12,7 @@ import sys
 import shtab
 
 import seed_jax
-from seed_jax import backends, compilation_cache
+from seed_jax import backends, compilation_cache, huge_pages
 from seed_jax.errors import UserError
 from seed_jax.files import describe
 from seed_jax.terminal import EscapedParser, PrintableFormatter, configure_streams, error_line, escaped_stdout
@@ -67,7 +67,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; bad input gives one sentence and exit code 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # this process is the command
+        argv = sys.argv[1:]
+        if argv[:1] == ["train"]:
+            huge_pages.restart_with_huge_pages()
     _configure_output()
     try:
         with escaped_stdout():
