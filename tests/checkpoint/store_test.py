@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seed_jax import sharding
 from seed_jax.checkpoint.store import Store
 from seed_jax.errors import UserError
+from tests.support import checkpoints
 
 META = {"architecture": {"hidden": 8, "layers": 2}}
 
@@ -130,21 +130,11 @@ def test_a_save_that_fails_is_noticed_without_another_save(tmp_path, mesh):
     try:
         with pytest.raises(UserError, match=r"step 2 could not be written.*newest complete one is of step 1"):
             save_and_check()
+        store.close()  # threads of the save go on after its first error: they must meet the full disk, too
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, previous)
         signal.signal(signal.SIGXFSZ, ignored)
-    store.close()
-    assert next_start_keeps(tmp_path, "1")
-
-
-def next_start_keeps(workdir, *names):
-    """Return whether a Store leaves these checkpoints only; threads of this process may still write others."""
-    for _ in range(100):
-        Store(workdir).close()
-        if sorted(path.name for path in (workdir / "checkpoints").iterdir()) == sorted(names):
-            return True
-        time.sleep(0.1)
-    return False
+    assert checkpoints.next_start_keeps(tmp_path, "1")
 
 
 def test_only_damaged_ones_left(tmp_path, mesh):

@@ -20,6 +20,7 @@ from seed_jax.train.runtime import checkpointing, workdir
 from seed_jax.train.runtime.goodput import Goodput
 from seed_jax.train.runtime.metric_writer import MetricWriter
 from seed_jax.train.runtime.watchdog import EXIT_PREEMPTED, EXIT_STUCK
+from tests.support import checkpoints
 from tests.train.toy import ToyBatches, ToyStage, toy_config
 
 
@@ -230,7 +231,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_sentence(tmp_pa
         loop.train(config, tmp_path, LargeStage(config))
     assert error.value.exit_code == 2  # starting again would not help
     assert "\n" not in str(error.value)
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert checkpoints.next_start_keeps(tmp_path)
 
 
 def test_a_workdir_in_use_is_tried_again_by_launchers(tmp_path):
