@@ -88,7 +88,8 @@ def main() -> None:
 def study_config(arm: str, seed: int, args: argparse.Namespace) -> ml_collections.ConfigDict:
     """Return the quickstart's config with the codebook of the paper, and a pre-training of each size."""
     config = quickstart.get_config("shortest" if args.short else "world")
-    config.seed, config.tokenizer.causal, config.tokenizer.num_codes = seed, ARMS[arm], args.num_codes
+    config.seed, config.tokenizer.causal = seed, ARMS[arm]
+    config.stages.codebook.model.num_codes = args.num_codes
     config.stages.sft.steps = min(config.stages.sft.steps, TUNING_STEPS)
     every = 2 if args.short else CHECKPOINT_STEPS
     for size in args.sizes:

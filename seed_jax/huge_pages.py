@@ -1,7 +1,7 @@
 """Trainings on a CPU with huge pages.
 
-XLA allocates the buffers of a step anew in every step, and the kernel maps and clears their pages again: a fifth of the
-processor time of small trainings. glibc asks for huge pages only if `GLIBC_TUNABLES` says so when a process starts.
+XLA allocates the buffers of a step anew in every step, and the kernel maps and clears their pages again: a quarter of
+the processor time of small trainings. glibc asks for huge pages only if `GLIBC_TUNABLES` says so at process start.
 """
 
 import os

@@ -11,7 +11,7 @@ from seed_jax import huge_pages
 
 
 @pytest.fixture
-def restarts(monkeypatch, tmp_path):
+def restarts(monkeypatch):
     """Pretend that this is a machine on which huge pages help; return the restarts."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
@@ -80,7 +80,7 @@ def test_a_training_command_runs_with_them(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     config = tmp_path / "show.py"
     config.write_text("import os\n\ndef get_config(variant):\n    raise ValueError(os.environ.get('GLIBC_TUNABLES'))\n")
-    for command in (["seed_jax.main", "--config=show.py:a b"], ["seed_jax.cli", "train", "show.py:a b"]):
+    for command in (["seed_jax.main", "--config=show.py:a b"], ["seed_jax.cli", "--no-cache", "train", "show.py:a b"]):
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; bad input gives one sentence and exit code 2."""
     if argv is None:  # this process is the command
         argv = sys.argv[1:]
-        if argv[:1] == ["train"]:
+        if _command(argv) == "train":
             huge_pages.restart_with_huge_pages()
     _configure_output()
     try:
@@ -85,8 +85,12 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+def _command(argv: list[str]) -> str:
+    return next((word for word in argv if not word.startswith("-")), "")
+
+
 def _run(argv: list[str]) -> int:
-    command = next((word for word in argv if not word.startswith("-")), "")
+    command = _command(argv)
     uses_cache = command in COMMANDS and command not in WITHOUT_CACHE
     argv = compilation_cache.configure(argv, uses_cache=uses_cache)
     everything = any(word.startswith("--print-completion") for word in argv)

@@ -59,7 +59,6 @@ def test_programs_need_no_more_than_was_planned(beams):
     assert planned.resident["KV cache"] <= held <= 1.05 * planned.resident["KV cache"] + 2**14
 
 
-@pytest.mark.optimized
 def test_a_batch_is_covered_by_its_most_expensive_requests():
     plain, parallel = SamplingParams(max_new_tokens=500), SamplingParams(parallel_decoding=True, max_new_tokens=70)
     guided = SamplingParams(guidance_scale=3.0, temperature=1.0, max_new_tokens=70)
@@ -67,6 +66,7 @@ def test_a_batch_is_covered_by_its_most_expensive_requests():
     assert Workload.covering([guided, SamplingParams(beams=5)]) == Workload(1, 5, False, new_tokens=512)
 
 
+@pytest.mark.optimized
 def test_the_slots_of_a_server_need_no_more_than_was_planned():
     generator = Generator(SMALL, small_params(), vocabulary())
     size = SlotPoolSize(slots=8, length=128, prefill_chunk=32, prefix_cache_blocks=5)

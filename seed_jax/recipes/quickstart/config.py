@@ -16,18 +16,16 @@ class TokenizerOptions(Section):
 
     Attributes:
         codes_per_image: the language model writes 32; with fewer the recipe ends at the decoder.
-        num_codes: size of the codebook.
         causal: whether code i depends on earlier codes only.
         contrastive: whether stage I, contrastive training, comes before stage II.
     """
 
     codes_per_image: int = 32
-    num_codes: int = 256
     causal: bool = True
     contrastive: bool = True
 
     def problems(self) -> Problems:
-        yield from not_positive(self, "codes_per_image", "num_codes")
+        yield from not_positive(self, "codes_per_image")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,12 +72,7 @@ class Quickstart(WorldRecipe):
 
     def unpack_teacher(self) -> None:
         tokenizer = self.config.tokenizer
-        teacher_files.unpack(
-            self.teacher,
-            codes_per_image=tokenizer.codes_per_image,
-            num_codes=tokenizer.num_codes,
-            causal=tokenizer.causal,
-        )
+        teacher_files.unpack(self.teacher, codes_per_image=tokenizer.codes_per_image, causal=tokenizer.causal)
 
     def train_qformer(self) -> None:
         self.train("qformer", self.corpus.image_mixture(), self._tokenizer_paths(self.teacher / "start"))

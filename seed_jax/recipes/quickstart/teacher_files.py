@@ -64,7 +64,6 @@ def unpack(
     path: Path = PACKED,
     *,
     codes_per_image: int | None = None,
-    num_codes: int | None = None,
     causal: bool | None = None,
 ) -> None:
     """Write the three model directories; existing ones are kept.
@@ -73,7 +72,6 @@ def unpack(
         out: where to write.
         path: the packed file.
         codes_per_image: of the tokenizer; by default one per query that the Q-Former was trained with.
-        num_codes: size of its codebook, which starts random; by default that of the packed sizes.
         causal: whether query i attends to earlier queries only; by default as it was trained.
 
     Raises:
@@ -89,8 +87,6 @@ def unpack(
     tokenizer = configs["tokenizer"]
     changes = {"num_queries": codes_per_image, "causal": causal}
     tokenizer["qformer"] |= {name: value for name, value in changes.items() if value is not None}
-    if num_codes is not None:
-        tokenizer["num_codes"] = num_codes
     models = {
         "vision": (ModelKind.CLIP_VISION, configs["vision"], params["vision"]),
         "start": (ModelKind.IMAGE_TOKENIZER, tokenizer, _tokenizer_params(tokenizer, params)),

@@ -126,6 +126,7 @@ class CodebookModelConfig(Section):
         config: name of its architecture, "full", "small" or "tiny", as far as `init_from.model` does not give it.
         head: what predicts generation embeddings: "mlp", as in SEED-2's released weights, "reverse_qformer", the
             default of its training code, or "text_features", SEED-1's Reverse Q-Former.
+        num_codes: size of a codebook that starts random; 0 takes that of `config`.
         text_branch: also estimate Stable Diffusion 1's text states, as SEED-2's released weights do.
         joint_width: width of stage I's projections, where official files bring them.
         dropout: of the Q-Formers.
@@ -134,6 +135,7 @@ class CodebookModelConfig(Section):
 
     config: str = "full"
     head: str = "mlp"
+    num_codes: int = 0
     text_branch: bool = False
     joint_width: int = 256
     dropout: float = 0.1
@@ -142,6 +144,7 @@ class CodebookModelConfig(Section):
     def problems(self) -> Problems:
         yield from not_one_of(self, config=MODELS, head=HEADS)
         yield from not_positive(self, "joint_width")
+        yield from negative(self, "num_codes")
         yield from not_ratio(self, "dropout")
         if self.text_branch and self.predicts_text:
             yield "text_branch", "is True, but the head text_features predicts text states already: set it to False"

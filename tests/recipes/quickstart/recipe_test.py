@@ -191,10 +191,10 @@ def test_the_packaged_teacher_fits_the_config(tmp_path):
 
 @pytest.mark.slow
 def test_a_tokenizer_may_start_with_fewer_bilateral_codes(teacher, tmp_path):
-    teacher_files.unpack(tmp_path, teacher / teacher_files.PACKED.name, codes_per_image=8, num_codes=512, causal=False)
+    teacher_files.unpack(tmp_path, teacher / teacher_files.PACKED.name, codes_per_image=8, causal=False)
     start = model_dir.load(tmp_path / "start")
     sizes = SeedTokenizerConfig.from_dict(start.config["sizes"])
-    assert (sizes.codes_per_image, sizes.num_codes, sizes.qformer.causal) == (8, 512, False)
+    assert (sizes.codes_per_image, sizes.qformer.causal) == (8, False)
     all_queries = model_dir.load(teacher / "teacher/start").params["qformer"]["query_tokens"]
     np.testing.assert_array_equal(np.asarray(start.params["qformer"]["query_tokens"]), np.asarray(all_queries)[:8])
 

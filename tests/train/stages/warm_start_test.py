@@ -89,6 +89,19 @@ def test_stage_two_goes_on_from_an_imported_tokenizer_with_its_text_side(importe
     assert float(params["qformer"]["query_tokens"].mean()) == float(params["codebook"].mean()) == 1.0
 
 
+def test_size_of_a_codebook_that_starts_random(imported, tmp_path):
+    large = {"model.num_codes": 512}
+    assert init.architecture(config_for("tokenizer_codebook:tiny", **large), WORDS).tokenizer.num_codes == 512
+    stage_one = QFormerStage(tiny())
+    model_dir.save(tmp_path / "one", stage_one.kind, stage_one.model_config(), {"temperature": np.zeros(1)})
+    paths = {"init_from.model": str(tmp_path / "one")}
+    config = config_for("tokenizer_codebook:tiny", **large, **paths)
+    assert init.architecture(config, WORDS).tokenizer.num_codes == 512
+    config = config_for("tokenizer_codebook:tiny", **large, **{"init_from.model": imported})
+    with pytest.raises(UserError, match=r"model.num_codes is 512: set it to 0"):
+        init.architecture(config, WORDS)
+
+
 def test_stage_one_goes_on_from_an_imported_tokenizer(imported):
     stage = QFormerStage(tiny(model=imported))
     vocab_size = stage.model.config.qformer.vocab_size

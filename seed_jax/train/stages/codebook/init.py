@@ -69,14 +69,21 @@ def architecture(config: CodebookStageConfig, vocab_size: int) -> CodebookSizes:
 
 
 def _named(config: CodebookStageConfig) -> SeedTokenizerConfig:
-    return getattr(SeedTokenizerConfig, config.model.config)(config.model.head)
+    sizes = getattr(SeedTokenizerConfig, config.model.config)(config.model.head)
+    return dataclasses.replace(sizes, num_codes=config.model.num_codes or sizes.num_codes)
 
 
 def _stored(config: CodebookStageConfig) -> CodebookSizes:
     folder, stored = model_dir.read_config(config.init_from.model)
     where = str(folder / model_dir.CONFIG)
     if stored["kind"] != ModelKind.QFORMER:
-        return CodebookSizes.from_dict(stored, where)
+        sizes = CodebookSizes.from_dict(stored, where)
+        if config.model.num_codes not in (0, sizes.tokenizer.num_codes):
+            raise UserError(
+                f"{where} has a codebook of {sizes.tokenizer.num_codes} codes, but model.num_codes is "
+                f"{config.model.num_codes}: set it to 0 to keep the codebook, or start from a stage I model."
+            )
+        return sizes
     encoder = ImageTextConfig.from_dict(stored["sizes"], where)
     tokenizer = dataclasses.replace(
         _named(config), vit=encoder.vit, qformer=encoder.qformer, ln_vision_epsilon=encoder.ln_vision_epsilon
