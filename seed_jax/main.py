@@ -17,9 +17,9 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from seed_jax import backends, compilation_cache, huge_pages
 from seed_jax.errors import UserError
 from seed_jax.files import describe, is_permanent
+from seed_jax.startup import backends, compilation_cache, huge_pages
 from seed_jax.terminal import PrintableFormatter, error_line, escaped_stdout
 from seed_jax.train.config import loading
 

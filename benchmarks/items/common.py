@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 # The working tree, not an installed release, is measured. Set before JAX is imported.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from seed_jax import backends
+from seed_jax.startup import backends
 
 backends.skip_absent_tpus()
 SCALES = ("tiny", "cpu", "gpu")

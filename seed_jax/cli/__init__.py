@@ -12,9 +12,9 @@ import sys
 import shtab
 
 import seed_jax
-from seed_jax import backends, compilation_cache, huge_pages
 from seed_jax.errors import UserError
 from seed_jax.files import describe
+from seed_jax.startup import backends, compilation_cache, huge_pages
 from seed_jax.terminal import EscapedParser, PrintableFormatter, configure_streams, error_line, escaped_stdout
 
 # Command -> (module, summary). A module is imported only when the command line names its command.

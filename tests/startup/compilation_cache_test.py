@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from seed_jax import compilation_cache
+from seed_jax.startup import compilation_cache
 
 CPUINFO = (
     "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel\t: 143\ncpu MHz\t: {mhz}\nflags\t: {flags}\n\nprocessor\t: 1\n"
 )
 PROGRAM = """
 import sys
-from seed_jax import compilation_cache
+from seed_jax.startup import compilation_cache
 arguments = compilation_cache.configure(sys.argv[1:])
 import jax, jax.numpy as jnp
 jax.jit(lambda x: jnp.linalg.qr(x @ x)[0])(jnp.ones((64, 64)))

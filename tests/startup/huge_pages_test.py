@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from seed_jax import huge_pages
+from seed_jax.startup import huge_pages
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from seed_jax import backends
+from seed_jax.startup import backends
 
 
 @pytest.fixture

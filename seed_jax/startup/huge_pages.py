@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-from seed_jax import backends
+from seed_jax.startup import backends
 
 _VARIABLE = "GLIBC_TUNABLES"
 _TUNABLE = "glibc.malloc.hugetlb=1"  # madvise(MADV_HUGEPAGE) for what malloc maps
