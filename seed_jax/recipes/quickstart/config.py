@@ -85,6 +85,7 @@ class QuickstartConfig(Section):
         stage: "recipe".
         seed: of the data and of every stage.
         teacher: directory of pretrained networks (`T/teacher` of the variant `teacher`); "" for those of the package.
+            The variant `teacher` continues from them; "" for random weights.
         tokenizer: variants of the image tokenizer.
         world: number of training samples.
         evaluate: number of samples to measure.
@@ -121,9 +122,11 @@ class TeacherModelConfig(Section):
 
     Attributes:
         config: architecture of the tokenizer that starts from it, "full", "small" or "tiny".
+        init: directory of an earlier teacher, with `vision` and `start`, to continue from; "" for random weights.
     """
 
     config: str = "small"
+    init: str = ""
 
     def problems(self) -> Problems:
         yield from not_one_of(self, config=MODELS)

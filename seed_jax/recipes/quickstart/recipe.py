@@ -173,7 +173,7 @@ class Seed1Quickstart(Quickstart):
 
 
 class TeacherTraining(WorldRecipe):
-    """Train the networks that a quickstart starts from."""
+    """Train the networks that a quickstart starts from: from random weights, or further than an earlier teacher."""
 
     def steps(self) -> Iterator[Step]:
         yield Step("images", 60, self.build_images)
@@ -183,13 +183,18 @@ class TeacherTraining(WorldRecipe):
         yield Step("pack", 5, self.pack)
 
     def train_reader(self) -> None:
-        self.train("reader", self.corpus.image_mixture(), {})
+        paths = {"model.init": Path(self.config.teacher)} if self.config.teacher else {}
+        self.train("reader", self.corpus.image_mixture(), paths)
 
     def train_autoencoder(self) -> None:
         self.train("autoencoder", self.corpus.image_mixture(), {"source.vision": self.workdir / "reader"})
 
     def train_painter(self) -> None:
-        paths = {"source.vision": self.workdir / "reader", "model.init": self.workdir / "autoencoder"}
+        start = self.workdir / "autoencoder"
+        if self.config.teacher:
+            start = self.workdir / "data/painter_start"
+            teacher_files.make_painter_start(start, self.workdir / "autoencoder", Path(self.config.teacher) / "unclip")
+        paths = {"source.vision": self.workdir / "reader", "model.init": start}
         self.train("painter", self.corpus.image_mixture(), paths)
 
     def pack(self) -> None:

@@ -6,6 +6,7 @@ of the scenes supervises. The workdir is a CLIP vision tower for `teacher.vision
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seed_jax import images, sharding
+from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.data.batches.record_stream import MixtureComponent
 from seed_jax.data.shards.records import Record
@@ -35,6 +37,7 @@ from seed_jax.recipes.quickstart.attribute_reader import AttributeReader
 from seed_jax.recipes.quickstart.config import TeacherStageConfig
 from seed_jax.train import flops
 from seed_jax.train.stage import Batches, Evaluator, LossOutput, Stage
+from seed_jax.train.stages import warm_start
 from seed_jax.train.stages.held_out_loss import held_out_evaluators
 from seed_jax.train.stages.pair_data import image_batches, mixture_components
 from seed_jax.typing import ParamPath, Tree
@@ -144,7 +147,15 @@ class TeacherStage(Stage[TeacherStageConfig]):
         del workdir  # the shards are opened by `batches`, and all weights are random
 
     def init_variables(self, key: Key[Array, ""], shardings: Tree) -> Tree:
-        return sharding.jit_init(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)(key)
+        variables = sharding.jit_init(lambda key: sharding.unbox(self._init(key)), out_shardings=shardings)(key)
+        init = self.config.model.init
+        if not init:
+            return variables
+        # The heads that read attributes are not part of a teacher, so they start from random weights.
+        vision = model_dir.open_lazily(Path(init) / "vision", self.kind).params
+        tokenizer = model_dir.open_lazily(Path(init) / "start", ModelKind.IMAGE_TOKENIZER).params
+        stored = {"params": vision, HEADS: warm_start.select(tokenizer, ("ln_vision", "qformer"))}
+        return warm_start.overlay(variables, stored, init)
 
     def batches(self, local_indices: list[int]) -> Batches:
         data = self.config.data
