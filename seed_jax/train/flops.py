@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from seed_jax import accelerators
 from seed_jax.models.diffusion import StableDiffusionConfig, UnclipConfig
+from seed_jax.models.diffusion.vae import DECODER_PARAMS
 from seed_jax.models.tokenizer.image_text import ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.typing import ParamPath
@@ -90,11 +91,13 @@ def encoder_positions(
 
 
 def decoder_flops(params: Mapping[str, Any], config: DecoderSizes, trained: tuple[str, ...]) -> float:
-    """Return FLOPs of a training step per image over the kernels of the trained parts, "unet" and "vae"."""
-    positions = {"unet": _unet_positions, "vae": _vae_positions}
+    """Return FLOPs of a training step per image over the kernels of the trained parts, as `model.train` names them."""
+    positions = {"unet": _unet_positions, "vae": _vae_positions, "vae_decoder": _vae_positions}
     total = 0
     for part in trained:
-        kernels: dict[str, Any] = flatten_dict(params[part], sep="/")
+        kernels: dict[str, Any] = flatten_dict(params[part.removesuffix("_decoder")], sep="/")
+        if part == "vae_decoder":
+            kernels = {path: leaf for path, leaf in kernels.items() if path.split("/")[0] in DECODER_PARAMS}
         total += sum(
             leaf.size * positions[part](path, config) for path, leaf in kernels.items() if path.endswith("kernel")
         )

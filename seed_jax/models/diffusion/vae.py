@@ -15,6 +15,8 @@ from seed_jax.models.diffusion import flax_blocks
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
+DECODER_PARAMS = ("decoder", "post_quant_conv")  # parameters from latents to pixels; the encoder's are the others
+
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:

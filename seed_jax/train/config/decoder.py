@@ -6,7 +6,7 @@ from seed_jax.train.config.common import ImageDataConfig, Problems, TrainConfig
 from seed_jax.train.config.schema import Section, negative, not_one_of
 
 MODELS = ("full", "small", "tiny")
-PARTS = ("unet", "vae")
+PARTS = ("unet", "vae", "vae_decoder")
 DECODERS = ("unclip", "stable_diffusion")
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -19,11 +19,16 @@ class DecoderModelConfig(Section):
         decoder: "unclip" (SEED-2's) or "stable_diffusion" (SEED-1's Stable Diffusion 1.4).
         config: name of its architecture, "full", "small" or "tiny"; ignored where `init` is given.
         init: model directory or workdir of this stage; "" starts from random weights.
-        train: parts that train, "unet" and "vae" (the autoencoder, which a decoder from random weights needs first).
+        train: parts that train: "unet"; "vae", the autoencoder, which a decoder from random weights needs first; or
+            "vae_decoder", its decoder alone, so that latents stay what they are and a UNet remains of use.
         condition_dropout: share of images trained without embedding, for classifier-free guidance.
         noise_level: greatest noise level added to unCLIP's embedding, 0 to 999; generation uses 0.
         ema_decay: of the averaged weights that generation uses.
         divergence_weight: of the KL divergence of the latents from a standard normal.
+        perceptual_weight: of the squared error between the features that `source.vision` computes from an image and
+            from its reconstruction; 0 compares pixels only.
+        latent_noise: standard deviation up to which Gaussian noise is added to the latents that the autoencoder
+            decodes, because those that a UNet samples are not exact.
         remat: recompute activations in the backward pass.
     """
 
@@ -35,14 +40,23 @@ class DecoderModelConfig(Section):
     noise_level: int = 0
     ema_decay: float = 0.9999
     divergence_weight: float = 1e-6
+    perceptual_weight: float = 0.0
+    latent_noise: float = 0.0
     remat: bool = True
+
+    @property
+    def trained_collections(self) -> tuple[str, ...]:
+        """Names of the parameter collections of which at least a part trains, "unet" and "vae"."""
+        return tuple(dict.fromkeys(part.removesuffix("_decoder") for part in self.train))
 
     def problems(self) -> Problems:
         yield from not_one_of(self, decoder=DECODERS)
         if not self.init:
             yield from not_one_of(self, config=MODELS)
         if not self.train or set(self.train) - set(PARTS):
-            yield "train", f"is {self.train}, expected one or both of {', '.join(PARTS)}"
+            yield "train", f"is {self.train}, expected one or more of {', '.join(PARTS)}"
+        elif {"vae", "vae_decoder"} <= set(self.train):
+            yield "train", f"is {self.train}, but vae includes vae_decoder: name one of them"
         for name in ("condition_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 yield name, f"is {getattr(self, name)}, expected 0 to less than 1"
@@ -50,7 +64,11 @@ class DecoderModelConfig(Section):
             yield "noise_level", f"is {self.noise_level}, expected 0 to 999"
         elif self.noise_level and self.decoder != "unclip":
             yield "noise_level", f"is {self.noise_level}, but only unCLIP's embeddings are noised: set it to 0"
-        yield from negative(self, "divergence_weight")
+        yield from negative(self, "divergence_weight", "perceptual_weight", "latent_noise")
+        if "vae" not in self.trained_collections:
+            for name in ("perceptual_weight", "latent_noise"):
+                if getattr(self, name) > 0:
+                    yield name, f"is {getattr(self, name)}, but the autoencoder does not train: add it to model.train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +120,8 @@ class DecoderConfig(TrainConfig):
         yield from negative(self, "samples")
         if not self.data.demo and not self.data.mixture:
             yield "data.mixture", "is empty: name at least one directory of shards, or set data.demo=True"
+        if self.model.perceptual_weight > 0 and "vae" in self.model.trained_collections and not self.source.vision:
+            yield "model.perceptual_weight", "needs features to compare: name source.vision"
         if self.source.vision and self.model.decoder != "unclip":
             yield (
                 "source.vision",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from seed_jax import sharding
+from seed_jax import images, sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.convert.tokenizer import clip
@@ -79,6 +79,14 @@ class EmbeddingSource:
             encoded: Any = self.model.apply({"params": params}, image, method="encode")
             embeddings = self.model.apply({"params": params}, encoded.codes, method="embed_codes")
         return jax.lax.stop_gradient(embeddings.astype(jnp.float32))
+
+    def features(self, params: Tree, image: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
+        """Return what a vision tower makes of an image in 0..1, token by token, each with mean 0 and variance 1."""
+        assert isinstance(self.model, Vit)  # the config says so
+        size = self.image_size
+        image = jax.image.resize(image, (len(image), size, size, 3), "bicubic")
+        states: Any = self.model.apply({"params": params}, images.normalize(image * 255))
+        return jax.nn.standardize(states.astype(jnp.float32))
 
 
 def make_source(config: EmbeddingSourceConfig, precision: Precision, *, text_states: bool = False) -> EmbeddingSource:

@@ -1,10 +1,12 @@
 """The stage `decoder`: fine-tune the UNet of unCLIP or Stable Diffusion 1.4 on generation embeddings (spec B, G).
 
 The original uses Stable Diffusion as it is, though its embeddings come from 32 codes and not from CLIP. Here the UNet
-learns to decode what the codes really give. At small sizes the autoencoder can be trained as well, before the UNet.
+learns to decode what the codes really give. At small sizes the autoencoder can be trained as well, before the UNet; its
+decoder alone can be fine-tuned at any time.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ from seed_jax.models.diffusion import DECODERS, StableDiffusion, Unclip, UnclipC
 from seed_jax.models.diffusion.latent_diffusion import LatentDiffusion
 from seed_jax.models.diffusion.noise_schedule import add_noise, prediction_target
 from seed_jax.models.diffusion.unclip_conditioning import drop_labels
+from seed_jax.models.diffusion.vae import DECODER_PARAMS
 from seed_jax.precision import Precision
 from seed_jax.train import flops
 from seed_jax.train.config import DecoderConfig
@@ -77,11 +80,14 @@ class DecoderStage(Stage[DecoderConfig]):
         return self.config.data.batch_size
 
     def abstract_variables(self) -> Tree:
-        return init.abstract_variables(self.decoder, self.source, self.config.model.train)
+        return init.abstract_variables(self.decoder, self.source, self.config.model.trained_collections)
 
     def is_trainable(self, path: ParamPath) -> bool:
         """The parts that train and their moving averages change."""
-        return path[0] == EMA or (path[0] == "params" and path[1] in self.config.model.train)
+        if path[0] != "params":
+            return path[0] == EMA
+        train = self.config.model.train
+        return path[1] in train or ("vae_decoder" in train and path[1] == "vae" and path[2] in DECODER_PARAMS)
 
     def loss(self, variables: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> LossOutput:
         """Compute the loss of the parts that train: prediction of the UNet, reconstruction of the autoencoder."""
@@ -91,9 +97,17 @@ class DecoderStage(Stage[DecoderConfig]):
         moments = self.decoder.encode_image(params, pixels)
         latents = moments.sample(key_latents)
         terms: dict[str, Float[Array, " B"]] = {}
-        if "vae" in options.train:
-            terms["loss_pixels"] = _pixel_error(self.decoder, params, latents, pixels)
-            terms["loss_divergence"] = options.divergence_weight * moments.kl_divergence()
+        if "vae" in options.trained_collections:
+            noisy = _add_noise_of_random_scale(latents, options.latent_noise, jax.random.fold_in(key, 2))
+            decoded = self.decoder.vae.decode(params["vae"], noisy / self.decoder.config.vae.scaling_factor)
+            # Squared only: absolute errors would spend the latents on texture, of which there is more than of edges.
+            terms["loss_pixels"] = jnp.square(decoded - (pixels * 2 - 1)).mean((1, 2, 3))
+            if options.perceptual_weight:
+                features = functools.partial(self.source.features, variables["source"])
+                error = features(decoded / 2 + 0.5) - jax.lax.stop_gradient(features(pixels))
+                terms["loss_features"] = options.perceptual_weight * jnp.square(error).mean((1, 2))
+            if "vae" in options.train:
+                terms["loss_divergence"] = options.divergence_weight * moments.kl_divergence()
         if "unet" in options.train:
             embeddings = self.source.embed(variables["source"], images.normalize(batch["image"]))
             fixed = jax.lax.stop_gradient(latents)
@@ -107,9 +121,13 @@ class DecoderStage(Stage[DecoderConfig]):
         )
 
     def update_statistics(self, before: Tree, after: Tree, statistics: Mapping[str, Array]) -> Tree:
-        """Update the moving averages."""
+        """Update the moving averages of what trains; of a part of which only some trains, the rest stays."""
         del statistics
-        return {**after, EMA: update_ema(before[EMA], after["params"], self.config.model.ema_decay)}
+        averages, params = before[EMA], after["params"]
+        trained = {part: {name: averages[part][name] for name in params[part]} for part in params}
+        updated = update_ema({**trained, "updates": averages["updates"]}, params, self.config.model.ema_decay)
+        whole = {part: {**averages[part], **updated[part]} for part in params}
+        return {**after, EMA: {**whole, "updates": updated["updates"]}}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         return as_shapes(self._reader.row_spec())
@@ -184,10 +202,15 @@ class DecoderStage(Stage[DecoderConfig]):
         logging.info("Wrote %s: images, and what is generated from their embeddings.", workdir / SAMPLES)
 
 
-def _pixel_error(decoder: LatentDiffusion, params: Tree, latents: Array, pixels: Array) -> Float[Array, " B"]:
-    reconstructed = decoder.vae.decode(params["vae"], latents / decoder.config.vae.scaling_factor)
-    # Squared only: absolute errors would spend the latents on texture, of which there is more than of edges.
-    return jnp.square(reconstructed - (pixels * 2 - 1)).mean((1, 2, 3))
+def _add_noise_of_random_scale(
+    latents: Float[Array, "B h w C"], largest: float, key: Key[Array, ""]
+) -> Float[Array, "B h w C"]:
+    """Add Gaussian noise whose standard deviation is uniform from 0 to `largest`, one for each image."""
+    if not largest:
+        return latents
+    key_scale, key_noise = jax.random.split(key)
+    scale = largest * jax.random.uniform(key_scale, (len(latents), 1, 1, 1))
+    return latents + scale * jax.random.normal(key_noise, latents.shape)
 
 
 def denoising_loss(

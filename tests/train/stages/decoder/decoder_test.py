@@ -20,6 +20,7 @@ from seed_jax.errors import UserError
 from seed_jax.inference.drawing.drawer import Drawer
 from seed_jax.models.diffusion import StableDiffusion, StableDiffusionConfig, Unclip, UnclipCondition
 from seed_jax.models.tokenizer.config import SeedTokenizerConfig
+from seed_jax.models.tokenizer.vit import BlockConfig, Vit, VitConfig
 from seed_jax.train import loop
 from seed_jax.train.flops import decoder_flops
 from seed_jax.train.optimizer import init_ema, make_optimizer, update_ema
@@ -30,6 +31,7 @@ from tests.support import golden, meshes
 from tests.support.configs import config_for
 
 STEPS = 24
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +120,31 @@ def test_the_autoencoder_learns_from_nothing(start, tmp_path):
     assert set(model_dir.load(tmp_path / "run").params["ema"]) == {"vae", "updates"}
 
 
+@pytest.mark.slow
+def test_a_decoder_of_latents_learns_what_a_vision_tower_sees_and_the_encoder_stays(start, tmp_path):
+    sizes = VitConfig(32, 8, BlockConfig(16, 1, 2, 32), projection=8)
+    params = sharding.unbox(jax.jit(lambda key: Vit(sizes).init(key, jnp.zeros((1, 32, 32, 3)), method="embed"))(KEY))
+    vision = model_dir.save(tmp_path / "vision", "clip_vision", {"sizes": dataclasses.asdict(sizes)}, params["params"])
+    workdir = tmp_path / "run"
+    changes = {"source.tokenizer": "", "source.vision": str(vision), "model.latent_noise": 0.1}
+    small = dataclasses.replace(SMALLEST, unet=dataclasses.replace(SMALLEST.unet, class_width=16))
+    params = jax.jit(lambda key: sharding.unbox(Unclip(small).init(key)))(KEY)
+    begin = model_dir.save(tmp_path / "start", "unclip", {"sizes": small.to_dict()}, params)
+    loop.train(settings(begin, model__train=("vae_decoder",), model__perceptual_weight=10.0, **changes), workdir)
+    losses = values(workdir, "loss_features")
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert not values(workdir, "loss_divergence")
+    after = model_dir.load(workdir).params["params"]
+    for part in ("unet", "text"):
+        jax.tree.map(np.testing.assert_array_equal, after[part], params[part])
+    moved = {
+        path[0]
+        for path, leaf in flatten_dict(after["vae"]).items()
+        if (np.asarray(leaf) != flatten_dict(params["vae"])[path]).any()
+    }
+    assert moved == {"decoder", "post_quant_conv"}
+
+
 def test_averages_follow_with_their_decay():
     params = [{"w": jnp.float32(value)} for value in (1.0, 3.0, 5.0)]
     averages = init_ema(params[0])
@@ -198,13 +225,17 @@ def test_flops_are_those_of_the_kernels():
     places = {"conv_in": 64, "conv_out": 64}
     least = 6 * sum(unet[name]["kernel"].size * count for name, count in places.items())
     assert least < decoder_flops(params, SMALLEST, ("unet",)) < 6 * 64 * sum(x.size for x in jax.tree.leaves(unet))
-    assert decoder_flops(params, SMALLEST, ("unet", "vae")) > decoder_flops(params, SMALLEST, ("unet",))
+    both = decoder_flops(params, SMALLEST, ("unet", "vae"))
+    assert both > decoder_flops(params, SMALLEST, ("unet", "vae_decoder")) > decoder_flops(params, SMALLEST, ("unet",))
 
 
 @pytest.mark.parametrize(
     ("changes", "key_words"),
     [
         ({"model.train": ("text",)}, "unet, vae"),
+        ({"model.train": ("vae", "vae_decoder")}, "vae includes vae_decoder"),
+        ({"model.perceptual_weight": 1.0, "model.train": ("unet",)}, "the autoencoder does not train"),
+        ({"model.perceptual_weight": 1.0, "model.train": ("vae",)}, "name source.vision"),
         ({"model.condition_dropout": 1.0}, "condition_dropout is 1.0"),
         ({"model.config": "huge"}, "model.config is 'huge'.*full, small, tiny"),
         ({"source.tokenizer": ""}, "name exactly one"),
