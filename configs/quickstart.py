@@ -16,6 +16,8 @@ Variants
     seed1_shortest  every step of it once, for tests
     teacher   train the networks that the others start from, about two hours on two cores; use them with
               --config.teacher=W/teacher
+    teacher_further  train an earlier teacher further, as that of the package was, --config.teacher=W/teacher: about
+              an hour and a half; latents stay what they are
     shortest  every step once, for tests: two minutes; learns next to nothing
 
 All options: `seed_jax.recipes.quickstart.config.QuickstartConfig`; those of a stage are under `stages.NAME`.
@@ -27,7 +29,7 @@ from seed_jax.errors import UserError
 from seed_jax.recipes.quickstart.config import QuickstartConfig, TeacherStageConfig, TextTeacherConfig
 from seed_jax.train.config import base, load_neighbor
 
-VARIANTS = ("world", "teacher", "shortest", "seed1", "seed1_shortest")
+VARIANTS = ("world", "teacher", "teacher_further", "shortest", "seed1", "seed1_shortest")
 
 
 def get_config(variant: str = "world") -> ml_collections.ConfigDict:
@@ -35,10 +37,12 @@ def get_config(variant: str = "world") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise UserError(f"configs/quickstart.py has no variant {variant!r}: expected one of {', '.join(VARIANTS)}.")
     config = base(QuickstartConfig)
-    config.stages = _teacher_stages() if variant == "teacher" else _stages()
+    config.stages = _teacher_stages() if variant.startswith("teacher") else _stages()
     if variant.startswith("seed1"):
         config.stages = _seed1_stages()
-    if variant == "teacher":
+    if variant == "teacher_further":
+        _continue(config.stages)
+    if variant.startswith("teacher"):
         config.world.update(captions=32_000, crowded=10_000)
     if variant.endswith("shortest"):
         _shorten(config)
@@ -102,6 +106,16 @@ def _teacher_stages() -> ml_collections.ConfigDict:
     stages.painter = _decoder(steps=26_000, batch_size=16, peak_lr=1.5e-3)
     stages.painter.model.ema_decay = 0.999
     return stages
+
+
+def _continue(stages: ml_collections.ConfigDict) -> None:
+    """Change the teacher's stages to those that train an earlier one further."""
+    stages.reader.optimizer.peak_lr = 2e-3
+    stages.autoencoder.steps = 2400
+    stages.autoencoder.optimizer.peak_lr = 1e-3
+    stages.autoencoder.model.train = ("vae_decoder",)
+    stages.painter.steps = 18_000
+    stages.painter.optimizer.peak_lr = 1e-3
 
 
 def _decoder(steps: int, batch_size: int, peak_lr: float) -> ml_collections.ConfigDict:

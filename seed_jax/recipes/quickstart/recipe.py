@@ -187,14 +187,13 @@ class TeacherTraining(WorldRecipe):
         self.train("reader", self.corpus.image_mixture(), paths)
 
     def train_autoencoder(self) -> None:
-        self.train("autoencoder", self.corpus.image_mixture(), {"source.vision": self.workdir / "reader"})
+        paths = {"source.vision": self.workdir / "reader"}
+        if self.config.teacher:
+            paths["model.init"] = Path(self.config.teacher) / "unclip"  # its UNet is kept for the painter
+        self.train("autoencoder", self.corpus.image_mixture(), paths)
 
     def train_painter(self) -> None:
-        start = self.workdir / "autoencoder"
-        if self.config.teacher:
-            start = self.workdir / "data/painter_start"
-            teacher_files.make_painter_start(start, self.workdir / "autoencoder", Path(self.config.teacher) / "unclip")
-        paths = {"source.vision": self.workdir / "reader", "model.init": start}
+        paths = {"source.vision": self.workdir / "reader", "model.init": self.workdir / "autoencoder"}
         self.train("painter", self.corpus.image_mixture(), paths)
 
     def pack(self) -> None:

@@ -7,7 +7,6 @@ unclip/   a decoder that generates images from the vision tower's embeddings (`m
 
 import dataclasses
 import json
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -141,29 +140,6 @@ def make_stable_diffusion(out: Path, unclip: Path, text: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         files = {path.name: path for path in vocabulary.save(temporary)}
         model_dir.save(out, ModelKind.STABLE_DIFFUSION, {"sizes": sizes.to_dict()}, params, files=files)
-
-
-def make_painter_start(out: Path, autoencoder: Path, unclip: Path) -> None:
-    """Write the decoder from which the painter continues an earlier teacher's, unless there is one.
-
-    The autoencoder is the new one; of the UNet, whatever has the same shape is the earlier teacher's, and the rest
-    keeps the random weights that the autoencoder's workdir holds.
-
-    Args:
-        out: model directory to write.
-        autoencoder: workdir of the stage `autoencoder`.
-        unclip: model directory of the earlier teacher's decoder.
-    """
-    if out.is_dir():
-        return
-    new, earlier = model_dir.load(autoencoder), model_dir.load(unclip)
-    params = model_dir.decoder_params(new.params)
-    trained: dict[tuple[str, ...], Any] = flatten_dict(earlier.params["unet"])
-    flat: dict[tuple[str, ...], Any] = flatten_dict(params["unet"])
-    fits = {path for path, leaf in flat.items() if path in trained and trained[path].shape == leaf.shape}
-    unet = unflatten_dict({path: trained[path] if path in fits else leaf for path, leaf in flat.items()})
-    logging.info("%d of the UNet's %d tensors continue those of %s.", len(fits), len(flat), unclip)
-    model_dir.save(out, ModelKind.UNCLIP, {"sizes": new.config["sizes"]}, {**params, "unet": unet})
 
 
 def _read_configs(path: Path) -> dict[str, Any]:
