@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from seed_jax.train.config.common import ImageDataConfig, Problems, TrainConfig
-from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive, not_ratio
+from seed_jax.train.config.schema import Section, negative, not_one_of, not_positive
 from seed_jax.train.config.tokenizer import MODELS
 
 STAGE = "recipe"  # `config.stage` of a recipe
@@ -35,8 +35,7 @@ class WorldOptions(Section):
     Attributes:
         side: height and width of images in pixels.
         captions: captioned images for tokenizer and decoder, and as many for the language model.
-        crowded: additional captioned images with three objects each, which few others have, for tokenizer and decoder.
-        crowded_share: share of the language model's samples, except for stories, that are made with three objects.
+        crowded: additional captioned images with three objects each, which few others have.
         questions: dialogues for the language model.
         edits: edits for the language model.
         differences: pairs of images with their difference for the language model.
@@ -46,7 +45,6 @@ class WorldOptions(Section):
     side: int = 48
     captions: int = 12_000
     crowded: int = 0
-    crowded_share: float = 0.25
     questions: int = 6000
     edits: int = 6000
     differences: int = 1200
@@ -55,7 +53,6 @@ class WorldOptions(Section):
     def problems(self) -> Problems:
         yield from not_positive(self, "side", "captions", "questions", "edits", "differences", "stories")
         yield from negative(self, "crowded")
-        yield from not_ratio(self, "crowded_share")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from seed_jax.data.text import bert
 from seed_jax.data.text.clip import ClipVocabulary
 from seed_jax.data.text.vocabulary import train_small
 from seed_jax.data.world import TASKS, make_sample
-from seed_jax.data.world.labels import MAX_OBJECTS
 from seed_jax.files import write_bytes, write_json
 from seed_jax.inference.image_tokenizer import BatchImageEncoder, ImageTokenizer
 from seed_jax.recipes.quickstart.config import QuickstartConfig
@@ -110,7 +109,7 @@ def build_image_shards(corpus: Corpus, config: QuickstartConfig) -> None:
     """Make the shards of captioned images, the held-out ones, the examples and the Q-Former's vocabulary."""
     descriptions = [corpus.write_description("captions", config, task="captions", count=config.world.captions)]
     if config.world.crowded:
-        crowded = {"task": "captions", "count": config.world.crowded, "num_objects": MAX_OBJECTS}
+        crowded = {"task": "captions", "count": config.world.crowded, "num_objects": 3}
         descriptions.append(corpus.write_description("crowded", config, **crowded))
     held_out = corpus.write_description("held_out", config, task="captions", count=_NUM_HELD_OUT, held_out=True)
     _build(descriptions, corpus.images)
@@ -135,14 +134,8 @@ def build_language_shards(corpus: Corpus, config: QuickstartConfig, tokenizer: P
     train_small(texts, corpus.vocabulary, vocab_size=_PIECES, num_codes=loaded.config.num_codes)
     encoder = BatchImageEncoder(loaded)
     for task in ("captions",) if config.is_seed1 else TASKS:
-        count = getattr(config.world, task)
-        # A story begins with few objects.
-        crowded = 0 if task == "stories" else round(config.world.crowded_share * count)
-        descriptions = [corpus.write_description(task, config, task=task, count=count - crowded)]
-        if crowded:
-            keys = {"task": task, "count": crowded, "num_objects": MAX_OBJECTS}
-            descriptions.append(corpus.write_description(f"{task}_crowded", config, **keys))
-        _build(descriptions, corpus.tokenized(task), encoder)
+        description = corpus.write_description(task, config, task=task, count=getattr(config.world, task))
+        _build([description], corpus.tokenized(task), encoder)
 
 
 def _build(descriptions: list[Path], out: Path, encoder: BatchImageEncoder | None = None) -> None:
