@@ -16,8 +16,8 @@ Variants
     seed1_shortest  every step of it once, for tests
     teacher   train the networks that the others start from, about two hours on two cores; use them with
               --config.teacher=W/teacher
-    teacher_further  train an earlier teacher further, as that of the package was, --config.teacher=W/teacher: about
-              an hour and a half; latents stay what they are
+    teacher_further  train an earlier teacher further, much as that of the package was, --config.teacher=W/teacher:
+              about an hour and a half; latents stay what they are
     shortest  every step once, for tests: two minutes; learns next to nothing
 
 All options: `seed_jax.recipes.quickstart.config.QuickstartConfig`; those of a stage are under `stages.NAME`.
