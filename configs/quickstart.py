@@ -102,9 +102,8 @@ def _teacher_stages() -> ml_collections.ConfigDict:
     _scale(stages.reader, steps=3600, batch_size=64, peak_lr=4e-3)
     stages.autoencoder = _decoder(steps=3000, batch_size=16, peak_lr=2e-3)
     # The divergence makes latents that tolerate noise of half their standard deviation: the UNet's errors are as large.
-    stages.autoencoder.model.update(train=("vae",), divergence_weight=1e-3)
     # Pixels alone leave small shapes blurred: the reader, which tells them apart, must see the same in both images.
-    stages.autoencoder.model.update(perceptual_weight=0.02, latent_noise=0.3)
+    stages.autoencoder.model.update(train=("vae",), divergence_weight=1e-3, perceptual_weight=0.02, latent_noise=0.3)
     stages.painter = _decoder(steps=26_000, batch_size=16, peak_lr=1.5e-3)
     stages.painter.model.ema_decay = 0.999
     return stages

@@ -195,16 +195,15 @@ def test_any_damaged_file_of_the_newest_checkpoint_falls_back(run, tmp_path, how
 
 @pytest.mark.parametrize("flips", FLIPS)
 def test_flipped_bits_of_a_checkpoint_never_change_what_is_restored(run, tmp_path, flips):
-    rng = random.Random(flips)
     steps = []
     for number in range(flips):
+        # One stream per flip: how files divide the data differs from run to run, and so how many numbers a flip draws.
+        rng = random.Random(f"{flips} {number}")
         copy = tmp_path / str(number)
         shutil.copytree(run, copy)
         flip(copy / "checkpoints/2" / draw(copy / "checkpoints/2", rng), rng)
         steps.append(restored_step(copy))
-    # The rest are bits that nothing reads, about one in seven. Which ones a seed flips differs from run to run, because
-    # the names of the files do: few flips may hit several of them.
-    assert steps.count(1) >= (1 if flips < 100 else 0.7 * flips)
+    assert steps.count(1) > 0.7 * flips  # the rest are bits that nothing reads
     assert verify(run).problems == []
 
 

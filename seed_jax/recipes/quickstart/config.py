@@ -84,8 +84,8 @@ class QuickstartConfig(Section):
     Attributes:
         stage: "recipe".
         seed: of the data and of every stage.
-        teacher: directory of pretrained networks (`T/teacher` of the variant `teacher`); "" for those of the package.
-            The variants that train a teacher continue from them; "" for random weights.
+        teacher: directory of pretrained networks (`T/teacher` of the variant `teacher`); "" for those of the package,
+            or for random weights where a teacher is trained.
         tokenizer: variants of the image tokenizer.
         world: number of training samples.
         evaluate: number of samples to measure.
@@ -107,11 +107,8 @@ class QuickstartConfig(Section):
 
     def problems(self) -> Problems:
         yield from negative(self, "seed")
-        if (
-            not self.teacher
-            and "autoencoder" in self.stages
-            and self.stages["autoencoder"]["model"]["train"] != ("vae",)
-        ):
+        autoencoder = self.stages.get("autoencoder")
+        if not self.teacher and autoencoder and "vae_decoder" in autoencoder["model"]["train"]:
             yield "teacher", "is empty, but this variant trains an earlier teacher further: name its directory"
         if self.is_seed1 and (
             self.tokenizer.codes_per_image != TokenizerOptions.codes_per_image or not self.tokenizer.contrastive
