@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; bad input gives one sentence and exit code 2."""
     if argv is None:  # this process is the command
         argv = sys.argv[1:]
-        if _command(argv) == "train":
+        if _command(argv) in ("train", "serve"):
             huge_pages.restart_with_huge_pages()
     _configure_output()
     try:

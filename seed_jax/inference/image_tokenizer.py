@@ -23,6 +23,7 @@ from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import ModelKind
 from seed_jax.errors import UserError
 from seed_jax.inference import weight_loading
+from seed_jax.inference.programs import shared
 from seed_jax.models.tokenizer.seed_tokenizer import (
     EncoderOutput,
     SeedTokenizer,
@@ -118,18 +119,8 @@ class ImageTokenizer:
         self._batch_sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._stored_params = params
         self.params = self._load_params(params, mesh)
-        model = SeedTokenizer(config, precision)
-
-        def encode(params: Tree, pixels: jax.Array) -> jax.Array:
-            output = model.apply({"params": params}, images.normalize(pixels), method="encode")
-            return cast(EncoderOutput, output).codes
-
-        def embed(params: Tree, codes: jax.Array) -> jax.Array:
-            return cast(jax.Array, model.apply({"params": params}, codes, method="embed_codes")).astype(np.float32)
-
         on_cpu = mesh is None and jax.default_backend() == "cpu"
-        self.encode_program = jax.jit(map_in_groups(encode) if on_cpu else encode)
-        self._embed_program = jax.jit(embed)
+        self.encode_program, self._embed_program = _programs(config, precision, on_cpu)
 
     @classmethod
     def load(cls, directory: str | Path, **options) -> "ImageTokenizer":
@@ -323,6 +314,23 @@ class PendingCodes:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self._batch, dtype)[: self._count]
+
+
+@shared
+def _programs(
+    config: SeedTokenizerConfig, precision: Precision, in_groups: bool
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the jitted functions from parameters and pixels to codes, and from parameters and codes to embeddings."""
+    model = SeedTokenizer(config, precision)
+
+    def encode(params: Tree, pixels: jax.Array) -> jax.Array:
+        output = model.apply({"params": params}, images.normalize(pixels), method="encode")
+        return cast(EncoderOutput, output).codes
+
+    def embed(params: Tree, codes: jax.Array) -> jax.Array:
+        return cast(jax.Array, model.apply({"params": params}, codes, method="embed_codes")).astype(np.float32)
+
+    return jax.jit(map_in_groups(encode) if in_groups else encode), jax.jit(embed)
 
 
 def map_in_groups(

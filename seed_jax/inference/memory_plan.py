@@ -5,7 +5,6 @@ one time; `benchmarks/generation_memory.py` compares it with the compiler's figu
 """
 
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -27,8 +26,9 @@ from seed_jax.inference.drawing.request import DecoderConfig
 from seed_jax.inference.generation.batching import bucket
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.seed_llama import LoadConfig
+from seed_jax.models import language_models
 from seed_jax.models.diffusion import DECODERS
-from seed_jax.models.language_models import model_class, read_sizes
+from seed_jax.models.language_models import read_sizes
 from seed_jax.models.nn.attention import QUERY_BLOCK_SIZE
 from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig, abstract_params
@@ -407,26 +407,16 @@ def tree_bytes(tree: Tree) -> int:
 
 def llama_weights(config: DecoderOnlyConfig, precision: Precision, quantize: str | None) -> Tree:
     """Return the abstract parameters as `Generator` holds them."""
+    shapes = unbox(language_models.abstract_params(config, scan_layers=False))
     dtype_of = weight_loading.matrix_dtype(precision.compute_dtype)
-    return weight_loading.abstract(_llama_shapes(config), dtype_of, weight_loading.llama_schemes(quantize))
-
-
-@functools.cache  # tracing the released sizes takes seconds, and plans of several dtypes share the shapes
-def _llama_shapes(config: DecoderOnlyConfig) -> Tree:
-    model = model_class(config)(config, scan_layers=False)
-    return unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    return weight_loading.abstract(shapes, dtype_of, weight_loading.llama_schemes(quantize))
 
 
 def tokenizer_weights(config: SeedTokenizerConfig, quantize: str | None) -> Tree:
     """Return the abstract parameters as `ImageTokenizer` holds them in float32."""
     return weight_loading.abstract(
-        _tokenizer_shapes(config), weight_loading.stored_dtype, weight_loading.vit_schemes(quantize)
+        abstract_params(config), weight_loading.stored_dtype, weight_loading.vit_schemes(quantize)
     )
-
-
-@functools.cache
-def _tokenizer_shapes(config: SeedTokenizerConfig) -> Tree:
-    return abstract_params(config)
 
 
 def decoder_weights(config: DecoderConfig, precision: Precision) -> Tree:
@@ -436,9 +426,5 @@ def decoder_weights(config: DecoderConfig, precision: Precision) -> Tree:
     def with_dtype(tree: Tree, dtype: Any) -> Tree:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
 
-    return {name: with_dtype(tree, dtypes.get(name, jnp.float32)) for name, tree in _decoder_shapes(config).items()}
-
-
-@functools.cache
-def _decoder_shapes(config: DecoderConfig) -> Tree:
-    return unbox(jax.eval_shape(decoder_class(config)(config).init, jax.random.key(0)))
+    shapes = unbox(decoder_class(config)(config).abstract_params())
+    return {name: with_dtype(tree, dtypes.get(name, jnp.float32)) for name, tree in shapes.items()}

@@ -5,8 +5,12 @@ and export are a directory of `convert`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from seed_jax.errors import UserError
 from seed_jax.models.llama.config import LlamaConfig
@@ -14,6 +18,8 @@ from seed_jax.models.llama.model import Llama
 from seed_jax.models.nn.decoder_only import DecoderOnly, DecoderOnlyConfig
 from seed_jax.models.opt.config import OptConfig
 from seed_jax.models.opt.model import Opt
+from seed_jax.precision import Precision
+from seed_jax.typing import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,19 @@ def read_sizes(kind: str, sizes: Mapping[str, Any], where: str = "config") -> De
 def model_class(config: DecoderOnlyConfig) -> type[DecoderOnly]:
     """Return the class of the model that has this config."""
     return next(entry.model_class for entry in ARCHITECTURES.values() if isinstance(config, entry.config_class))
+
+
+def abstract_params(config: DecoderOnlyConfig, precision: Precision = Precision(), *, scan_layers: bool = True) -> Tree:
+    """Return the parameters of a model as abstract arrays with logical axis names."""
+    abstract = _abstract_params(config, precision, scan_layers)
+    return jax.tree.map(lambda leaf: leaf, abstract)  # dicts of the caller's own
+
+
+@functools.cache  # tracing the released sizes takes seconds
+def _abstract_params(config: DecoderOnlyConfig, precision: Precision, scan_layers: bool) -> Tree:
+    model = model_class(config)(config, precision, scan_layers=scan_layers)
+    # The key is made inside: the devices of a mesh may exist in a plan only.
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
 
 
 def kind_of(config: DecoderOnlyConfig) -> str:

@@ -1,7 +1,8 @@
-"""Trainings on a CPU with huge pages.
+"""Trainings and servers on a CPU with huge pages.
 
 XLA allocates the buffers of a step anew in every step, and the kernel maps and clears their pages again: a quarter of
-the processor time of small trainings. glibc asks for huge pages only if `GLIBC_TUNABLES` says so at process start.
+the processor time of small trainings, a tenth of that of decoding. glibc asks for huge pages only if `GLIBC_TUNABLES`
+says so at process start.
 """
 
 import os
@@ -19,8 +20,8 @@ _FIRST_GLIBC = (2, 35)
 def restart_with_huge_pages() -> None:
     """Replace this process by the same command with huge pages, where they help; otherwise return.
 
-    Call it first in a process that trains. Process id, open files and working directory stay. Nothing happens with an
-    accelerator, with another C library than glibc 2.35 or later, where the kernel forbids huge pages, or where
+    Call it first in a process that trains or serves. Process id, open files and working directory stay. Nothing happens
+    with an accelerator, with another C library than glibc 2.35 or later, where the kernel forbids huge pages, or where
     `GLIBC_TUNABLES` is set, even to nothing.
     """
     if _VARIABLE not in os.environ and is_useful():
@@ -31,7 +32,7 @@ def restart_with_huge_pages() -> None:
 def is_useful(
     devices: Path = Path("/dev"), setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ) -> bool:
-    """Return whether trainings run on the CPU here, and glibc and kernel know huge pages.
+    """Return whether XLA runs on the CPU here, and glibc and kernel know huge pages.
 
     Args:
         devices: directory of device files.

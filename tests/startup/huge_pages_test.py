@@ -1,4 +1,4 @@
-"""A training on a CPU starts again with huge pages, once, and only where they help."""
+"""A training or a server on a CPU starts again with huge pages, once, and only where they help."""
 
 import os
 import platform
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from seed_jax import cli
 from seed_jax.startup import huge_pages
 
 
@@ -34,6 +35,16 @@ def test_a_restarted_process_and_the_users_choice_are_left_alone(restarts, monke
     monkeypatch.setenv("GLIBC_TUNABLES", value)
     huge_pages.restart_with_huge_pages()
     assert not restarts
+
+
+@pytest.mark.parametrize(("command", "count"), [("train", 1), ("serve", 1), ("generate", 0)])
+def test_commands_that_run_for_long_start_again(restarts, monkeypatch, capsys, command, count):
+    monkeypatch.setattr(sys, "argv", ["seed-jax", command])  # whose required arguments are missing
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert f"seed-jax {command}: error" in capsys.readouterr().err
+    assert len(restarts) == count
 
 
 @pytest.fixture

@@ -130,4 +130,4 @@ def read_config(folder: Path, vocabulary: ClipVocabulary) -> StableDiffusionConf
 
 def abstract_params(config: StableDiffusionConfig) -> Tree:
     """Return the parameters of each part as abstract arrays."""
-    return sharding.unbox(jax.eval_shape(StableDiffusion(config).init, jax.random.key(0)))
+    return sharding.unbox(StableDiffusion(config).abstract_params())

@@ -3,12 +3,10 @@
 Hugging Face stores one tensor per layer, we stack them; the vocabulary's padding rows exist only here.
 """
 
-import jax
-import jax.numpy as jnp
-
 from seed_jax import sharding
 from seed_jax.convert.key_table import IDENTITY, LINEAR, Entry, PaddedVocabulary
-from seed_jax.models.llama.model import Llama, LlamaConfig
+from seed_jax.models import language_models
+from seed_jax.models.llama.config import LlamaConfig
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
@@ -45,5 +43,4 @@ def rotary_buffers(config: LlamaConfig) -> list[str]:
 
 def abstract_params(config: LlamaConfig, dtype: str = "float32") -> Tree:
     """Return the parameters of a LLaMA as abstract arrays."""
-    init = Llama(config, Precision(params=dtype)).init
-    return sharding.unbox(jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    return sharding.unbox(language_models.abstract_params(config, Precision(params=dtype)))

@@ -1,12 +1,9 @@
 """The key table of OPT: Hugging Face tensor names and our parameter paths. The head is the embedding table."""
 
-import jax
-import jax.numpy as jnp
-
 from seed_jax import sharding
 from seed_jax.convert.key_table import LINEAR, Entry, PaddedVocabulary, dense_entries, norm_entries
+from seed_jax.models import language_models
 from seed_jax.models.opt.config import OptConfig
-from seed_jax.models.opt.model import Opt
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
@@ -51,5 +48,4 @@ def code_projection(config: OptConfig) -> tuple[str, list[Entry]] | None:
 
 def abstract_params(config: OptConfig, dtype: str = "float32") -> Tree:
     """Return the parameters of an OPT as abstract arrays."""
-    init = Opt(config, Precision(params=dtype)).init
-    return sharding.unbox(jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    return sharding.unbox(language_models.abstract_params(config, Precision(params=dtype)))

@@ -5,7 +5,7 @@ an image is the same alone, in any batch and on any number of devices (up to flo
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from seed_jax.inference.drawing.batch import (
 )
 from seed_jax.inference.drawing.request import DecoderConfig, DrawOptions, DrawRequest, build_request, resolve_options
 from seed_jax.inference.drawing.stepwise import StepwiseDrawing, StepwisePrograms
+from seed_jax.inference.programs import shared
 from seed_jax.models.diffusion import DECODERS, StableDiffusion, StableDiffusionConfig, Unclip, sampler_steps
 from seed_jax.precision import Precision, as_dtype
 from seed_jax.typing import Tree
@@ -81,12 +82,11 @@ class Drawer:
             if part in params
         }
         self.vocabulary = vocabulary
-        self._progress_bar: tqdm | None = None
-        self._completed_steps = 0  # of the batches before the present one
+        self._progress = _Progress()
         self._text_states = functools.lru_cache(CACHED_PROMPTS)(self._encode_prompt)
-        self._encode_program = jax.jit(self.decoder.encode_text)
-        self._stepwise_programs = StepwisePrograms(self.decoder, self.mesh)
-        self._draw_program = jax.jit(self._draw_sharded, static_argnames=("guided", "tile", "progress"))
+        self._encode_program = _encode_program(self.decoder)
+        self._stepwise_programs = _stepwise_programs(self.decoder, self.mesh)
+        self._draw_program = _draw_program(self.decoder, self.mesh)
 
     @classmethod
     def load(cls, directory: str | Path, **options) -> "Drawer":
@@ -170,15 +170,16 @@ class Drawer:
         num_shards = sharding.num_batch_shards(self.mesh)
         rows = min(batch_size, -(-len(request) // num_shards)) * num_shards
         starts = range(0, len(request), rows)
+        on_step = self._progress.update if progress else None
         with tqdm(total=len(starts) * len(steps), unit="step", desc="drawing", disable=not progress) as bar:
-            self._progress_bar = bar
+            self._progress.bar = bar
             for number, start in enumerate(starts):
-                self._completed_steps = number * len(steps)
+                self._progress.completed_steps = number * len(steps)
                 # The last batch is padded with repetitions, so that one program serves all batches.
                 batch = self._batch(request, np.minimum(np.arange(start, start + rows), len(request) - 1))
                 drawn = self._draw_program(
                     self.params, batch, steps, jnp.float32(options.guidance_scale), jnp.int32(options.noise_level),
-                    guided=options.guidance_scale > 1, tile=options.tile, progress=progress,
+                    guided=options.guidance_scale > 1, tile=options.tile, on_step=on_step,
                 )  # fmt: skip
                 images = np.asarray(drawn)[: len(request) - start]
                 jax.effects_barrier()  # wait for the last callbacks of the progress bar
@@ -242,32 +243,54 @@ class Drawer:
             tokens = self.vocabulary.encode(prompt)
         return self._encode_program(self.params, jnp.asarray([tokens], jnp.int32))[0]
 
-    def _draw_sharded(
-        self, params: Any, batch: Any, steps: Any, scale: Any, level: Any, *, guided: bool, tile: int | None,
-        progress: bool,
+
+class _Progress:
+    """The progress bar that a running program advances; apart from the drawer, whose parameters no program may keep."""
+
+    def __init__(self):
+        self.bar: tqdm | None = None
+        self.completed_steps = 0  # of the batches before the present one
+
+    def update(self, done: Int[Array, ""]) -> None:
+        """Advance the bar from inside the compiled loop; all devices call back, the fastest one counts."""
+        if self.bar is not None:
+            self.bar.update(max(0, self.completed_steps + int(done) - self.bar.n))
+
+
+@shared
+def _encode_program(decoder: Unclip | StableDiffusion) -> Callable[..., Any]:
+    return jax.jit(decoder.encode_text)
+
+
+@shared
+def _stepwise_programs(decoder: Unclip | StableDiffusion, mesh: Mesh) -> StepwisePrograms:
+    return StepwisePrograms(decoder, mesh)
+
+
+@shared
+def _draw_program(decoder: Unclip | StableDiffusion, mesh: Mesh) -> Callable[..., Any]:
+    """Return the jitted function that draws each shard of a batch on its own device, without communication."""
+
+    def draw_sharded(
+        params: Any, batch: Any, steps: Any, scale: Any, level: Any, *, guided: bool, tile: int | None,
+        on_step: Callable[[Int[Array, ""]], None] | None,
     ):  # fmt: skip
-        """Draw each shard of the batch on its own device, without communication between devices."""
-        on_step = (lambda done: jax.debug.callback(self._update_progress, done)) if progress else None
+        call_back = None if on_step is None else (lambda done: jax.debug.callback(on_step, done))
         replicated, sharded = PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
 
         def draw(params: Any, batch: Any, steps: Any, scale: Any, level: Any) -> Array:
-            return draw_batch(
-                self.decoder, params, batch, steps, scale, level, guided=guided, tile=tile, on_step=on_step
-            )
+            return draw_batch(decoder, params, batch, steps, scale, level, guided=guided, tile=tile, on_step=call_back)
 
         program = jax.shard_map(
             draw,
-            mesh=self.mesh,
+            mesh=mesh,
             in_specs=(replicated, sharded, replicated, replicated, replicated),
             out_specs=sharded,
             check_vma=False,
         )
         return program(params, batch, steps, scale, level)
 
-    def _update_progress(self, done: Int[Array, ""]) -> None:
-        """Advance the bar from inside the compiled loop; all devices call back, the fastest one counts."""
-        if self._progress_bar is not None:
-            self._progress_bar.update(max(0, self._completed_steps + int(done) - self._progress_bar.n))
+    return jax.jit(draw_sharded, static_argnames=("guided", "tile", "on_step"))
 
 
 def decoder_class(config: DecoderConfig) -> Any:

@@ -15,7 +15,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -42,8 +41,9 @@ from seed_jax.inference.generation.segments import Generation, Segment
 from seed_jax.inference.generation.stop_strings import StopStringCompiler
 from seed_jax.inference.generation.streaming import SegmentStreamer
 from seed_jax.inference.language_model import open_language_model, read_draft_codes
-from seed_jax.models.language_models import model_class
-from seed_jax.models.nn.decoder_only import DecoderOnlyConfig
+from seed_jax.inference.programs import shared
+from seed_jax.models.language_models import abstract_params, model_class
+from seed_jax.models.nn.decoder_only import DecoderOnly, DecoderOnlyConfig
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
 
@@ -55,6 +55,8 @@ STREAM_CHUNK_TOKENS = 4  # decode steps between two pieces of a stream
 class Programs:
     """The jitted functions of a generator; the first argument is a `DecodeLoop` or `BeamSearch`.
 
+    Generators of equal models share them, so that loading another checkpoint of the same sizes compiles nothing.
+
     Attributes:
         prefill: (loop, params, prompts, sampling, max_new_tokens) -> state.
         decode: (loop, params, sampling, state, until_step) -> state; donates the state.
@@ -65,9 +67,12 @@ class Programs:
     decode: Callable[..., Any]
     outputs: Callable[..., DecodeOutputs]
 
-    @classmethod
-    def build(cls) -> "Programs":
-        return cls(
+    @staticmethod
+    @shared
+    def of(model: DecoderOnly, grammar: Grammar, mesh: Mesh | None) -> "Programs":
+        """Return the functions for a model, a grammar and the mesh whose context they are called in."""
+        del model, grammar, mesh  # what makes them differ; the functions get them otherwise
+        return Programs(
             prefill=jax.jit(lambda loop, *rest: constrain_batch_axis(loop.prefill(*rest)), static_argnums=(0, 4)),
             decode=jax.jit(
                 lambda loop, *rest: constrain_batch_axis(loop.decode(*rest)), static_argnums=0, donate_argnums=3
@@ -134,7 +139,7 @@ class Generator:
             self.sharder.num_shards,
             draft_codes=None if draft_codes is None else check_draft_codes(draft_codes, vocabulary),
         )
-        self.programs = Programs.build()
+        self.programs = Programs.of(self.model, self.grammar, mesh)
         self._compiled: set[tuple] = set()
 
     @classmethod
@@ -256,8 +261,7 @@ class Generator:
             )  # fmt: skip
 
     def _abstract_params(self, scan_layers: bool) -> Tree:
-        model = model_class(self.config)(self.config, self.precision, scan_layers=scan_layers)
-        return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+        return abstract_params(self.config, self.precision, scan_layers=scan_layers)
 
     def _load_params(self, params: Tree, quantize: str | None, mesh: Mesh | None) -> Tree:
         scheme_of = weight_loading.llama_schemes(quantize)

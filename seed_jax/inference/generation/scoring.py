@@ -4,17 +4,21 @@ The prompt is prefilled once and shared by its continuations, which are scored s
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seed_jax.errors import UserError
 from seed_jax.inference.generation.batching import bucket
 from seed_jax.inference.generation.generator import Generator
 from seed_jax.inference.generation.model_runner import ModelRunner, PromptBatch
+from seed_jax.inference.programs import shared
+from seed_jax.models.nn.decoder_only import DecoderOnly
 from seed_jax.typing import Tree
 
 SMALLEST_LENGTH = 4  # continuations are padded to powers of two of at least this length
@@ -46,7 +50,10 @@ class Scorer:
 
     def __init__(self, generator: Generator):
         self._generator = generator
-        self._program = jax.jit(self._score, static_argnames=("options", "codes_only"))
+        vocabulary = generator.vocabulary
+        self._program = _score_program(
+            generator.model, vocabulary.first_code, vocabulary.num_codes, generator.sharder.mesh
+        )
 
     def score(
         self,
@@ -131,19 +138,26 @@ class Scorer:
             for row, group in enumerate(continuations)
         ]
 
-    def _score(
-        self, params: Tree, prompts: PromptBatch, tokens: Int[Array, "R C"], *, options: int, codes_only: bool
+
+@shared
+def _score_program(model: DecoderOnly, first_code: int, num_codes: int, mesh: Mesh | None) -> Callable[..., Any]:
+    """Return a jitted function of parameters, prompts and continuations, [R, C]: their log-probabilities."""
+    del mesh  # its context is that of the calls
+
+    def score(
+        params: Tree, prompts: PromptBatch, tokens: Int[Array, "R C"], *, options: int, codes_only: bool
     ) -> Float[Array, "R C"]:
-        runner = ModelRunner(self._generator.model, beams=options)
+        runner = ModelRunner(model, beams=options)
         cache = runner.prefill(params, prompts, tokens.shape[1])
         # Scoring starts from the prompt's last token, whose slot of the cache is written once more.
         inputs = jnp.concatenate([runner.last_tokens(prompts)[:, None], tokens[:, :-1]], axis=1)
         start = runner.repeat_for_beams(prompts.lengths)[:, None] - 1
         logits = runner.score(params, inputs, cache, start + jnp.arange(tokens.shape[1])[None])
         if codes_only:
-            vocabulary = self._generator.vocabulary
             token = jnp.arange(logits.shape[-1])
-            is_code = (token >= vocabulary.first_code) & (token < vocabulary.first_code + vocabulary.num_codes)
+            is_code = (token >= first_code) & (token < first_code + num_codes)
             logits = jnp.where(is_code[None, None], logits, -jnp.inf)
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         return jnp.take_along_axis(log_probs, tokens[:, :, None], axis=-1)[:, :, 0]
+
+    return jax.jit(score, static_argnames=("options", "codes_only"))

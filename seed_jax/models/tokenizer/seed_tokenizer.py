@@ -1,5 +1,7 @@
 """The SEED image tokenizers: image -> 32 codes -> generation embedding (SEED-2: spec A; SEED-1: spec G)."""
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -157,5 +159,10 @@ def _codebook_init(key, shape, dtype):
 
 def abstract_params(config: SeedTokenizerConfig) -> Tree:
     """Return the tokenizer's abstract parameters, without logical axis names."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # dicts of the caller's own
+
+
+@functools.cache  # tracing the released sizes takes seconds
+def _abstract_params(config: SeedTokenizerConfig) -> Tree:
     image = jnp.zeros((1, config.image_size, config.image_size, 3))
-    return sharding.unbox(jax.eval_shape(SeedTokenizer(config).init, jax.random.key(0), image))["params"]
+    return sharding.unbox(jax.eval_shape(lambda: SeedTokenizer(config).init(jax.random.key(0), image)))["params"]

@@ -9,6 +9,7 @@ per layer at its beginning (`KVCacheLayers`), which saves a copy at each of its 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.spmd import with_logical_constraint
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.inference.generation.batched_sampling_params import BatchedSamplingParams
@@ -27,6 +29,7 @@ from seed_jax.inference.generation.grammar import GrammarState
 from seed_jax.inference.generation.model_runner import SlotRunner
 from seed_jax.inference.generation.sampling_params import SamplingParams
 from seed_jax.inference.memory_plan import SlotPoolSize
+from seed_jax.inference.programs import shared
 from seed_jax.models.nn.kv_cache import CACHE_AXES, KVCache, KVCacheLayers, KVCacheRow
 from seed_jax.typing import Leaf, Tree
 
@@ -73,6 +76,158 @@ class ChunkOutputs:
     hit_eos: Bool[Leaf, " S"]
 
 
+@dataclasses.dataclass(frozen=True)
+class SlotPrograms:
+    """The programs of a pool of slots, which pools of equal models and sizes share.
+
+    Attributes:
+        loop: the model and the grammar.
+        num_blocks: blocks of the prefix cache.
+        block_size: their tokens.
+        max_chunk: largest number of decode steps of a chunk.
+        copies_cache: see `copies_cache`.
+        mesh: that of the generator, whose context the programs are traced in.
+    """
+
+    loop: DecodeLoop
+    num_blocks: int
+    block_size: int
+    max_chunk: int
+    copies_cache: bool
+    mesh: Mesh | None
+
+    @functools.cached_property
+    def init(self) -> jax.stages.Wrapped:
+        """(slots, their length) -> empty slots and prefix cache."""
+        return jax.jit(self._init, static_argnums=(0, 1))
+
+    @functools.cached_property
+    def prefill(self) -> jax.stages.Wrapped:
+        """(params, cache, store, tokens, [slot, start, block]) -> cache and store with a part of a prompt."""
+        return jax.jit(self._prefill, donate_argnums=(1, 2))
+
+    @functools.cached_property
+    def load(self) -> jax.stages.Wrapped:
+        """(cache, store, blocks, [slot, start, count]) -> cache with blocks of the store."""
+        return jax.jit(self._load, donate_argnums=0)
+
+    @functools.cached_property
+    def decode(self) -> jax.stages.Wrapped:
+        """(params, state, inputs, positions, slots) -> state after a decode chunk, and what it generated."""
+        return jax.jit(self._decode, static_argnums=(3, 4), donate_argnums=1)
+
+    @property
+    def num_compiled(self) -> int:
+        programs: Any = (self.init, self.prefill, self.load, self.decode)
+        return sum(program._cache_size() for program in programs)
+
+    def _init(self, num_slots: int, length: int) -> tuple[DecodeState, KVCache]:
+        zeros, false = jnp.zeros(num_slots, jnp.int32), jnp.zeros(num_slots, bool)
+        model = self.loop.runner.model
+        state = DecodeState(
+            step=jnp.int32(0),
+            token=zeros,
+            outputs=DecodeOutputs(
+                ids=jnp.zeros((num_slots, 0), jnp.int32), lengths=zeros, done=~false, hit_eos=false, hit_stop=false
+            ),
+            offset=zeros,
+            grammar=GrammarState(false, zeros, zeros),
+            stop=zeros,
+            prompt_lengths=zeros + 1,
+            cache=model.init_cache(num_slots, length),
+        )
+        layers, _, heads, _, size = state.cache.k.shape
+        # The last block is scratch, for chunks that are not to be stored.
+        blocks = jnp.zeros((layers, self.num_blocks + 1, heads, self.block_size, size), state.cache.k.dtype)
+        return constrain_batch_axis(state), _constrain_blocks(KVCache(blocks, blocks))
+
+    def _prefill(
+        self, params: Tree, cache: KVCache, store: KVCache, tokens: Int[Array, "1 C"], where: Int[Array, " 3"]
+    ) -> tuple[KVCache, KVCache]:
+        slot, start, block = where
+        row = KVCacheRow(cache.k, cache.v, slot)
+        # What padding writes is overwritten before a position sees it.
+        positions = start + jnp.arange(tokens.shape[1])[None]
+        filled = self.loop.runner.append(params, tokens, row, positions)
+        cache = KVCache(filled.k, filled.v)
+        if tokens.shape[1] < self.block_size:
+            return cache, store  # no full block
+
+        def save(stored: Array, written: Array) -> Array:
+            layers, _, heads, _, size = stored.shape
+            chunk = jax.lax.dynamic_slice(written, (0, slot, 0, start, 0), (layers, 1, heads, self.block_size, size))
+            return jax.lax.dynamic_update_slice(stored, chunk, (0, block, 0, 0, 0))
+
+        store = KVCache(save(store.k, filled.k), save(store.v, filled.v))
+        return cache, _constrain_blocks(store)
+
+    def _load(self, cache: KVCache, store: KVCache, blocks: Int[Array, " P"], where: Int[Array, " 3"]) -> KVCache:
+        slot, start, count = where
+
+        def copy(index: Int[Array, ""], cache: KVCache) -> KVCache:
+            def copy_one(written: Array, stored: Array) -> Array:
+                block = jax.lax.dynamic_slice_in_dim(stored, blocks[index], 1, axis=1)
+                place = (0, slot, 0, start + index * self.block_size, 0)
+                return with_logical_constraint(jax.lax.dynamic_update_slice(written, block, place), CACHE_AXES)
+
+            return KVCache(copy_one(cache.k, store.k), copy_one(cache.v, store.v))
+
+        return jax.lax.fori_loop(0, count, copy, cache)
+
+    def _decode(
+        self, params: Tree, pool: DecodeState, inputs: SlotInputs, length: int, slots: int
+    ) -> tuple[DecodeState, ChunkOutputs]:
+        state = pool
+        if slots < len(inputs.joins):
+            state, inputs = _first_slots(pool, slots), _first_slots(inputs, slots)
+        joins = jnp.asarray(inputs.joins)
+
+        def begin(fresh: Any, running: Any) -> Array:
+            return jnp.where(joins, fresh, running)
+
+        before = state.outputs
+        lengths = begin(0, before.lengths)
+        shape = (len(joins), self.max_chunk)
+        state = dataclasses.replace(
+            state,
+            step=jnp.int32(0),
+            token=begin(inputs.token, state.token),
+            outputs=DecodeOutputs(
+                ids=jnp.zeros(shape, jnp.int32),
+                lengths=lengths,
+                done=begin(False, before.done) | ~jnp.asarray(inputs.active),
+                hit_eos=begin(False, before.hit_eos),
+                hit_stop=before.hit_stop,
+                log_probs=jnp.zeros(shape, jnp.float32),
+            ),
+            offset=lengths,
+            grammar=jax.tree.map(begin, inputs.grammar, state.grammar),
+            prompt_lengths=begin(inputs.prompt_lengths, state.prompt_lengths),
+            cache=_split_layers(pool.cache, length, slots)
+            if self.copies_cache
+            else dataclasses.replace(pool.cache, read_length=length),
+        )
+        begun = state
+        state = self.loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.asarray(inputs.num_steps))
+        after = state.outputs
+        assert after.log_probs is not None
+        chunk = ChunkOutputs(after.ids, after.log_probs, after.lengths, after.done, after.hit_eos)
+        # Outputs must not share buffers with the state, which the next chunk gets donated before they are read.
+        chunk = jax.lax.optimization_barrier(jax.tree.map(jnp.copy, chunk))
+        outputs = dataclasses.replace(after, ids=jnp.zeros((shape[0], 0), jnp.int32), log_probs=None)
+        if isinstance(state.cache, KVCacheLayers):
+            cache = _write_back(pool.cache, state.cache, begun, self.max_chunk)
+        else:
+            cache = dataclasses.replace(state.cache, read_length=None)
+        state = dataclasses.replace(state, outputs=outputs, cache=cache)
+        if slots < len(pool.token):
+            state = _replace_first(pool, state)
+        return constrain_batch_axis(state), chunk
+
+
+_shared_programs = shared(SlotPrograms)
+
+
 class SlotPool:
     """Slots on the device that decode together.
 
@@ -86,27 +241,23 @@ class SlotPool:
     def __init__(self, generator: Generator, size: SlotPoolSize, max_chunk: int, decode_lengths: tuple[int, ...]):
         on_cpu = copies_cache(generator)
         self._generator = generator
-        self._max_chunk = max_chunk
         self._decode_lengths = decode_lengths
         self._block_size = size.prefill_chunk
         self._prefill_sizes = _with_quarter(size.prefill_chunk) if on_cpu else (size.prefill_chunk,)
         self._decode_slots = _decode_slots(size.slots) if on_cpu else (size.slots,)
-        self._copies_cache = on_cpu
         self._num_blocks = size.prefix_cache_blocks
-        self._loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
         self._inputs = self._empty_inputs(size.slots)
-        self._init_program = jax.jit(self._init, static_argnums=(0, 1))
-        self._prefill_program = jax.jit(self._prefill, donate_argnums=(1, 2))
-        self._load_program = jax.jit(self._load, donate_argnums=0)
-        self._decode_program = jax.jit(self._decode, static_argnums=(3, 4), donate_argnums=1)
+        loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
+        self._programs = _shared_programs(
+            loop, self._num_blocks, self._block_size, max_chunk, on_cpu, generator.sharder.mesh
+        )
         with generator.sharder.mesh_context():
-            self._state, self._store = self._init_program(size.slots, size.length)
+            self._state, self._store = self._programs.init(size.slots, size.length)
 
     @property
     def num_programs(self) -> int:
         """Return how many programs have been compiled."""
-        programs: Any = (self._init_program, self._prefill_program, self._load_program, self._decode_program)
-        return sum(program._cache_size() for program in programs)
+        return self._programs.num_compiled
 
     def compile(self) -> None:
         """Compile all programs, by running them on empty slots; the second round meets the shardings of the first."""
@@ -126,8 +277,8 @@ class SlotPool:
         longest = (self._decode_lengths[-1], self._decode_slots[-1])
         with self._generator.sharder.mesh_context():
             return {
-                "prefill": self._prefill_program.lower(params, state.cache, self._store, tokens, where),
-                "decode": self._decode_program.lower(params, state, self._inputs, *longest),
+                "prefill": self._programs.prefill.lower(params, state.cache, self._store, tokens, where),
+                "decode": self._programs.decode.lower(params, state, self._inputs, *longest),
             }
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int, block: int | None) -> None:
@@ -145,7 +296,7 @@ class SlotPool:
         scratch = self._num_blocks
         where = np.array([slot, start, scratch if block is None else block], np.int32)
         with self._generator.sharder.mesh_context():
-            cache, self._store = self._prefill_program(
+            cache, self._store = self._programs.prefill(
                 self._generator.params, self._state.cache, self._store, padded, where
             )
         self._state = dataclasses.replace(self._state, cache=cache)
@@ -157,7 +308,7 @@ class SlotPool:
         padded[: len(blocks)] = blocks
         where = np.array([slot, start, len(blocks)], np.int32)
         with self._generator.sharder.mesh_context():
-            cache = self._load_program(self._state.cache, self._store, padded, where)
+            cache = self._programs.load(self._state.cache, self._store, padded, where)
         self._state = dataclasses.replace(self._state, cache=cache)
 
     def join(
@@ -202,7 +353,7 @@ class SlotPool:
         inputs = dataclasses.replace(jax.tree.map(np.copy, self._inputs), num_steps=steps)
         self._inputs.joins[:] = False
         with self._generator.sharder.mesh_context():
-            self._state, outputs = self._decode_program(self._generator.params, self._state, inputs, length, slots)
+            self._state, outputs = self._programs.decode(self._generator.params, self._state, inputs, length, slots)
         for leaf in jax.tree.leaves(outputs):
             leaf.copy_to_host_async()
         return outputs
@@ -225,109 +376,6 @@ class SlotPool:
             grammar=GrammarState(falses(), zeros(), zeros()),
             sampling=BatchedSamplingParams.stack([SamplingParams()] * num_slots, [0] * num_slots, compiler),
         )
-
-    def _init(self, num_slots: int, length: int) -> tuple[DecodeState, KVCache]:
-        zeros, false = jnp.zeros(num_slots, jnp.int32), jnp.zeros(num_slots, bool)
-        model = self._generator.model
-        state = DecodeState(
-            step=jnp.int32(0),
-            token=zeros,
-            outputs=DecodeOutputs(
-                ids=jnp.zeros((num_slots, 0), jnp.int32), lengths=zeros, done=~false, hit_eos=false, hit_stop=false
-            ),
-            offset=zeros,
-            grammar=GrammarState(false, zeros, zeros),
-            stop=zeros,
-            prompt_lengths=zeros + 1,
-            cache=model.init_cache(num_slots, length),
-        )
-        layers, _, heads, _, size = state.cache.k.shape
-        # The last block is scratch, for chunks that are not to be stored.
-        blocks = jnp.zeros((layers, self._num_blocks + 1, heads, self._block_size, size), state.cache.k.dtype)
-        return constrain_batch_axis(state), _constrain_blocks(KVCache(blocks, blocks))
-
-    def _prefill(
-        self, params: Tree, cache: KVCache, store: KVCache, tokens: Int[Array, "1 C"], where: Int[Array, " 3"]
-    ) -> tuple[KVCache, KVCache]:
-        slot, start, block = where
-        row = KVCacheRow(cache.k, cache.v, slot)
-        # What padding writes is overwritten before a position sees it.
-        positions = start + jnp.arange(tokens.shape[1])[None]
-        filled = self._loop.runner.append(params, tokens, row, positions)
-        cache = KVCache(filled.k, filled.v)
-        if tokens.shape[1] < self._block_size:
-            return cache, store  # no full block
-
-        def save(stored: Array, written: Array) -> Array:
-            layers, _, heads, _, size = stored.shape
-            chunk = jax.lax.dynamic_slice(written, (0, slot, 0, start, 0), (layers, 1, heads, self._block_size, size))
-            return jax.lax.dynamic_update_slice(stored, chunk, (0, block, 0, 0, 0))
-
-        store = KVCache(save(store.k, filled.k), save(store.v, filled.v))
-        return cache, _constrain_blocks(store)
-
-    def _load(self, cache: KVCache, store: KVCache, blocks: Int[Array, " P"], where: Int[Array, " 3"]) -> KVCache:
-        slot, start, count = where
-
-        def copy(index: Int[Array, ""], cache: KVCache) -> KVCache:
-            def copy_one(written: Array, stored: Array) -> Array:
-                block = jax.lax.dynamic_slice_in_dim(stored, blocks[index], 1, axis=1)
-                place = (0, slot, 0, start + index * self._block_size, 0)
-                return with_logical_constraint(jax.lax.dynamic_update_slice(written, block, place), CACHE_AXES)
-
-            return KVCache(copy_one(cache.k, store.k), copy_one(cache.v, store.v))
-
-        return jax.lax.fori_loop(0, count, copy, cache)
-
-    def _decode(
-        self, params: Tree, pool: DecodeState, inputs: SlotInputs, length: int, slots: int
-    ) -> tuple[DecodeState, ChunkOutputs]:
-        state = pool
-        if slots < len(inputs.joins):
-            state, inputs = _first_slots(pool, slots), _first_slots(inputs, slots)
-        joins = jnp.asarray(inputs.joins)
-
-        def begin(fresh: Any, running: Any) -> Array:
-            return jnp.where(joins, fresh, running)
-
-        before = state.outputs
-        lengths = begin(0, before.lengths)
-        shape = (len(joins), self._max_chunk)
-        state = dataclasses.replace(
-            state,
-            step=jnp.int32(0),
-            token=begin(inputs.token, state.token),
-            outputs=DecodeOutputs(
-                ids=jnp.zeros(shape, jnp.int32),
-                lengths=lengths,
-                done=begin(False, before.done) | ~jnp.asarray(inputs.active),
-                hit_eos=begin(False, before.hit_eos),
-                hit_stop=before.hit_stop,
-                log_probs=jnp.zeros(shape, jnp.float32),
-            ),
-            offset=lengths,
-            grammar=jax.tree.map(begin, inputs.grammar, state.grammar),
-            prompt_lengths=begin(inputs.prompt_lengths, state.prompt_lengths),
-            cache=_split_layers(pool.cache, length, slots)
-            if self._copies_cache
-            else dataclasses.replace(pool.cache, read_length=length),
-        )
-        begun = state
-        state = self._loop.decode(params, inputs.sampling, constrain_batch_axis(state), jnp.asarray(inputs.num_steps))
-        after = state.outputs
-        assert after.log_probs is not None
-        chunk = ChunkOutputs(after.ids, after.log_probs, after.lengths, after.done, after.hit_eos)
-        # Outputs must not share buffers with the state, which the next chunk gets donated before they are read.
-        chunk = jax.lax.optimization_barrier(jax.tree.map(jnp.copy, chunk))
-        outputs = dataclasses.replace(after, ids=jnp.zeros((shape[0], 0), jnp.int32), log_probs=None)
-        if isinstance(state.cache, KVCacheLayers):
-            cache = _write_back(pool.cache, state.cache, begun, self._max_chunk)
-        else:
-            cache = dataclasses.replace(state.cache, read_length=None)
-        state = dataclasses.replace(state, outputs=outputs, cache=cache)
-        if slots < len(pool.token):
-            state = _replace_first(pool, state)
-        return constrain_batch_axis(state), chunk
 
 
 def copies_cache(generator: Generator) -> bool:

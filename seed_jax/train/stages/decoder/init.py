@@ -61,7 +61,7 @@ def _named(config: DecoderModelConfig, shape: tuple[int, ...]) -> UnclipConfig |
 
 def abstract_variables(decoder: LatentDiffusion, source: EmbeddingSource, trained: tuple[str, ...]) -> Tree:
     """Return boxed shapes of every collection."""
-    params = jax.eval_shape(lambda: decoder.init(jax.random.key(0)))
+    params = decoder.abstract_params()
     averages = jax.eval_shape(init_ema, {part: params[part] for part in trained})
     return {"params": params, EMA: averages, "source": source.abstract()}
 
@@ -81,7 +81,7 @@ def init_variables(
     key_params, key_source = jax.random.split(key)
     if model_init:
         stored = model_dir.decoder_params(_open(model_init))
-        model_dir.check_tree(stored, jax.eval_shape(lambda: sharding.unbox(decoder.init(key))), model_init)
+        model_dir.check_tree(stored, sharding.unbox(decoder.abstract_params()), model_init)
         params = jax.tree.map(lambda leaf, target: jax.device_put(leaf[...], target), stored, shardings["params"])
     else:
         logging.info("model.init is empty: the decoder starts from random weights.")
