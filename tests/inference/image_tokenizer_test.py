@@ -43,11 +43,23 @@ def codes() -> np.ndarray:
 
 
 def test_batches_are_padded_and_compiled_once(tokenizer, codes):
+    np.testing.assert_array_equal(tokenizer.encode(sample_images(1)), codes[:1])
+    compiled = tokenizer.encode_program._cache_size()  # other tests share it
     np.testing.assert_array_equal(tokenizer.encode(sample_images(7)), codes)  # 3 + 3 + 1
     np.testing.assert_array_equal(tokenizer.encode(sample_images(7)[:2]), codes[:2])
     assert tokenizer.encode([]).shape == (0, 32)
     assert tokenizer.encode([]).dtype == np.int32
-    assert tokenizer.encode_program._cache_size() == 1
+    assert tokenizer.encode_program._cache_size() == compiled
+
+
+def test_other_weights_of_the_same_sizes_need_no_compilation(tokenizer, codes):
+    tokenizer.encode(sample_images(1))
+    compiled = tokenizer.encode_program._cache_size()
+    params = jax.tree.map(lambda leaf: 0.9 * leaf[::-1], PARAMS)
+    other = ImageTokenizer(CONFIG, params, batch_size=3)
+    assert (other.encode(sample_images(7)) != codes).any()
+    assert other.encode_program._cache_size() == compiled
+    np.testing.assert_array_equal(tokenizer.encode(sample_images(7)), codes)
 
 
 def test_images_are_given_in_any_form(tokenizer, codes, tmp_path):

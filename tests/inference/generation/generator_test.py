@@ -131,7 +131,8 @@ def test_a_mixed_batch_needs_no_recompilation():
 
 
 def test_one_compilation_serves_a_bucket():
-    generator = Generator(SMALL, small_params(), vocabulary())
+    config = dataclasses.replace(SMALL, max_length=120)  # no other test has these sizes, whose programs it would share
+    generator = Generator(config, small_params(), vocabulary())
     for count, tokens in [(3, 40), (4, 64), (3, 33)]:
         generator.generate(prompts(count, seed=count), max_new_tokens=tokens)
     assert (generator.programs.prefill._cache_size(), generator.programs.decode._cache_size()) == (1, 1)
@@ -139,6 +140,20 @@ def test_one_compilation_serves_a_bucket():
     assert generator.programs.decode._cache_size() == 2
     assert [bucket(size, 100) for size in (1, 32, 33, 64, 65, 100)] == [32, 32, 64, 64, 100, 100]
     assert [bucket(size, smallest=1) for size in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
+
+
+def test_other_weights_of_the_same_sizes_need_no_compilation():
+    def answers(generator):
+        return generator.generate(prompts(3), max_new_tokens=40)
+
+    one = Generator(SMALL, small_params(), vocabulary())
+    first = answers(one)
+    compiled = one.programs.prefill._cache_size(), one.programs.decode._cache_size()
+    other = Generator(SMALL, jax.tree.map(lambda leaf: -leaf, small_params()), vocabulary())
+    assert answers(other) != first
+    assert (other.programs.prefill._cache_size(), other.programs.decode._cache_size()) == compiled
+    assert answers(one) == first
+    assert golden_generator().programs is not one.programs
 
 
 def test_an_image_begun_in_the_prompt_is_finished():
