@@ -16,7 +16,7 @@ class PackagesOptions(Section):
 
     Attributes:
         directory: holds one unpacked npm package `emoji-datasource-STUDIO` per studio, whatever its folders are called.
-        train: studios whose images are trained on.
+        train: studios whose images are trained on; images are to be redrawn in the style of the last one.
         test: studio whose images no training sees.
         copies: randomly cropped copies of each image, in addition to itself, that the language model trains on.
         pieces: size of the language model's vocabulary of text.

@@ -84,7 +84,7 @@ def measure(config: EmojiConfig, emoji: EmojiSet, workdir: Path, code_numbers: d
     numbers = dict(code_numbers)
     description = {name: fingerprint(workdir / name) for name in ("codebook", "decoder", "sft")}
     runs: list[TaskRun] = []
-    for task in make_tasks(emoji, test, groups, options.names, options.drawings):
+    for task in make_tasks(emoji, test, groups, options.names, options.drawings, config.packages.train[-1]):
         settings = RunOptions(options.batch)
         directory = workdir / DIRECTORY / task.name
         run = run_task(task, DataOptions(workdir), directory, settings, description, open_models)

@@ -74,6 +74,9 @@ def _main_rows(numbers: dict[str, float]) -> list[list[str]]:
         ("drawing of a name: right of all", "drawings_{}_right_of_all"),
         ("drawing of a name: right of 100", "drawings_{}_right_of_100"),
         ("image through its codes and back: right of all", "reconstructions_{}_right_of_all"),
+        ("redrawn after two examples: nearer to the other studio's image", "restyled_{}_style"),
+        ("the same if the image is repeated", "restyled_{}_style_unchanged"),
+        ("the same with the other studio's image itself", "restyled_{}_style_wanted"),
         ("the judge of drawings, on studios' own images", "judge_{}_right_of_all"),
         *(
             (f"{_DIRECTIONS[way]}, {source}: recall@{k}", f"{name}_{{}}_{way}_recall@{k}")

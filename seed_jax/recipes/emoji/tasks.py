@@ -6,6 +6,7 @@ training saw must be the nearest among that studio's.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -186,6 +187,59 @@ class Reconstructions(Drawings):
         return self.judge(batch, codes, model)
 
 
+class Restyled(Drawings):
+    """An image redrawn as another studio draws it, after two examples in the prompt: training shows no such prompt.
+
+    Args:
+        style: the other studio.
+        arguments: as of `EmojiTask`.
+    """
+
+    wording = (
+        "{studio}'s images ({group}) to be redrawn as another studio draws them, after two examples: left the image, "
+        "right the drawing. Right if the drawing is nearer to the other studio's image of the symbol than to the given "
+        "one."
+    )
+    metric = "style"
+
+    def __init__(self, *arguments: Any, style: str):
+        super().__init__(*arguments)
+        self.style = style
+
+    def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
+        symbols, pipeline = self.emoji.of_group(self.group), model.pipeline
+        given, wanted = [], []
+        for loaded in batch:
+            index = loaded.sample.truth["index"]
+            shown = [symbols[(index + offset) % len(symbols)] for offset in (1, 2)]
+            studios = (self.studio, self.style)
+            examples = [self.emoji.image(studio, symbol) for symbol in shown for studio in studios]
+            given.append([*examples, self.emoji.image(self.studio, symbols[index])])
+            wanted.append(self.emoji.image(self.style, symbols[index]))
+        codes = np.stack([pipeline.tokenizer.encode(images) for images in given])
+        drawn = pipeline.generate_codes([[image_segment(row) for row in rows] for rows in codes], params)
+        predictions = self.judge(batch, drawn, model)
+        judged = {
+            "style": predictions,
+            # What repeating the image scores, and what the wanted image does through its codes and back.
+            "style_unchanged": self.judge(batch, codes[:, -1], model),
+            "style_wanted": self.judge(batch, pipeline.tokenizer.encode(wanted), model),
+        }
+        change = embed_images(pipeline, wanted) - embed_images(pipeline, [images[-1] for images in given])
+        for name, drawings in judged.items():
+            vectors = embed_images(pipeline, [drawing[DRAWN] for drawing in drawings])
+            for prediction, agreement in zip(predictions, (vectors * change).sum(-1), strict=True):
+                prediction[name] = bool(agreement > 0)
+        return predictions
+
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Scores:
+        scores = super().score(samples, predictions)
+        names = ("style", "style_unchanged", "style_wanted")
+        styles = {name: [100.0 * prediction[name] for prediction in predictions] for name in names}
+        per_sample = {**styles, **scores.per_sample}
+        return Scores(_means(per_sample), per_sample, by_group(samples, styles["style"]))
+
+
 def embed_images(pipeline: Pipeline, inputs: Sequence[images.ImageInput]) -> Float[np.ndarray, "N E"]:
     """Return unit vectors of images under the vision tower, batch by batch."""
     size = pipeline.tokenizer.config.image_size
@@ -206,9 +260,12 @@ def _means(per_sample: dict[str, list[float]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in per_sample.items()}
 
 
-def make_tasks(emoji: EmojiSet, studio: str, groups: Sequence[str], names: int, drawings: int) -> list[EmojiTask]:
-    """Return the tasks of a recipe: naming, drawing and reconstructing the symbols of each group."""
+def make_tasks(
+    emoji: EmojiSet, studio: str, groups: Sequence[str], names: int, drawings: int, style: str
+) -> list[EmojiTask]:
+    """Return the tasks of a recipe: naming, drawing, reconstructing and restyling the symbols of each group."""
     kinds: tuple[tuple[str, type[EmojiTask], int], ...] = (
         ("names", Names, names), ("drawings", Drawings, drawings), ("reconstructions", Reconstructions, drawings),
     )  # fmt: skip
-    return [make(f"{kind}_{group}", group, emoji, studio, count) for kind, make, count in kinds for group in groups]
+    tasks = [make(f"{kind}_{group}", group, emoji, studio, count) for kind, make, count in kinds for group in groups]
+    return [*tasks, *(Restyled(f"restyled_{group}", group, emoji, studio, drawings, style=style) for group in groups)]

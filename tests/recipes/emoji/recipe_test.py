@@ -62,6 +62,7 @@ def test_every_step_runs_and_is_measured(finished):
         for name in (
             *(f"names_{group}_exact", f"names_{group}_category", f"drawings_{group}_right_of_all"),
             *(f"drawings_{group}_right_of_100", f"judge_{group}_right_of_all"),
+            *(f"restyled_{group}_{name}" for name in ("style", "style_unchanged", "style_wanted", "right_of_all")),
             *(f"{source}_{group}_{way}_recall@{k}" for source in ("retrieval", "code_retrieval")
               for way in ("i2t", "t2i") for k in (1, 5, 10)),
         ):  # fmt: skip
