@@ -1,6 +1,5 @@
 """Codes to images, a few sampler steps at a time, so that the language model decodes in between."""
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,9 +9,6 @@ from seed_jax.inference.drawing.request import DrawOptions, resolve_options
 from seed_jax.inference.image_tokenizer import ImageTokenizer
 from seed_jax.models.diffusion import sampler_steps
 from seed_jax.serving.images.batch_worker import BATCH_SIZES, WINDOW_S, BatchWorker, Job, padded_batch_size
-
-# Of the time that the language model had for its last turn, the share that the next turn of drawing may take.
-DRAW_SHARE = 0.25
 
 
 class DrawJob(Job):
@@ -49,8 +45,7 @@ class DrawWorker(BatchWorker):
     Args:
         drawer: the decoder.
         tokenizer: embeds the codes.
-        steps_per_turn: least number of sampler steps between two turns of the language model; where its turns are long
-            and steps short, there are more (see `DRAW_SHARE`).
+        steps_per_turn: sampler steps between two turns of the language model.
         wait_between_steps: called between the turns; `Engine.wait_for_chunk` lets a decode chunk run, where both are on
             one device.
         max_batch: images at a time: 1, 2, 4 or 8.
@@ -74,7 +69,6 @@ class DrawWorker(BatchWorker):
         self._tokenizer = tokenizer
         self._steps_per_turn = steps_per_turn
         self._wait_between_steps = wait_between_steps
-        self._step_s: dict[int, float] = {}  # batch size -> seconds of a step while nothing else runs
 
     def compile(self, options: DrawOptions | None = None) -> None:
         """Compile the programs of all batch sizes for some options, so that no request waits for it."""
@@ -82,10 +76,6 @@ class DrawWorker(BatchWorker):
         for count in (count for count in BATCH_SIZES if count <= self._max_batch):
             drawing = self._drawer.begin(self._embed([blank] * count), [0] * count, options, batch_size=count)
             drawing.advance(1)
-            drawing.completed_steps = 0
-            begin = time.monotonic()
-            drawing.advance(1)
-            self._step_s[count] = time.monotonic() - begin
             drawing.completed_steps = drawing.num_steps
             drawing.finish()
 
@@ -129,7 +119,9 @@ class DrawWorker(BatchWorker):
         while drawing.completed_steps < drawing.num_steps:
             if all(job.is_cancelled for job in batch):
                 return
-            done = drawing.advance(self._wait_for_turn(padded_batch_size(len(batch))))
+            if self._wait_between_steps is not None:
+                self._wait_between_steps()
+            done = drawing.advance(self._steps_per_turn)
             for job in batch:
                 if job.on_progress is not None and not job.is_cancelled:
                     job.on_progress(done, drawing.num_steps)
@@ -137,15 +129,6 @@ class DrawWorker(BatchWorker):
         for job, image in zip(batch, pixels, strict=True):
             if not job.is_cancelled:
                 job.future.set_result(image)
-
-    def _wait_for_turn(self, batch_size: int) -> int:
-        """Let the language model have its turn, and return how many steps the next turn of drawing has."""
-        if self._wait_between_steps is None:
-            return self._steps_per_turn
-        begin = time.monotonic()
-        self._wait_between_steps()
-        budget = DRAW_SHARE * (time.monotonic() - begin)
-        return max(self._steps_per_turn, int(budget / self._step_s.get(batch_size, float("inf"))))
 
     def _embed(self, codes: Sequence[tuple[int, ...]]) -> np.ndarray:
         return self._tokenizer.embed_codes(np.asarray(codes, np.int32))

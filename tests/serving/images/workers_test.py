@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import threading
-import time
 
 import jax
 import numpy as np
@@ -60,22 +59,6 @@ def test_images_of_many_callers_are_encoded_together(tokenizer):
     worker.shutdown(5.0)
     with pytest.raises(EngineClosedError):
         worker.encode(images(1)[0])
-
-
-def test_long_turns_of_the_language_model_leave_time_for_several_steps(drawer, tokenizer, codes):
-    def num_turns(seconds: float) -> int:
-        turns = []
-        worker = DrawWorker(
-            drawer, tokenizer, wait_between_steps=lambda: turns.append(time.sleep(seconds)), max_batch=1
-        )
-        worker.compile(FAST)
-        worker.start()
-        worker.draw(codes[0], 7, FAST).future.result()
-        worker.shutdown(5.0)
-        return len(turns)
-
-    assert num_turns(0.0) == 3  # one for each step
-    assert num_turns(2.0) == 1
 
 
 def draw_together(drawer, tokenizer, codes, count: int) -> None:
