@@ -8,7 +8,7 @@ images of the studio `packages.test`, which no training sees, are in results.jso
 Run the same command again to resume.
 
 Variants
-    emoji    the default: planned for 80 minutes on two CPU cores
+    emoji    the default: 146 processor minutes on a CPU (docs/emoji.md)
     reduced  a twelfth of the images in stage I, few steps of everything else, fewer samples measured: to try it out
     tiny     every step once, for tests: learns nothing
 
