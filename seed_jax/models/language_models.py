@@ -58,7 +58,7 @@ def model_class(config: DecoderOnlyConfig) -> type[DecoderOnly]:
 def abstract_params(config: DecoderOnlyConfig, precision: Precision = Precision(), *, scan_layers: bool = True) -> Tree:
     """Return the parameters of a model as abstract arrays with logical axis names."""
     abstract = _abstract_params(config, precision, scan_layers)
-    return jax.tree.map(lambda leaf: leaf, abstract)  # dicts of the caller's own
+    return jax.tree.map(lambda leaf: leaf, abstract)  # new dicts, which the caller may change
 
 
 @functools.cache  # tracing the released sizes takes seconds

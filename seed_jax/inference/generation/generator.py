@@ -71,7 +71,7 @@ class Programs:
     @shared
     def of(model: DecoderOnly, grammar: Grammar, mesh: Mesh | None) -> "Programs":
         """Return the functions for a model, a grammar and the mesh whose context they are called in."""
-        del model, grammar, mesh  # what makes them differ; the functions get them otherwise
+        del model, grammar, mesh  # only what `shared` compares: the functions' first argument holds model and grammar
         return Programs(
             prefill=jax.jit(lambda loop, *rest: constrain_batch_axis(loop.prefill(*rest)), static_argnums=(0, 4)),
             decode=jax.jit(

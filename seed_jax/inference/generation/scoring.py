@@ -142,7 +142,7 @@ class Scorer:
 @shared
 def _score_program(model: DecoderOnly, first_code: int, num_codes: int, mesh: Mesh | None) -> Callable[..., Any]:
     """Return a jitted function of parameters, prompts and continuations, [R, C]: their log-probabilities."""
-    del mesh  # its context is that of the calls
+    del mesh  # only what `shared` compares: the calls are in its context
 
     def score(
         params: Tree, prompts: PromptBatch, tokens: Int[Array, "R C"], *, options: int, codes_only: bool

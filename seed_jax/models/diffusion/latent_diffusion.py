@@ -75,7 +75,7 @@ class LatentDiffusion:
 
     def abstract_params(self) -> Tree:
         """Return the result of `init` as abstract arrays."""
-        return jax.tree.map(lambda leaf: leaf, _abstract_params(self))  # dicts of the caller's own
+        return jax.tree.map(lambda leaf: leaf, _abstract_params(self))  # new dicts, which the caller may change
 
     def encode_text(self, params: Tree, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Return the text states of tokenized prompts."""

@@ -159,7 +159,7 @@ def _codebook_init(key, shape, dtype):
 
 def abstract_params(config: SeedTokenizerConfig) -> Tree:
     """Return the tokenizer's abstract parameters, without logical axis names."""
-    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # dicts of the caller's own
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # new dicts, which the caller may change
 
 
 @functools.cache  # tracing the released sizes takes seconds

@@ -57,17 +57,17 @@ class EmojiRecipe(Recipe):
         return read_packages(Path(packages.directory), (*packages.train, packages.test))
 
     def steps(self) -> Iterator[Step]:
-        yield Step("data", 20, self.build_data)
-        yield Step("image_text", 900, self.train_image_text)
-        yield Step("codebook", 200, self.train_codebook)
-        yield Step("pixel_codes", 150, self.make_pixel_codes)
-        yield Step("measure_codes", 60, self.measure_codes)
-        yield Step("autoencoder", 400, self.train_autoencoder)
-        yield Step("decoder", 900, self.train_decoder)
-        yield Step("tokenize", 90, self.tokenize)
-        yield Step("sft", 400, self.train_language)
+        yield Step("data", 10, self.build_data)
+        yield Step("image_text", 1100, self.train_image_text)
+        yield Step("codebook", 180, self.train_codebook)
+        yield Step("pixel_codes", 890, self.make_pixel_codes)
+        yield Step("measure_codes", 25, self.measure_codes)
+        yield Step("autoencoder", 530, self.train_autoencoder)
+        yield Step("decoder", 880, self.train_decoder)
+        yield Step("tokenize", 25, self.tokenize)
+        yield Step("sft", 540, self.train_language)
         yield Step("bundle", 1, self.bundle)
-        yield Step("evaluate", 150, self.evaluate)
+        yield Step("evaluate", 570, self.evaluate)
 
     @property
     def vision(self) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from seed_jax import images
@@ -58,6 +58,19 @@ class Models:
     judges: dict[str, Judge]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+    """Drawings.
+
+    Attributes:
+        images: RGB.
+        vectors: their unit vectors under the vision tower.
+    """
+
+    images: UInt8[np.ndarray, "N S S 3"]
+    vectors: Float[np.ndarray, "N E"]
+
+
 class EmojiTask(Task):
     """A task on the symbols of a group.
 
@@ -69,11 +82,13 @@ class EmojiTask(Task):
         count: number of samples, evenly spaced; 0 takes all.
     """
 
-    wording: str  # of the summary, with the studio's and the group's names left open
+    wording: str  # of the summary, with the names of studios and group left open
+    style: str = ""  # studio in whose style images are asked for, in tasks that do
 
     def __init__(self, name: str, group: str, emoji: EmojiSet, studio: str, count: int):
         self.name, self.group, self.emoji, self.studio = name, group, emoji, studio
-        self.summary = self.wording.format(studio=studio.capitalize(), group=group.replace("_", " "))
+        names = {"studio": studio.capitalize(), "style": self.style.capitalize(), "group": group.replace("_", " ")}
+        self.summary = self.wording.format(**names)
         symbols = emoji.of_group(group)
         chosen = range(len(symbols))
         if 0 < count < len(symbols):
@@ -138,18 +153,21 @@ class Drawings(EmojiTask):
     def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
         pipeline = model.pipeline
         codes = pipeline.generate_codes([pipeline.drawing_prompt(loaded.sample.text) for loaded in batch], params)
-        return self.judge(batch, codes, model)
+        return self.judge(batch, codes, self.draw(batch, codes, model), model)
 
-    def judge(self, batch: Sequence[LoadedSample], codes: np.ndarray, model: Models) -> list[Prediction]:
-        """Draw codes and say which symbols the drawings show."""
+    def draw(self, batch: Sequence[LoadedSample], codes: np.ndarray, model: Models) -> Drawn:
+        """Draw codes, each sample's with a seed of its own."""
+        outputs = model.pipeline.draw(codes, [loaded.sample.truth["index"] for loaded in batch])
+        return Drawn(outputs, embed_images(model.pipeline, list(outputs)))
+
+    def judge(self, batch: Sequence[LoadedSample], codes: np.ndarray, drawn: Drawn, model: Models) -> list[Prediction]:
+        """Say which symbols the drawings of codes show."""
         judge, indices = model.judges[self.group], [loaded.sample.truth["index"] for loaded in batch]
-        outputs = model.pipeline.draw(codes, indices)
-        vectors = embed_images(model.pipeline, list(outputs))
         among = np.stack([_candidates(index, len(judge.symbols)) for index in indices])
         return [
             {"codes": row.tolist(), "nearest": nearest, "nearest_of_100": of_100, DRAWN: Image.fromarray(output)}
             for row, nearest, of_100, output in zip(
-                codes, judge.nearest(vectors), judge.nearest(vectors, among), outputs, strict=True
+                codes, judge.nearest(drawn.vectors), judge.nearest(drawn.vectors, among), drawn.images, strict=True
             )
         ]
 
@@ -184,27 +202,26 @@ class Reconstructions(Drawings):
 
     def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
         codes = model.pipeline.tokenizer.encode([loaded.images[0] for loaded in batch])
-        return self.judge(batch, codes, model)
+        return self.judge(batch, codes, self.draw(batch, codes, model), model)
 
 
 class Restyled(Drawings):
     """An image redrawn as another studio draws it, after two examples in the prompt: training shows no such prompt.
 
     Args:
-        style: the other studio.
         arguments: as of `EmojiTask`.
+        style: the other studio.
     """
 
     wording = (
-        "{studio}'s images ({group}) to be redrawn as another studio draws them, after two examples: left the image, "
-        "right the drawing. Right if the drawing is nearer to the other studio's image of the symbol than to the given "
-        "one."
+        "{studio}'s images ({group}) to be redrawn in the style of {style}, after two examples: left the image, right "
+        "the drawing. Right if the drawing is nearer to {style}'s image of the symbol than to {studio}'s."
     )
     metric = "style"
 
     def __init__(self, *arguments: Any, style: str):
-        super().__init__(*arguments)
         self.style = style
+        super().__init__(*arguments)
 
     def predict(self, batch: Sequence[LoadedSample], model: Models, params: SamplingParams) -> list[Prediction]:
         symbols, pipeline = self.emoji.of_group(self.group), model.pipeline
@@ -217,18 +234,17 @@ class Restyled(Drawings):
             given.append([*examples, self.emoji.image(self.studio, symbols[index])])
             wanted.append(self.emoji.image(self.style, symbols[index]))
         codes = np.stack([pipeline.tokenizer.encode(images) for images in given])
-        drawn = pipeline.generate_codes([[image_segment(row) for row in rows] for rows in codes], params)
-        predictions = self.judge(batch, drawn, model)
-        judged = {
-            "style": predictions,
+        answers = pipeline.generate_codes([[image_segment(row) for row in rows] for rows in codes], params)
+        drawn = {
+            "style": self.draw(batch, answers, model),
             # What repeating the image scores, and what the wanted image does through its codes and back.
-            "style_unchanged": self.judge(batch, codes[:, -1], model),
-            "style_wanted": self.judge(batch, pipeline.tokenizer.encode(wanted), model),
+            "style_unchanged": self.draw(batch, codes[:, -1], model),
+            "style_wanted": self.draw(batch, pipeline.tokenizer.encode(wanted), model),
         }
+        predictions = self.judge(batch, answers, drawn["style"], model)
         change = embed_images(pipeline, wanted) - embed_images(pipeline, [images[-1] for images in given])
-        for name, drawings in judged.items():
-            vectors = embed_images(pipeline, [drawing[DRAWN] for drawing in drawings])
-            for prediction, agreement in zip(predictions, (vectors * change).sum(-1), strict=True):
+        for name, drawings in drawn.items():
+            for prediction, agreement in zip(predictions, (drawings.vectors * change).sum(-1), strict=True):
                 prediction[name] = bool(agreement > 0)
         return predictions
 

@@ -118,6 +118,7 @@ class SlotPrograms:
 
     @property
     def num_compiled(self) -> int:
+        """Return how many programs have been compiled, for all pools that share them."""
         programs: Any = (self.init, self.prefill, self.load, self.decode)
         return sum(program._cache_size() for program in programs)
 
@@ -242,14 +243,17 @@ class SlotPool:
         on_cpu = copies_cache(generator)
         self._generator = generator
         self._decode_lengths = decode_lengths
-        self._block_size = size.prefill_chunk
         self._prefill_sizes = _with_quarter(size.prefill_chunk) if on_cpu else (size.prefill_chunk,)
         self._decode_slots = _decode_slots(size.slots) if on_cpu else (size.slots,)
-        self._num_blocks = size.prefix_cache_blocks
         self._inputs = self._empty_inputs(size.slots)
         loop = DecodeLoop(SlotRunner(generator.model), generator.grammar)
         self._programs = _shared_programs(
-            loop, self._num_blocks, self._block_size, max_chunk, on_cpu, generator.sharder.mesh
+            loop,
+            num_blocks=size.prefix_cache_blocks,
+            block_size=size.prefill_chunk,
+            max_chunk=max_chunk,
+            copies_cache=on_cpu,
+            mesh=generator.sharder.mesh,
         )
         with generator.sharder.mesh_context():
             self._state, self._store = self._programs.init(size.slots, size.length)
@@ -273,7 +277,7 @@ class SlotPool:
     def lower(self) -> dict[str, jax.stages.Lowered]:
         """Return the programs before their compilation, to look at what they need: prefill, and the longest decode."""
         params, state = self._generator.params, self._state
-        tokens, where = np.zeros((1, self._block_size), np.int32), np.zeros(3, np.int32)
+        tokens, where = np.zeros((1, self._programs.block_size), np.int32), np.zeros(3, np.int32)
         longest = (self._decode_lengths[-1], self._decode_slots[-1])
         with self._generator.sharder.mesh_context():
             return {
@@ -293,7 +297,7 @@ class SlotPool:
         size = next(size for size in self._prefill_sizes if size >= len(tokens))
         padded = np.full((1, size), self._generator.vocabulary.pad, np.int32)
         padded[0, : len(tokens)] = tokens
-        scratch = self._num_blocks
+        scratch = self._programs.num_blocks
         where = np.array([slot, start, scratch if block is None else block], np.int32)
         with self._generator.sharder.mesh_context():
             cache, self._store = self._programs.prefill(
@@ -303,7 +307,7 @@ class SlotPool:
 
     def load(self, slot: int, blocks: Sequence[int], start: int) -> None:
         """Copy blocks of the prefix cache to a slot, from position `start` on."""
-        capacity = self._state.cache.slots // self._block_size
+        capacity = self._state.cache.slots // self._programs.block_size
         padded = np.zeros(capacity, np.int32)
         padded[: len(blocks)] = blocks
         where = np.array([slot, start, len(blocks)], np.int32)
