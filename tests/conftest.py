@@ -1,5 +1,6 @@
 """Eight fake devices, checked shapes and strict ranks for every test."""
 
+import gc
 import os
 import tempfile
 
@@ -25,6 +26,20 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "warn")
+# Tracing makes millions of objects that live as long as JAX's caches: to search all of them for cycles as often as
+# Python does by default takes a tenth of the processor time.
+gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_collection_finish():
+    """Exempt the collected modules from garbage collection."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish():
+    """Leave to the end of the process what pytest would collect in several passes over the whole heap."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from seed_jax.errors import UserError
 from tests.models.diffusion.cases import FOLDER
 from tests.support import golden
 
+pytestmark = pytest.mark.slow  # an import of a whole decoder
+
 
 def run(*words):
     parser = argparse.ArgumentParser()
@@ -26,7 +28,6 @@ def model(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
 def test_there_and_back(model, tmp_path, capsys):
     pytest.importorskip("torch")
     out = tmp_path / "out"

@@ -285,6 +285,7 @@ def distance_of_three(one, other):
     return ((one.mean(0) - other.mean(0)) ** 2).sum() + sum((x**2).sum() for x in centred) - 2 * cross
 
 
+@pytest.mark.slow
 def test_fid_of_two_directories_of_which_one_has_a_broken_image(directories, tensors, tmp_path):
     for path in directories[0].glob("[012].*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -310,6 +311,7 @@ def test_fid_of_two_directories_of_which_one_has_a_broken_image(directories, ten
     assert done[-1] == (3, 3)
 
 
+@pytest.mark.slow
 def test_fid_against_statistics(directories, tensors, tmp_path):
     features = [features_of(directory, tensors) for directory in directories]
     save_statistics(tmp_path / "reference.npz", feature_statistics(features[1]))

@@ -32,7 +32,7 @@ def test_planned_weights_are_those_that_are_loaded(quantize):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_programs_need_no_more_than_was_planned(beams):
     generator, compiled = Generator(SMALL, small_params(), vocabulary()), {}
 

@@ -1,6 +1,7 @@
 """The denoising UNet of Stable Diffusion 1, 2 and unCLIP (spec B.3)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -76,21 +77,7 @@ class UNet:
 
     def init(self, rng: Key[Array, ""]) -> Tree:
         """Create random parameters with logical axis names."""
-        config = self.config
-        class_labels = None if config.class_width is None else jnp.zeros((1, config.class_width))
-        with self._corrected():
-            shapes = jax.eval_shape(
-                self._module().init,
-                rng,
-                jnp.zeros((1, config.in_channels, config.sample_size, config.sample_size)),
-                jnp.zeros((1,), jnp.int32),
-                jnp.zeros((1, 1, config.text_width)),
-                _class_condition(class_labels),
-            )["params"]
-        shapes = dict(shapes)
-        if class_labels is not None:
-            shapes["class_embedding"] = shapes.pop("add_embedding")
-        return flax_blocks.initialize(shapes, rng, self.precision.param_dtype)
+        return flax_blocks.initialize(_shapes(self), rng, self.precision.param_dtype)
 
     def apply(
         self,
@@ -158,6 +145,27 @@ class UNet:
             dtype=self.precision.compute_dtype,
             **class_options,
         )
+
+
+@functools.cache  # tracing the released sizes takes seconds
+def _shapes(unet: UNet) -> Tree:
+    """Return the shapes of the parameters."""
+    config = unet.config
+
+    def init() -> Tree:
+        return unet._module().init(
+            jax.random.key(0),
+            jnp.zeros((1, config.in_channels, config.sample_size, config.sample_size)),
+            jnp.zeros((1,), jnp.int32),
+            jnp.zeros((1, 1, config.text_width)),
+            _class_condition(None if config.class_width is None else jnp.zeros((1, config.class_width))),
+        )["params"]
+
+    with unet._corrected():
+        shapes = dict(jax.eval_shape(init))
+    if config.class_width is not None:
+        shapes["class_embedding"] = shapes.pop("add_embedding")
+    return shapes
 
 
 def _class_condition(class_labels: Float[Array, "B L"] | None) -> dict | None:

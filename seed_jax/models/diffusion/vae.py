@@ -77,11 +77,7 @@ class VAE:
 
     def init(self, rng: Key[Array, ""]) -> Tree:
         """Create random parameters with logical axis names."""
-        config = self.config
-        pixels = jnp.zeros((1, config.in_channels, 2 * config.factor, 2 * config.factor))
-        with self._corrected():
-            shapes = jax.eval_shape(self._module().init, rng, pixels)["params"]
-        return flax_blocks.initialize(shapes, rng, self.precision.param_dtype)
+        return flax_blocks.initialize(_shapes(self), rng, self.precision.param_dtype)
 
     def decode(self, params: Tree, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """Return pixels around -1..1 (float32, not clipped) for unscaled latents."""
@@ -136,6 +132,18 @@ class VAE:
             scaling_factor=config.scaling_factor,
             dtype=self.precision.compute_dtype,
         )
+
+
+@functools.cache  # tracing the released sizes takes seconds
+def _shapes(vae: VAE) -> Tree:
+    """Return the shapes of the parameters."""
+    channels, side = vae.config.in_channels, 2 * vae.config.factor
+
+    def init() -> Tree:
+        return vae._module().init(jax.random.key(0), jnp.zeros((1, channels, side, side)))["params"]
+
+    with vae._corrected():
+        return jax.eval_shape(init)
 
 
 def decode_in_tiles(

@@ -9,6 +9,7 @@ from seed_jax.train.config.schema import Section, negative, not_one_of, not_posi
 MODELS = ("seed_8b", "seed_14b", "tiny", "seed_opt_2b7", "opt_tiny")
 TRAINABLE = ("lora", "full", "all", "adapters")
 SEED_OPT_STAGE = "pretrain_opt"  # `stage` of a run that trains SEED-OPT
+REMAT = ("auto", "full", "save_qkv", "dots_no_batch", "dots", "none")
 ATTENTION = ("auto", "xla", "chunked", "splash", "cudnn")
 
 
@@ -35,7 +36,7 @@ class LanguageModelConfig(Section):
     attention: str = "auto"
 
     def problems(self) -> Problems:
-        yield from not_one_of(self, train=TRAINABLE, attention=ATTENTION)
+        yield from not_one_of(self, train=TRAINABLE, remat=REMAT, attention=ATTENTION)
         yield from not_one_of(self, config=MODELS)
 
 

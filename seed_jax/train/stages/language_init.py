@@ -12,7 +12,7 @@ from seed_jax import sharding
 from seed_jax.checkpoint import model_dir
 from seed_jax.checkpoint.kinds import LANGUAGE_MODELS
 from seed_jax.errors import UserError
-from seed_jax.models.language_models import model_class, read_sizes
+from seed_jax.models.language_models import abstract_params, model_class, read_sizes
 from seed_jax.models.nn import lora
 from seed_jax.models.nn.decoder_only import DecoderOnly, DecoderOnlyConfig
 from seed_jax.precision import as_dtype
@@ -21,9 +21,7 @@ from seed_jax.typing import Tree
 
 def abstract_variables(model: DecoderOnly) -> Tree:
     """Return the boxed shapes of {"params"} and, for a model with adapters, {"lora"}."""
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    # The key is made inside: the devices of the mesh may exist in a plan only.
-    params = jax.eval_shape(lambda tokens: model.init(jax.random.key(0), tokens), tokens)["params"]
+    params = abstract_params(model.config, model.precision, scan_layers=model.scan_layers)
     return {"params": params} | ({"lora": lora.abstract(params, model.lora)} if model.lora else {})
 
 

@@ -1,6 +1,7 @@
 """Stage I of the image tokenizer: the causal Q-Former learns to match images and captions (spec A.9)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,7 @@ class QFormerStage(PairStage[QFormerStageConfig]):
         return dataclasses.replace(sizes, qformer=qformer)
 
     def abstract_variables(self) -> Tree:
-        size = self.model.config.vit.image_size
-        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        text = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-
-        def init(image: Array, text: Array) -> Tree:
-            return {"params": self.model.init(jax.random.key(0), image, text)["params"]}
-
-        return jax.eval_shape(init, image, text)
+        return {"params": jax.tree.map(lambda leaf: leaf, _abstract_params(self.model.config, self.model.precision))}
 
     def is_trainable(self, path: ParamPath) -> bool:
         """Everything but the ViT trains, `ln_vision` included."""
@@ -165,3 +159,12 @@ def retrieval_evaluation(model: ImageText, held_out: EvalPairs) -> Callable[[Tre
         return recall(PairEmbeddings(image_vectors, text_vectors, held_out.image_of_text))
 
     return run
+
+
+@functools.cache  # tracing the released sizes takes seconds
+def _abstract_params(config: ImageTextConfig, precision: Precision) -> Tree:
+    def init() -> Any:
+        image = jnp.zeros((1, config.vit.image_size, config.vit.image_size, 3))
+        return ImageText(config, precision).init(jax.random.key(0), image, jnp.zeros((1, 4), jnp.int32))["params"]
+
+    return jax.eval_shape(init)

@@ -81,6 +81,7 @@ def test_a_decoder_without_an_image_encoder_is_not_exported(folder, tmp_path, ca
     assert (tmp_path / "out/image_encoder/config.json").is_file()
 
 
+@pytest.mark.slow
 def test_report_finds_nothing_in_a_good_folder():
     pytest.importorskip("torch")
     report = parity_report("Import", golden.path(FOLDER), imported().params, importing=True, facts={})

@@ -33,6 +33,7 @@ def drawer() -> Drawer:
     return Drawer(imported.config, imported.params, vocabulary=imported.vocabulary)
 
 
+@pytest.mark.slow
 def test_images_equal_the_original():
     latents = channels_last(recorded()["latents"])
     images = drawer().draw(recorded()["embeddings"], [0, 1], DrawOptions(steps=5), latents=latents, batch_size=2)
@@ -51,6 +52,7 @@ def test_command_writes_a_model_directory_that_draws(tmp_path: Path):
     np.testing.assert_array_equal(loaded.draw(embeddings, [3], FAST), drawer().draw(embeddings, [3], FAST))
 
 
+@pytest.mark.slow
 def test_a_prompt_is_drawn_from_its_text_states():
     first, second = drawer().draw_prompts(["a dog", "a cat"], [1, 1], FAST)
     assert first.shape == (128, 128, 3)

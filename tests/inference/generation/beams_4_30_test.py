@@ -38,6 +38,7 @@ def generator(eos_times: float) -> Generator:
     return Generator(GOLDEN, params, vocabulary())
 
 
+@pytest.mark.slow
 def test_ids_and_scores_equal_the_recorded_ones():
     differing = []
     for eos_times in sorted({case.get("lm_head_row_2_times", 1.0) for case in cases()}):

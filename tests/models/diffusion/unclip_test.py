@@ -62,7 +62,7 @@ def test_denoise_equals_the_recorded_forward():
 
 
 @pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("sampler", ["pndm", "ddim"])
+@pytest.mark.parametrize("sampler", ["pndm", pytest.param("ddim", marks=pytest.mark.slow)])
 def test_trajectories_equal_the_originals(sampler, steps):
     """Compare the latents of the whole loop with and without negative condition, and one with a prompt."""
     unclip, params = decoder()

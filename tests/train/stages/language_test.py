@@ -16,7 +16,9 @@ from seed_jax.data.shards.records import Record
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.language_model import load_language_model
+from seed_jax.models.nn import remat
 from seed_jax.train import loop
+from seed_jax.train.config.language import REMAT
 from seed_jax.train.stages.language_init import extend_rows
 from tests.data.batches import mixtures
 from tests.evaluation import datasets
@@ -74,12 +76,9 @@ def test_the_loss_falls_and_everything_is_reported(single):
     assert list((single / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param({"mesh.fsdp": 4, "mesh.tensor": 2}, marks=pytest.mark.slow),
-        {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
-    ],
+    "mesh", [{"mesh.fsdp": 4, "mesh.tensor": 2}, {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2}]
 )
 def test_another_mesh_gives_the_same_losses(shards, single, tmp_path, mesh):
     loop.train(config_for(shards, **mesh), tmp_path)
@@ -231,6 +230,10 @@ def test_bad_input_is_one_sentence_and_writes_no_checkpoint(shards, tmp_path, ch
         loop.train(config_for(shards, **changes), tmp_path)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*")) if (tmp_path / "checkpoints").exists() else True
+
+
+def test_the_config_knows_every_implementation():
+    assert set(REMAT) == {"auto", *remat.POLICIES}
 
 
 def test_all_missing_parts_are_listed(shards, tmp_path):

@@ -75,6 +75,7 @@ def run(parts, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_it_learns_and_the_words_stay(parts, run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]

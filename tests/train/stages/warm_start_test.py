@@ -102,6 +102,7 @@ def test_size_of_a_codebook_that_starts_random(imported, tmp_path):
         init.architecture(config, WORDS)
 
 
+@pytest.mark.slow
 def test_stage_one_goes_on_from_an_imported_tokenizer(imported):
     stage = QFormerStage(tiny(model=imported))
     vocab_size = stage.model.config.qformer.vocab_size

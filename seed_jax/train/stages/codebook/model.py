@@ -1,6 +1,7 @@
 """The modules of stage II: the tokenizer, and beside it what retrieval and the text branch need."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,7 +81,8 @@ class CodebookModel:
 
     def abstract(self) -> Tree:
         """Return boxed shapes of the weights."""
-        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        abstract = _abstract(self.sizes, self.tokenizer.precision)
+        return jax.tree.map(lambda leaf: leaf, abstract)  # new dicts, which the caller may change
 
     def init(self, key: Key[Array, ""]) -> Tree:
         """Return fresh weights, boxed with logical axis names."""
@@ -100,3 +102,8 @@ class CodebookModel:
     def image_text_params(variables: Tree) -> Tree:
         """Return the parameters of the image-text model within the variables."""
         return {**{name: variables["params"][name] for name in SHARED_MODULES}, **variables["retrieval"]}
+
+
+@functools.cache  # tracing the released sizes takes seconds
+def _abstract(sizes: CodebookSizes, precision: Precision) -> Tree:
+    return jax.eval_shape(lambda: CodebookModel(sizes, precision).init(jax.random.key(0)))

@@ -138,6 +138,7 @@ def test_mse_reconstruction_is_that_of_the_embeddings():
     assert float(found.reconstruction.mean()) == pytest.approx(2 * mse, rel=1e-5)  # float32 means of 9000 squares
 
 
+@pytest.mark.slow
 def test_frozen_dropout_is_the_original_s_noise():
     """By default the frozen Q-Former is quiet though dropout is on; the option makes it noisy."""
     sizes = SeedTokenizerConfig.tiny()  # dropout 0.1

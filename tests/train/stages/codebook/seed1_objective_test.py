@@ -139,6 +139,7 @@ def restated():
     return terms, gradients, {name: p.detach().numpy() for name, p in model.p.items()}
 
 
+@pytest.mark.slow
 def test_every_term():
     _, variables, batch = setup()
     found = jax.jit(compute)(variables, batch)
@@ -149,6 +150,7 @@ def test_every_term():
     np.testing.assert_array_equal(found.encoded.codes, golden.tensors("seed1_tiny/outputs.safetensors")["indices"])
 
 
+@pytest.mark.slow
 def test_gradients():
     sizes, variables, batch = setup()
     found = official.gradient_function(stage(), key_table(sizes))(variables, batch)
