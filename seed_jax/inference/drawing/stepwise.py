@@ -131,7 +131,7 @@ class StepwiseDrawing:
         self._options = options
         self._num_images = num_images
         padding = -self.num_steps % _STEPS_MULTIPLE
-        self._steps = jax.tree.map(lambda column: jnp.pad(column, [(0, padding)] + [(0, 0)] * (column.ndim - 1)), steps)
+        self._steps = jax.tree.map(lambda column: np.pad(column, [(0, padding)] + [(0, 0)] * (column.ndim - 1)), steps)
         self._state, self._condition, self._negative = programs.prepare(params, batch, jnp.int32(options.noise_level))
 
     def advance(self, steps: int) -> int:

@@ -9,6 +9,7 @@ is remembered,
 where x is x_k, or once, in PNDM's second evaluation, the sample before it. The coefficients are computed in float64.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seed_jax.errors import UserError
 from seed_jax.models.diffusion.noise_schedule import PREDICTION_TYPES, NoiseScheduleConfig, alphas_cumprod
+from seed_jax.typing import Leaf
 
 ORDER = 4  # outputs that the longest formula combines
 Condition = TypeVar("Condition")
@@ -29,13 +31,13 @@ Condition = TypeVar("Condition")
 class SamplerSteps:
     """The coefficients of each of K evaluations of the model (or, inside the loop, of one)."""
 
-    timesteps: Int[Array, "*K"]
-    from_sample: Float[Array, "*K"]
-    from_output: Float[Array, "*K"]
-    keep: Float[Array, "*K"]
-    weights: Float[Array, "*K 4"]
-    restart: Bool[Array, "*K"]  # step from the sample of the evaluation before
-    push: Bool[Array, "*K"]  # remember this evaluation
+    timesteps: Int[Leaf, "*K"]
+    from_sample: Float[Leaf, "*K"]
+    from_output: Float[Leaf, "*K"]
+    keep: Float[Leaf, "*K"]
+    weights: Float[Leaf, "*K 4"]
+    restart: Bool[Leaf, "*K"]  # step from the sample of the evaluation before
+    push: Bool[Leaf, "*K"]  # remember this evaluation
 
     def __len__(self) -> int:
         return self.timesteps.shape[0]
@@ -140,8 +142,9 @@ def guided(
     return model
 
 
+@functools.lru_cache(maxsize=64)  # a server asks for the same few with every image
 def sampler_steps(sampler: str, config: NoiseScheduleConfig, steps: int) -> SamplerSteps:
-    """Return the coefficients of `sampler` ("pndm", "ddim" or "dpmpp") for `steps` steps.
+    """Return the coefficients of `sampler` ("pndm", "ddim" or "dpmpp") for `steps` steps, as NumPy arrays.
 
     Raises:
         UserError: unknown sampler, prediction type or timestep spacing, or a number of steps out of range.
@@ -286,4 +289,5 @@ def _row(t, from_sample, from_output, keep, weights, *, restart=False, push=True
 
 
 def _stack(rows: list[dict]) -> SamplerSteps:
-    return SamplerSteps(**{name: jnp.stack([row[name] for row in rows]) for name in rows[0]})
+    columns: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return SamplerSteps(**columns)
