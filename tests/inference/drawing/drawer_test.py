@@ -45,7 +45,8 @@ def difference(a, b) -> int:
     return int(np.abs(a.astype(int) - b).max())
 
 
-@pytest.mark.parametrize("case", [pytest.param("negative", marks=pytest.mark.slow), "prompt"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["negative", "prompt"])
 def test_images_equal_the_originals(case):
     inputs = tensors("inputs")
     drawer = Drawer(imported().config, imported().params, vocabulary=imported().vocabulary, mesh=mesh(replica=1))

@@ -17,6 +17,7 @@ from seed_jax.precision import Precision
 from tests.models.diffusion.cases import SMALLEST, decoder, error, random_decoder, tensors
 
 
+@pytest.mark.slow
 def test_unet_blocks_equal_the_originals():
     """Compare the output of every block, as diffusers' modules compute it within the UNet."""
     unclip, params = decoder()
