@@ -74,6 +74,7 @@ def same(a, b) -> None:
         assert array.tobytes() == b[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_everything_returns_in_one_file(model, official, tmp_path):
     assert export(model, tmp_path / "out", "--format", "safetensors") == 0
     assert names(tmp_path / "out") == ["seed_quantizer.safetensors"]

@@ -279,6 +279,7 @@ def test_codes_are_counted_and_generated_images_checked(evaluate, tmp_path):
     assert valid["valid_sampled"] < 100  # random weights rarely stop after 32 codes
 
 
+@pytest.mark.slow
 def test_open_answers_about_videos_are_scored_with_wordnet_only(evaluate, tmp_path):
     datasets.nextoe(tmp_path / "data")
     out = evaluate("nextqa_open", out="unscored")

@@ -279,7 +279,15 @@ def test_every_stage_is_planned(cpu, name):
     assert plan.step_seconds < 60
 
 
-@pytest.mark.parametrize("name", ["pretrain:8b", "tokenizer_qformer:full", "tokenizer_codebook:full", "decoder:full"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pretrain:8b",
+        "tokenizer_qformer:full",
+        pytest.param("tokenizer_codebook:full", marks=pytest.mark.slow),
+        pytest.param("decoder:full", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stage_of_full_size_is_constructed_without_its_files(name):
     config = auto_settings.resolve(configs.config_for(name), sharding.make_mesh({"fsdp": -1}), None)
     stage = registry.make_stage(config)

@@ -105,6 +105,7 @@ def test_the_command_draws_an_image(exports, tmp_path):
         assert image.size == (cases.DECODER.image_size,) * 2
 
 
+@pytest.mark.slow
 def test_the_script_is_short_and_needs_no_jax(exports):
     lines = (exports / "tokenizer_pt" / SCRIPT).read_text().splitlines()
     code = [line for line in lines if line.strip()]

@@ -82,6 +82,7 @@ def test_import_and_export_of_files_are_bit_identical(tmp_path, form):
     assert not (tmp_path / "out/load_in_pytorch.py").exists()
 
 
+@pytest.mark.slow
 def test_images_become_codes_and_codes_become_text_features(tmp_path):
     assert cli.main(import_command(*map(golden.path, SEED1_FILES), tmp_path / "model")) == 0
     tokenizer = ImageTokenizer.load(tmp_path / "model", batch_size=2)

@@ -165,6 +165,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_a_build_by_two_hosts_is_the_build_by_one(inputs, tmp_path):
     build(open_source("webdataset", [inputs]), tmp_path / "one", options=BuildOptions(shard_size=3, progress=False))
     command = ["-m", "seed_jax.cli", "data", "build", "--source", "webdataset", "--from", str(inputs)]

@@ -27,6 +27,7 @@ def recorded() -> dict[str, np.ndarray]:
     return golden.tensors("sd14_tiny/outputs.safetensors")
 
 
+@pytest.mark.slow
 def test_empty_prompt_states_equal_the_original():
     model, params = decoder()
     states = jax.jit(model.encode_text)(params, jnp.asarray(recorded()["empty_prompt_ids"]))

@@ -54,6 +54,7 @@ def test_unet_blocks_equal_the_originals():
     assert error(y, pieces["unet.out"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_denoise_equals_the_recorded_forward():
     unclip, params = decoder()
     pieces = tensors("pieces")

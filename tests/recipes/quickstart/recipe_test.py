@@ -211,6 +211,7 @@ def test_a_packed_teacher_is_small_and_unpacks(teacher, tmp_path):
     np.testing.assert_allclose(np.asarray(vision["pos_embed"]), np.asarray(trained["pos_embed"]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_packaged_teacher_fits_the_config(tmp_path):
     assert teacher_files.PACKED.stat().st_size < 8e6
     teacher_files.unpack(tmp_path)
