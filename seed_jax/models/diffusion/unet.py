@@ -1,13 +1,13 @@
 """The denoising UNet of Stable Diffusion 1, 2 and unCLIP (spec B.3)."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from seed_jax.errors import UserError
+from seed_jax.models.abstract import traced_once
 from seed_jax.models.diffusion import flax_blocks
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
@@ -147,7 +147,7 @@ class UNet:
         )
 
 
-@functools.cache  # tracing the released sizes takes seconds
+@traced_once
 def _shapes(unet: UNet) -> Tree:
     """Return the shapes of the parameters."""
     config = unet.config

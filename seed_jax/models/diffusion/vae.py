@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from seed_jax.errors import UserError
+from seed_jax.models.abstract import traced_once
 from seed_jax.models.diffusion import flax_blocks
 from seed_jax.precision import Precision
 from seed_jax.typing import Tree
@@ -134,7 +135,7 @@ class VAE:
         )
 
 
-@functools.cache  # tracing the released sizes takes seconds
+@traced_once
 def _shapes(vae: VAE) -> Tree:
     """Return the shapes of the parameters."""
     channels, side = vae.config.in_channels, 2 * vae.config.factor

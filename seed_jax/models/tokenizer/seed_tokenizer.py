@@ -1,7 +1,5 @@
 """The SEED image tokenizers: image -> 32 codes -> generation embedding (SEED-2: spec A; SEED-1: spec G)."""
 
-import functools
-
 import flax.linen as nn
 import flax.struct
 import jax
@@ -10,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from seed_jax import sharding
 from seed_jax.errors import UserError
+from seed_jax.models.abstract import traced_once
 from seed_jax.models.nn.layers import Dense, LayerNorm, Mlp, param
 from seed_jax.models.tokenizer import vq
 from seed_jax.models.tokenizer.config import SeedTokenizerConfig
@@ -157,12 +156,8 @@ def _codebook_init(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 
 
+@traced_once
 def abstract_params(config: SeedTokenizerConfig) -> Tree:
     """Return the tokenizer's abstract parameters, without logical axis names."""
-    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # new dicts, which the caller may change
-
-
-@functools.cache  # tracing the released sizes takes seconds
-def _abstract_params(config: SeedTokenizerConfig) -> Tree:
     image = jnp.zeros((1, config.image_size, config.image_size, 3))
     return sharding.unbox(jax.eval_shape(lambda: SeedTokenizer(config).init(jax.random.key(0), image)))["params"]

@@ -1,7 +1,6 @@
 """Stage I of the image tokenizer: the causal Q-Former learns to match images and captions (spec A.9)."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from seed_jax.evaluation.eval_pairs import EvalPairs
 from seed_jax.evaluation.retrieval import PairEmbeddings, recall
 from seed_jax.losses.next_token import WeightedSum
 from seed_jax.losses.tokenizer import contrastive_loss
+from seed_jax.models.abstract import traced_once
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizerConfig
 from seed_jax.precision import Precision
@@ -59,7 +59,7 @@ class QFormerStage(PairStage[QFormerStageConfig]):
         return dataclasses.replace(sizes, qformer=qformer)
 
     def abstract_variables(self) -> Tree:
-        return {"params": jax.tree.map(lambda leaf: leaf, _abstract_params(self.model.config, self.model.precision))}
+        return {"params": _abstract_params(self.model.config, self.model.precision)}
 
     def is_trainable(self, path: ParamPath) -> bool:
         """Everything but the ViT trains, `ln_vision` included."""
@@ -161,7 +161,7 @@ def retrieval_evaluation(model: ImageText, held_out: EvalPairs) -> Callable[[Tre
     return run
 
 
-@functools.cache  # tracing the released sizes takes seconds
+@traced_once
 def _abstract_params(config: ImageTextConfig, precision: Precision) -> Tree:
     def init() -> Any:
         image = jnp.zeros((1, config.vit.image_size, config.vit.image_size, 3))

@@ -16,9 +16,9 @@ from seed_jax.data.shards.records import Record
 from seed_jax.data.text.vocabulary import Vocabulary
 from seed_jax.errors import UserError
 from seed_jax.inference.language_model import load_language_model
-from seed_jax.models.nn import remat
+from seed_jax.models.nn import attention, remat
 from seed_jax.train import loop
-from seed_jax.train.config.language import REMAT
+from seed_jax.train.config.language import ATTENTION, REMAT
 from seed_jax.train.stages.language_init import extend_rows
 from tests.data.batches import mixtures
 from tests.evaluation import datasets
@@ -234,6 +234,7 @@ def test_bad_input_is_one_sentence_and_writes_no_checkpoint(shards, tmp_path, ch
 
 def test_the_config_knows_every_implementation():
     assert set(REMAT) == {"auto", *remat.POLICIES}
+    assert set(ATTENTION) == {"auto", *attention.IMPLEMENTATIONS}
 
 
 def test_all_missing_parts_are_listed(shards, tmp_path):

@@ -1,7 +1,6 @@
 """The modules of stage II: the tokenizer, and beside it what retrieval and the text branch need."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from seed_jax.convert.tokenizer.key_table import SHARED_MODULES
+from seed_jax.models.abstract import traced_once
 from seed_jax.models.tokenizer.image_text import ImageText, ImageTextConfig
 from seed_jax.models.tokenizer.seed_tokenizer import SeedTokenizer, SeedTokenizerConfig
 from seed_jax.models.tokenizer.text_branch import TextBranch, TextBranchConfig
@@ -81,8 +81,7 @@ class CodebookModel:
 
     def abstract(self) -> Tree:
         """Return boxed shapes of the weights."""
-        abstract = _abstract(self.sizes, self.tokenizer.precision)
-        return jax.tree.map(lambda leaf: leaf, abstract)  # new dicts, which the caller may change
+        return _abstract(self.sizes, self.tokenizer.precision)
 
     def init(self, key: Key[Array, ""]) -> Tree:
         """Return fresh weights, boxed with logical axis names."""
@@ -104,6 +103,6 @@ class CodebookModel:
         return {**{name: variables["params"][name] for name in SHARED_MODULES}, **variables["retrieval"]}
 
 
-@functools.cache  # tracing the released sizes takes seconds
+@traced_once
 def _abstract(sizes: CodebookSizes, precision: Precision) -> Tree:
     return jax.eval_shape(lambda: CodebookModel(sizes, precision).init(jax.random.key(0)))
